@@ -1,0 +1,1 @@
+"""The GhostVis network in plain PyTorch: decoder, vision tower, resampler, projector, preprocessing."""

@@ -1,0 +1,82 @@
+"""Every dimension of a GhostVis model. No tensors here: these describe a checkpoint before torch is imported."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+MlpType = Literal["swiglu", "relu2"]
+TowerFamily = Literal["clip", "timm", "siglip"]
+ResamplerMode = Literal["perceiver", "avgpool"]
+Layout = Literal["inline", "prepend", "prepend_slots", "prepend_literal"]
+LAYOUTS: tuple[Layout, ...] = ("inline", "prepend", "prepend_slots", "prepend_literal")
+
+LOGIT_SOFTCAP = 15.0
+RMS_EPS = 2.0**-23
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The language model. Names follow nanochat's, see format specification section 2.1."""
+
+    sequence_len: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+    intermediate_size: int
+    mlp_type: MlpType
+    attention_bias: bool = False
+    rope_theta: float = 10000.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def max_positions(self) -> int:
+        """The rotary table's length: no position may reach it. Trained on `sequence_len` only."""
+        return 10 * self.sequence_len
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """A vision transformer. `family` decides what the file's key names decided: bias, norms, activation."""
+
+    family: TowerFamily
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    patch_size: int
+    image_size: int
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Rows the tower hands on: CLIP and timm keep their class token."""
+        return self.patches + (self.family != "siglip")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Tower, resampler and projector: a picture becomes `num_tokens` rows of the decoder's width."""
+
+    tower: TowerConfig
+    num_tokens: int
+    resampler_mode: ResamplerMode
+    resampler_depth: int
+    resampler_heads: int
+    proj_hidden: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class GhostVisConfig:
+    decoder: DecoderConfig
+    vision: VisionConfig | None = None
+    layout: Layout | None = None  # what the file says; None where it says nothing
