@@ -1,0 +1,409 @@
+"""What a checkpoint is, told by its key names and shapes: its configuration, and where each tensor goes.
+
+Pure: works on headers, so that `ghostvis models` can describe a file without torch. Tensors are believed over
+the meta file; what neither can say (the number of heads) must be in the meta. Anything left over is an error.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Any, TypeVar
+
+from ghostvis_cli.checkpoint.header import TensorInfo
+from ghostvis_cli.errors import ModelError
+from ghostvis_cli.model.config import (
+    LAYOUTS,
+    DecoderConfig,
+    GhostVisConfig,
+    Layout,
+    MlpType,
+    ResamplerMode,
+    TowerConfig,
+    TowerFamily,
+    VisionConfig,
+)
+from ghostvis_cli.model.preprocess import normalisation
+
+T = TypeVar("T")
+ROOTS = ("transformer.", "lm_head.", "vision_encoder.", "vision_resampler.", "vision_projector.")
+WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
+
+# Later nanochat generations share the plain names but not the mathematics, and the files do not hold the
+# constants that changed with them. The newest mark found names the generation.
+LATER_GENERATIONS = (
+    (re.compile(r"smear_gate|smear_lambda|backout_lambda"), "of March 2026 or later (smear and backout gates)"),
+    (re.compile(r"value_embeds|ve_gate"), "of January to March 2026 (value embeddings)"),
+    (re.compile(r"resid_lambdas|x0_lambdas"), "of January 2026 (residual scaling)"),
+)
+# Stored by some writers, used by nobody: CLIP's pooled head, SigLIP's attention head, position numbers.
+UNUSED = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?(embeddings\.position_ids|head\..*)$")
+UNUSED_IN_CLIP = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?post_layernorm\.(weight|bias)$")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The file's tensors that make up one of ours: concatenated along rows, cut to `rows`, reshaped."""
+
+    keys: tuple[str, ...]
+    rows: int | None = None
+
+
+@dataclass
+class Classified:
+    config: GhostVisConfig
+    parts: dict[str, Part]  # our parameter name -> the file's keys
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """A short description, e.g. "vlm swiglu, clip tower, perceiver"."""
+        decoder, vision = self.config.decoder, self.config.vision
+        if vision is None:
+            return f"text {decoder.mlp_type}"
+        return f"vlm {decoder.mlp_type}, {vision.tower.family} tower, {vision.resampler_mode}"
+
+
+def clean_names(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Take off what compilers and wrappers put in front of names; two names that become one are refused."""
+    cleaned = {_clean(name): tensor for name, tensor in tensors.items()}
+    if len(cleaned) < len(tensors):
+        twice = [name for name, count in Counter(map(_clean, tensors)).items() if count > 1]
+        raise ModelError(f"it holds the same tensor under two names: {', '.join(twice[:3])}")
+    return cleaned
+
+
+def _clean(name: str) -> str:
+    before = None
+    while name != before:
+        before = name
+        for prefix in WRAPPERS:
+            name = name.removeprefix(prefix)
+        if name.removeprefix("model.").startswith((*ROOTS, *WRAPPERS, "model.")):
+            name = name.removeprefix("model.")
+    return name.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")
+
+
+def classify(tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any]) -> Classified:
+    """Header (clean names) and meta file -> configuration and tensor map, or a ModelError with the reason."""
+    _refuse_other_kinds(tensors, meta)
+    return _Classifier(tensors, meta).run()
+
+
+def _refuse_other_kinds(tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any]) -> None:
+    if any(".mlp.router." in name or ".mlp.experts." in name for name in tensors):
+        raise ModelError(
+            "it is a mixture-of-experts model: its answers depend on what else is in the batch, "
+            "so cached decoding can't be right",
+            hint="serve a dense checkpoint",
+        )
+    for mark, generation in LATER_GENERATIONS:
+        if found := next((name for name in tensors if mark.search(name)), None):
+            raise ModelError(
+                f"it is a nanochat model {generation}: {found}",
+                hint="only the generations before 11 January 2026 share GhostVis's mathematics",
+            )
+    window = str(_model_config(meta).get("window_pattern") or "L")
+    if set(window.upper()) != {"L"}:
+        raise ModelError(f"it is a nanochat model of January 2026 or later (sliding windows {window!r})")
+    if "transformer.wte.weight" not in tensors:
+        raise ModelError(
+            f"its keys are not a GhostVis or nanochat model's: {', '.join(list(tensors)[:3])} ...",
+            hint="a converted model needs --engine sglang; a training checkpoint has transformer.wte.weight",
+        )
+
+
+def _model_config(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = meta.get("model_config")
+    return config if isinstance(config, Mapping) else {}
+
+
+class _Classifier:
+    """One pass over a header. `parts` grows as sections are read; at the end it must account for every key."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any]) -> None:
+        self.tensors, self.meta, self.stored = tensors, meta, _model_config(meta)
+        self.parts: dict[str, Part] = {}
+        self.notices: list[str] = []
+
+    def run(self) -> Classified:
+        decoder = self.decoder()
+        vision = self.vision(decoder.n_embd)
+        self.account_for_every_key()
+        return Classified(GhostVisConfig(decoder, vision, self.layout()), self.parts, self.notices)
+
+    # --- reading
+
+    def shape(self, key: str, dims: int = 2) -> tuple[int, ...]:
+        if key not in self.tensors:
+            raise ModelError(f"it lacks {key}")
+        shape = self.tensors[key].shape
+        if len(shape) != dims:
+            raise ModelError(f"{key} has shape {list(shape)}, where {dims} dimensions belong")
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """How many layers there are: one more than the largest index that `pattern` captures."""
+        found = [int(match[1]) for name in self.tensors if (match := re.match(pattern, name))]
+        return max(found, default=-1) + 1
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """A whole number of the meta file, at least 1."""
+        value = self.stored.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise ModelError(f"the meta file does not say {name}, and no tensor does", hint=f'add "{name}" to it')
+        if type(value) is not int or value < 1:
+            raise ModelError(f"the meta file's {name} is {value!r}, not a positive whole number")
+        return value
+
+    def compare(self, name: str, actual: object) -> None:
+        """Believe the tensors; say so where the meta file differs."""
+        stored = self.stored.get(name)
+        if stored is not None and stored != actual:
+            self.notices.append(f"the meta file says {name} = {stored}, the tensors say {actual}")
+
+    # --- the decoder
+
+    def decoder(self) -> DecoderConfig:
+        rows, width = self.shape("transformer.wte.weight")
+        if self.shape("lm_head.weight") != (rows, width):
+            raise ModelError(f"lm_head.weight has shape {list(self.shape('lm_head.weight'))}, not [{rows}, {width}]")
+        layers = self.count(r"transformer\.h\.(\d+)\.")
+        heads = self.number("n_head")
+        if not layers or width % heads or (width // heads) % 2:
+            raise ModelError(f"{heads} heads do not divide a width of {width} with {layers} layers into even sizes")
+        head_dim = width // heads
+        kv_rows = self.shape("transformer.h.0.attn.c_k.weight")[0]
+        kv_heads = kv_rows // head_dim
+        if kv_rows % head_dim or not kv_heads or heads % kv_heads or self.number("n_kv_head", kv_heads) != kv_heads:
+            raise ModelError(
+                f"n_head = {heads} in the meta file does not fit the key projection's {kv_rows} rows",
+                hint="n_head and n_kv_head in the meta file must be those it was trained with",
+            )
+        mlp_type, gate_up = self.mlp_names()
+        config = DecoderConfig(
+            sequence_len=self.number("sequence_len", 1024),
+            vocab_size=self.vocabulary(rows),
+            n_layer=layers,
+            n_head=heads,
+            n_kv_head=kv_heads,
+            n_embd=width,
+            intermediate_size=self.shape(f"transformer.h.0.mlp.{gate_up[0]}.weight")[0],
+            mlp_type=mlp_type,
+            attention_bias="transformer.h.0.attn.c_q.bias" in self.tensors,
+            rope_theta=self.theta(),
+        )
+        for name in ("n_layer", "n_embd", "intermediate_size", "mlp_type", "attention_bias"):
+            self.compare(name, getattr(config, name))
+        self.map_decoder(config, gate_up)
+        return config
+
+    def vocabulary(self, rows: int) -> int:
+        """Rows in use: nanochat pads the tables to a multiple of 64."""
+        size = self.number("vocab_size", rows)
+        if size > rows:
+            raise ModelError(f"the meta file says {size} token ids, the embedding has {rows} rows")
+        return size
+
+    def theta(self) -> float:
+        value = self.stored.get("rope_theta", 10000.0)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 1 < value < 1e12:
+            raise ModelError(f"the meta file's rope_theta is {value!r}, not a rotary base")
+        return float(value)
+
+    def mlp_names(self) -> tuple[MlpType, tuple[str, ...]]:
+        """The file's spelling of what we store as `mlp.up`."""
+        spellings: tuple[tuple[MlpType, tuple[str, ...]], ...] = (
+            ("swiglu", ("c_gate", "c_up")),
+            ("swiglu", ("swiglu.gate", "swiglu.up")),
+            ("relu2", ("c_fc",)),
+        )
+        for mlp_type, names in spellings:
+            if f"transformer.h.0.mlp.{names[0]}.weight" in self.tensors:
+                return mlp_type, names
+        raise ModelError("its MLP is neither swiglu (c_gate, c_up) nor relu2 (c_fc)")
+
+    def map_decoder(self, config: DecoderConfig, gate_up: tuple[str, ...]) -> None:
+        self.parts["decoder.wte.weight"] = Part(("transformer.wte.weight",), config.vocab_size)
+        self.parts["decoder.lm_head.weight"] = Part(("lm_head.weight",), config.vocab_size)
+        for i in range(config.n_layer):
+            ours, theirs = f"decoder.blocks.{i}", f"transformer.h.{i}"
+            for kind in ("weight", "bias") if config.attention_bias else ("weight",):
+                self.parts[f"{ours}.attn.qkv.{kind}"] = Part(
+                    tuple(f"{theirs}.attn.{name}.{kind}" for name in ("c_q", "c_k", "c_v"))
+                )
+            self.parts[f"{ours}.attn.proj.weight"] = Part((f"{theirs}.attn.c_proj.weight",))
+            self.parts[f"{ours}.mlp.up.weight"] = Part(tuple(f"{theirs}.mlp.{name}.weight" for name in gate_up))
+            self.parts[f"{ours}.mlp.down.weight"] = Part((f"{theirs}.mlp.c_proj.weight",))
+
+    # --- vision
+
+    def vision(self, n_embd: int) -> VisionConfig | None:
+        if not any(name.startswith("vision_") for name in self.tensors):
+            if self.stored.get("vision_encoder_name"):
+                self.notices.append("the meta file names a vision encoder, the file holds none: text only")
+            return None
+        tower = self.tower()
+        mode, num_tokens, depth = self.resampler()
+        heads = self.number("vision_resampler_heads", 8)
+        if mode == "perceiver" and tower.width % heads:
+            raise ModelError(f"{heads} resampler heads do not divide its width of {tower.width}")
+        hidden = self.shape("vision_projector.mlp.0.weight")[0]
+        if self.shape("vision_projector.mlp.3.weight") != (n_embd, hidden):
+            raise ModelError("the projector's last matrix does not fit the decoder's width")
+        self.map_alike("vision.projector", "vision_projector", ("mlp.0", "mlp.3", "mlp.4"))
+        name = self.stored.get("vision_encoder_name")
+        mean, std = normalisation(str(name or ""))
+        if tower.family == "clip" and "clip" not in str(name):
+            self.notices.append(f"a CLIP tower under the name {name!r}: pixels are normalised to ±1, as upstream does")
+        self.compare("vision_image_size", tower.image_size)
+        self.compare("vision_num_tokens", num_tokens)
+        return VisionConfig(tower, num_tokens, mode, depth, heads, hidden, mean, std)
+
+    def map_alike(self, ours: str, theirs: str, names: tuple[str, ...]) -> None:
+        """Layers that have a weight and a bias and the same name on both sides."""
+        for name in names:
+            for kind in ("weight", "bias"):
+                self.parts[f"{ours}.{name}.{kind}"] = Part((f"{theirs}.{name}.{kind}",))
+
+    def resampler(self) -> tuple[ResamplerMode, int, int]:
+        """Mode, rows a picture, depth. Average pooling leaves no trace in the file: the meta must say it."""
+        if not any(name.startswith("vision_resampler.") for name in self.tensors):
+            if self.stored.get("vision_resampler_mode") != "avgpool":
+                raise ModelError("it has a vision tower but no resampler, and its meta file does not say avgpool")
+            return "avgpool", self.number("vision_num_tokens", 64), 0
+        self.compare("vision_resampler_mode", "perceiver")
+        num_tokens = self.shape("vision_resampler.queries", 3)[1]
+        self.parts["vision.resampler.queries"] = Part(("vision_resampler.queries",))
+        depth = self.count(r"vision_resampler\.layers\.(\d+)\.")
+        for i in range(depth):
+            layer = f"layers.{i}"
+            names = ("norm1", "norm2", "cross_attn.out_proj", "mlp.0", "mlp.2")
+            self.map_alike("vision.resampler", "vision_resampler", tuple(f"{layer}.{name}" for name in names))
+            for kind in ("weight", "bias"):
+                key = f"{layer}.cross_attn.in_proj_{kind}"
+                self.parts[f"vision.resampler.{key}"] = Part((f"vision_resampler.{key}",))
+        return "perceiver", num_tokens, depth
+
+    def tower(self) -> TowerConfig:
+        root = "vision_encoder.encoder."
+        if f"{root}patch_embed.proj.weight" in self.tensors:
+            return self.timm_tower(root)
+        if any(name.startswith(f"{root}vision_model.") for name in self.tensors):
+            root += "vision_model."
+        if f"{root}embeddings.patch_embedding.weight" not in self.tensors:
+            raise ModelError("its vision tower is none of HF CLIP, HF SigLIP and timm")
+        return self.hf_tower(root, "clip" if f"{root}embeddings.class_embedding" in self.tensors else "siglip")
+
+    def tower_config(
+        self, family: TowerFamily, patch_key: str, rows: int, layers: int, mlp_width: int
+    ) -> TowerConfig:
+        width, channels, patch, other = self.shape(patch_key, 4)
+        side = isqrt(rows - (family != "siglip"))
+        if channels != 3 or patch != other or side * side != rows - (family != "siglip"):
+            raise ModelError(f"its vision tower is not for square pictures: {rows} positions, {patch}x{other} patches")
+        heads = self.number("vision_encoder_heads", tower_heads(width))
+        if width % heads:
+            raise ModelError(f"{heads} vision heads do not divide a width of {width}")
+        return TowerConfig(family, width, layers, heads, mlp_width, patch, side * patch)
+
+    def timm_tower(self, root: str) -> TowerConfig:
+        layers = self.count(re.escape(root) + r"blocks\.(\d+)\.")
+        tower = self.tower_config(
+            "timm",
+            f"{root}patch_embed.proj.weight",
+            self.shape(f"{root}pos_embed", 3)[1],
+            layers,
+            self.shape(f"{root}blocks.0.mlp.fc1.weight")[0],
+        )
+        ours = "vision.tower"
+        self.parts[f"{ours}.patch.weight"] = Part((f"{root}patch_embed.proj.weight",))
+        self.parts[f"{ours}.class_token"] = Part((f"{root}cls_token",))
+        self.parts[f"{ours}.position"] = Part((f"{root}pos_embed",))
+        names = {"norm_pre": "norm_pre", "norm_post": "norm"}
+        for i in range(layers):
+            block = {"norm1": "norm1", "qkv": "attn.qkv", "proj": "attn.proj", "norm2": "norm2"}
+            block |= {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+            names |= {f"blocks.{i}.{mine}": f"blocks.{i}.{theirs}" for mine, theirs in block.items()}
+        self.map_renamed(ours, root, names)
+        return tower
+
+    def hf_tower(self, root: str, family: TowerFamily) -> TowerConfig:
+        layers = self.count(re.escape(root) + r"encoder\.layers\.(\d+)\.")
+        tower = self.tower_config(
+            family,
+            f"{root}embeddings.patch_embedding.weight",
+            self.shape(f"{root}embeddings.position_embedding.weight")[0],
+            layers,
+            self.shape(f"{root}encoder.layers.0.mlp.fc1.weight")[0],
+        )
+        ours = "vision.tower"
+        self.parts[f"{ours}.patch.weight"] = Part((f"{root}embeddings.patch_embedding.weight",))
+        self.parts[f"{ours}.position"] = Part((f"{root}embeddings.position_embedding.weight",))
+        names: dict[str, str] = {}
+        if family == "clip":
+            self.parts[f"{ours}.class_token"] = Part((f"{root}embeddings.class_embedding",))
+            names["norm_pre"] = "pre_layrnorm"  # the library's spelling
+        else:
+            self.parts[f"{ours}.patch.bias"] = Part((f"{root}embeddings.patch_embedding.bias",))
+            names["norm_post"] = "post_layernorm"
+        for i in range(layers):
+            theirs = f"encoder.layers.{i}"
+            for kind in ("weight", "bias"):
+                qkv = tuple(f"{root}{theirs}.self_attn.{name}.{kind}" for name in ("q_proj", "k_proj", "v_proj"))
+                self.parts[f"{ours}.blocks.{i}.qkv.{kind}"] = Part(qkv)
+            names |= {
+                f"blocks.{i}.norm1": f"{theirs}.layer_norm1",
+                f"blocks.{i}.proj": f"{theirs}.self_attn.out_proj",
+                f"blocks.{i}.norm2": f"{theirs}.layer_norm2",
+                f"blocks.{i}.fc1": f"{theirs}.mlp.fc1",
+                f"blocks.{i}.fc2": f"{theirs}.mlp.fc2",
+            }
+        self.map_renamed(ours, root, names)
+        return tower
+
+    def map_renamed(self, ours: str, root: str, names: Mapping[str, str]) -> None:
+        for mine, theirs in names.items():
+            for kind in ("weight", "bias"):
+                self.parts[f"{ours}.{mine}.{kind}"] = Part((f"{root}{theirs}.{kind}",))
+
+    # --- the end
+
+    def account_for_every_key(self) -> None:
+        wanted = {key for part in self.parts.values() for key in part.keys}
+        clip = "vision.tower.class_token" in self.parts and "vision.tower.norm_post.weight" not in self.parts
+        surplus = [
+            key
+            for key in self.tensors
+            if key not in wanted and not UNUSED.match(key) and not (clip and UNUSED_IN_CLIP.match(key))
+        ]
+        missing = sorted(wanted - self.tensors.keys())
+        faults = [f"lacks {_some(missing)}"] if missing else []
+        faults += [f"has {_some(surplus)}, which no known model uses"] if surplus else []
+        if faults:
+            raise ModelError("it " + " and ".join(faults))
+
+    def layout(self) -> Layout | None:
+        """Where picture rows go, if the file records it: only files this project writes do."""
+        stored = self.meta.get("layout", self.stored.get("layout"))
+        if stored is None or stored in LAYOUTS:
+            return stored
+        raise ModelError(f"the meta file's layout is {stored!r}", hint=f"one of {', '.join(LAYOUTS)}")
+
+
+def tower_heads(width: int) -> int:
+    """Heads of a tower whose file does not record them (upstream's never do).
+
+    Published ViTs have heads of 64 (so400m: 72); the tiny towers made for tests have heads of 16.
+    """
+    if width == 1152:
+        return 16
+    return width // 64 if width >= 192 and width % 64 == 0 else max(1, width // 16)
+
+
+def _some(keys: list[str]) -> str:
+    """A readable list: every name up to eight, then a count."""
+    shown = ", ".join(keys[:8])
+    return shown if len(keys) <= 8 else f"{shown} and {len(keys) - 8} more"

@@ -1,0 +1,136 @@
+"""A checkpoint on disk -> a model and its tokenizer, ready to run. Weights only: nothing in a file is executed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghostvis_cli.checkpoint.header import read_header, unwrap
+from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
+from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.checkpoint.tokenizer import Tokenizer
+from ghostvis_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ghostvis_cli.model.ghostvis import GhostVis
+
+META_LIMIT_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: "GhostVis"
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint
+    notices: tuple[str, ...]  # what the user should know about the file, a line each
+
+
+def read_meta(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The JSON beside the weights. It must be there: the number of heads is in no tensor."""
+    path = checkpoint.meta_path
+    try:
+        if path.stat().st_size > META_LIMIT_BYTES:
+            raise ModelError(f"{path} is larger than any meta file")
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} is missing: the number of heads is in no tensor",
+            hint=f"""copy it there, or write {{"model_config": {{"n_head": N}}}} to {path}""",
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} can't be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return meta
+
+
+def inspect(checkpoint: Checkpoint) -> Classified:
+    """What the checkpoint is, from its header and meta alone: no torch, no weights read."""
+    header = read_header(checkpoint.path)
+    try:
+        return classify(clean_names(header), read_meta(checkpoint))
+    except ModelError as error:
+        raise _named(checkpoint.path, error) from None
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    return sum(info.numel for info in read_header(checkpoint.path).values())
+
+
+def load_model(
+    checkpoint: Checkpoint, *, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+) -> LoadedModel:
+    """Read weights onto `device` as `dtype` (float32 by default); every value is checked to be finite."""
+    import torch
+
+    from ghostvis_cli.model.ghostvis import GhostVis
+
+    classified = inspect(checkpoint)
+    tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
+    rows = classified.config.decoder.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"the tokenizer {checkpoint.tokenizer_path} has {tokenizer.vocab_size} ids, "
+            f"{checkpoint.path} has {rows} rows: they do not belong together",
+            hint="put the training run's own tokenizer.pkl beside the model file",
+        )
+    tensors = _open(checkpoint.path)
+    with torch.device("meta"):
+        model = GhostVis(classified.config)
+    expected = model.state_dict()
+    try:
+        state = {
+            name: _assemble(name, tensors, part, expected[name].shape, torch.device(device), dtype or torch.float32)
+            for name, part in classified.parts.items()
+        }
+    except ModelError as error:
+        raise _named(checkpoint.path, error) from None
+    model.load_state_dict(state, strict=True, assign=True)
+    model.decoder.grow_rotary(classified.config.decoder.sequence_len)
+    model.eval().requires_grad_(False)
+    return LoadedModel(model, tokenizer, checkpoint, tuple(classified.notices))
+
+
+def _open(path: Path) -> "dict[str, Tensor]":
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path} is damaged or not safe to load: {reason}") from error
+    try:
+        return clean_names(unwrap(content, torch.Tensor))
+    except ModelError as error:
+        raise _named(path, error) from None
+
+
+def _assemble(
+    name: str,
+    tensors: "Mapping[str, Tensor]",
+    part: Part,
+    shape: "torch.Size",
+    device: "torch.device",
+    dtype: "torch.dtype",
+) -> "Tensor":
+    """One of our parameters out of the file's: cut, cast, moved, joined, and looked at once for NaN."""
+    import torch
+
+    pieces = [tensors[key][: part.rows].to(device=device, dtype=dtype) for key in part.keys]
+    for key, piece in zip(part.keys, pieces, strict=True):
+        if not bool(torch.isfinite(piece).all()):
+            raise ModelError(f"{key} holds values that are not finite", hint="use an earlier step")
+    whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    if whole.numel() != shape.numel():
+        stored = ", ".join(f"{key} {list(tensors[key].shape)}" for key in part.keys)
+        raise ModelError(f"{stored} can't make {name} {list(shape)}")
+    # A tensor that is still the mapped file would die with it, and its pages with another process's write.
+    return whole.reshape(shape).clone() if whole.data_ptr() == tensors[part.keys[0]].data_ptr() else whole.reshape(shape)
+
+
+def _named(path: Path, error: ModelError) -> ModelError:
+    return ModelError(f"{path}: {error.message}", hint=error.hint)

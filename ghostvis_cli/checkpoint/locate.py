@@ -1,0 +1,171 @@
+"""Which file a source, tag and step mean, and what else is there. Reads directories only, never a checkpoint."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghostvis_cli.errors import ModelError
+
+# The name the training code writes comes first; the second is the one its README uses.
+SOURCE_DIRS: dict[str, tuple[str, ...]] = {
+    "base": ("base_checkpoints",),
+    "mid": ("mid_checkpoints",),
+    "sft": ("chatsft_checkpoints", "sft_checkpoints"),
+    "rl": ("chatrl_checkpoints", "rl_checkpoints"),
+}
+MODEL_FILE = re.compile(r"^model_(\d+)\.pt$")
+DEPTH_TAG = re.compile(r"^d(\d+)")
+TOKENIZER = Path("tokenizer", "tokenizer.pkl")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on disk. `source` and `tag` are None where the path does not tell them."""
+
+    path: Path
+    source: str | None = None
+    tag: str | None = None
+    step: int | None = None
+
+    @property
+    def meta_path(self) -> Path:
+        return self.path.with_name(re.sub(r"^model", "meta", self.path.stem) + ".json")
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Beside the weights where a download is flat, else in the base directory. May not exist."""
+        beside = self.path.with_name(TOKENIZER.name)
+        if beside.exists():
+            return beside
+        tag_dir = self.path.resolve().parent
+        candidates = [parent / TOKENIZER for parent in (tag_dir.parent.parent, tag_dir.parent, tag_dir)]
+        return next((found for found in candidates if found.exists()), candidates[0])
+
+
+def default_base_dir() -> Path:
+    """`NANOCHAT_BASE_DIR`, else ~/.cache/nanochat, else (no home at all) ./.cache/nanochat."""
+    if chosen := os.environ.get("NANOCHAT_BASE_DIR"):
+        return Path(chosen)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path()
+    return home / ".cache" / "nanochat"
+
+
+def steps(directory: Path) -> dict[int, Path]:
+    """Step -> model file, ascending. Compared as numbers: upstream compares them as strings."""
+    found = {int(m[1]): path for path in _entries(directory) if (m := MODEL_FILE.match(path.name))}
+    return dict(sorted(found.items()))
+
+
+def tags(base_dir: Path, source: str) -> dict[str, Path]:
+    """Tag -> directory that holds at least one checkpoint, the tag upstream would choose first."""
+    found: dict[str, Path] = {}
+    for name in SOURCE_DIRS[source]:
+        for path in _entries(base_dir / name):
+            if path.is_dir() and (steps(path) or _deepspeed(path)):
+                found.setdefault(path.name, path)
+    return dict(sorted(found.items(), key=_tag_rank, reverse=True))
+
+
+def _tag_rank(item: tuple[str, Path]) -> tuple[int, bool, float]:
+    """Largest depth first, `d32` before `d32-old`; tags without a depth last, the newest of them first."""
+    tag, path = item
+    depth = DEPTH_TAG.match(tag)
+    return (int(depth[1]) if depth else -1, bool(depth and depth[0] == tag), path.stat().st_mtime)
+
+
+def scan(base_dir: Path) -> Iterator[Checkpoint]:
+    """Every checkpoint under the base directory: by source, tag as chosen by default, newest step first."""
+    for source in SOURCE_DIRS:
+        for tag, directory in tags(base_dir, source).items():
+            for step, path in reversed(steps(directory).items()):
+                yield Checkpoint(path, source, tag, step)
+
+
+def find(base_dir: Path, source: str, tag: str | None = None, step: int | None = None) -> Checkpoint:
+    """The checkpoint meant, or a ModelError that lists what is there."""
+    if source not in SOURCE_DIRS:
+        raise ModelError(f"no source named {source!r}", hint=f"one of {', '.join(SOURCE_DIRS)}")
+    available = tags(base_dir, source)
+    if not available:
+        raise ModelError(f"no {source} checkpoint under {base_dir}", hint=_what_is_there(base_dir))
+    if tag is None:
+        tag = next(iter(available))
+    elif tag not in available:
+        raise ModelError(
+            f"no {source} checkpoint tagged {tag!r} under {base_dir}",
+            hint=f"{source} has: {', '.join(available)}",
+        )
+    directory = available[tag]
+    _refuse_deepspeed(directory)
+    by_step = steps(directory)
+    if step is None:
+        step = max(by_step)
+    elif step not in by_step:
+        raise ModelError(
+            f"no step {step} in {directory}", hint=f"it has: {', '.join(str(known) for known in by_step)}"
+        )
+    return Checkpoint(by_step[step], source, tag, step)
+
+
+def from_path(path: Path, step: int | None = None) -> Checkpoint:
+    """A model_*.pt, or a directory that holds some (the newest step unless one is named)."""
+    path = path.expanduser()
+    if not path.exists():
+        raise ModelError(f"{path} does not exist", hint="ghostvis models  lists the checkpoints found")
+    if path.is_dir():
+        _refuse_deepspeed(path)
+        by_step = steps(path)
+        if not by_step:
+            raise ModelError(
+                f"{path} holds no model_<step>.pt", hint="name the file, or the directory it lies in"
+            )
+        chosen = max(by_step) if step is None else step
+        if chosen not in by_step:
+            raise ModelError(f"no step {chosen} in {path}", hint=f"it has: {', '.join(map(str, by_step))}")
+        path = by_step[chosen]
+    elif step is not None:
+        raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")
+    return _describe(path)
+
+
+def _describe(path: Path) -> Checkpoint:
+    """Source and tag as far as the place of the file tells them."""
+    where = path.resolve()
+    by_dir = {name: source for source, names in SOURCE_DIRS.items() for name in names}
+    source = by_dir.get(where.parent.parent.name)
+    number = MODEL_FILE.match(path.name)
+    return Checkpoint(path, source, where.parent.name if source else None, int(number[1]) if number else None)
+
+
+def _deepspeed(directory: Path) -> bool:
+    shards = ("mp_rank_*", "zero_pp_rank_*", "*/mp_rank_*", "*/zero_pp_rank_*")
+    return any(next(directory.glob(pattern), None) is not None for pattern in shards)
+
+
+def _refuse_deepspeed(directory: Path) -> None:
+    if _deepspeed(directory) and not steps(directory):
+        raise ModelError(
+            f"{directory} is a DeepSpeed ZeRO checkpoint, which is split over ranks",
+            hint=f"python {directory}/zero_to_fp32.py {directory} {directory}/model_000000.pt",
+        )
+
+
+def _what_is_there(base_dir: Path) -> str:
+    found = [f"--source {source} --model-tag {tag}" for source in SOURCE_DIRS for tag in tags(base_dir, source)]
+    if found:
+        return "there is: " + "; ".join(found)
+    return "choose another place with --base-dir DIR or NANOCHAT_BASE_DIR, or a file with --checkpoint-path"
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError as error:
+        raise ModelError(f"{directory} may not be read: {error.strerror}") from error

@@ -1,0 +1,127 @@
+"""The tokenizer a checkpoint was trained with: a pickled tiktoken encoding, read without trusting it."""
+
+import io
+import pickle
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghostvis_cli.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+REQUIRED_SPECIALS = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
+IMAGE_TOKEN = "<|image|>"
+FILE_LIMIT_BYTES = 64 * 1024**2
+
+
+class _InertEncoding:
+    """Stands in for tiktoken.core.Encoding while unpickling: keeps the state, does nothing with it."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("tiktoken.core", "Encoding"):
+            return _InertEncoding
+        raise ModelError(f"it holds a {module}.{name}: reading it could run code, so it was not read")
+
+
+class Tokenizer:
+    """Text <-> ids. Special tokens exist only by name through `special`: text never becomes one."""
+
+    def __init__(self, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]) -> None:
+        self.pattern, self.ranks, self.specials = pattern, ranks, specials
+        missing = [name for name in REQUIRED_SPECIALS if name not in specials]
+        if missing:
+            raise ModelError(f"the tokenizer lacks {', '.join(missing)}", hint="use the one trained with the model")
+        self._names = {id_: name for name, id_ in specials.items()}
+
+    @cached_property
+    def _encoding(self) -> "tiktoken.Encoding":
+        import tiktoken
+
+        return tiktoken.Encoding(
+            "ghostvis", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read `tokenizer.pkl`; ModelError (code 4) with the file and the reason where it can't be used."""
+        try:
+            if path.stat().st_size > FILE_LIMIT_BYTES:
+                raise ModelError("larger than any tokenizer")
+            content = _Unpickler(io.BytesIO(path.read_bytes())).load()
+            return cls(*_validated(content))
+        except FileNotFoundError:
+            raise ModelError(
+                f"no tokenizer: {path} does not exist",
+                hint="copy the training run's tokenizer.pkl there, or beside the model_*.pt",
+            ) from None
+        except OSError as error:
+            raise ModelError(f"tokenizer {path} can't be read: {error.strerror or error}") from error
+        except ModelError as error:
+            raise ModelError(f"tokenizer {path}: {error.message}", hint=error.hint) from None
+        except Exception as error:  # a hostile pickle can fail in any way at all
+            raise ModelError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})") from error
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.ranks) + len(self.specials)
+
+    @property
+    def image_id(self) -> int | None:
+        """The id of `<|image|>`, which tokenizers of the d32 era lack."""
+        return self.specials.get(IMAGE_TOKEN)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset((self.special("<|assistant_end|>"), self.special("<|bos|>")))
+
+    def special(self, name: str) -> int:
+        return self.specials[name]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; `<|bos|>` typed by a user is just seven characters."""
+        try:
+            return self._encoding.encode_ordinary(text)
+        except Exception as error:
+            raise InputError(f"the text can't be split into tokens: {error}") from error
+
+    def token_bytes(self, id_: int) -> bytes:
+        """The bytes one id stands for; a special's name; nothing for ids the tokenizer does not know."""
+        if id_ in self._names:
+            return self._names[id_].encode()
+        return self._encoding.decode_single_token_bytes(id_) if 0 <= id_ < len(self.ranks) else b""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+
+def _validated(content: object) -> tuple[str, dict[bytes, int], dict[str, int]]:
+    """Check every promise the format makes, so that nothing downstream has to."""
+    state = content.state if isinstance(content, _InertEncoding) else None
+    if not isinstance(state, dict):
+        raise ModelError("it is not a pickled tiktoken encoding with its own vocabulary")
+    pattern, ranks, specials = (state.get(key) for key in ("pat_str", "mergeable_ranks", "special_tokens"))
+    if not isinstance(pattern, str) or not isinstance(ranks, dict) or not isinstance(specials, dict):
+        raise ModelError("its vocabulary is incomplete")
+    if not all(isinstance(key, bytes) and type(rank) is int for key, rank in ranks.items()):
+        raise ModelError("its merges are not bytes with ranks")
+    if not all(isinstance(key, str) and type(id_) is int for key, id_ in specials.items()):
+        raise ModelError("its special tokens are not names with ids")
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ModelError("its ranks have gaps or repeats")
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ModelError("some single bytes are missing from it, so some text could not be encoded")
+    if sorted(specials.values()) != list(range(len(ranks), len(ranks) + len(specials))):
+        raise ModelError("its special tokens do not follow its merges")
+    if len(pattern) > 4096:
+        raise ModelError("its split pattern is longer than any tokenizer's")
+    return pattern, ranks, specials

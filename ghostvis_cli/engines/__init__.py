@@ -1,0 +1,1 @@
+"""Engines: one protocol (`base`), several ways to run a model behind it."""
