@@ -1,0 +1,71 @@
+"""An engine without a model: repeats the last message, a word at a time. For tests of everything above it.
+
+Keeps the protocol's promises (streaming, stop strings, limits, usage, abort), so that a test that passes on it
+says something. One word is one token, whose id is its length.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from typing import Self
+
+from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, Usage
+from ghostvis_cli.errors import RequestError
+
+IMAGE_TOKENS = 4
+
+
+class FakeEngine:
+    """`delay_s` passes before each token; `failure` is raised in place of the first one."""
+
+    def __init__(
+        self, *, delay_s: float = 0.0, context_tokens: int = 4096, failure: Exception | None = None
+    ) -> None:
+        self.delay_s, self.failure = delay_s, failure
+        self.info = EngineInfo(
+            "fake", "fake", "none", "none", context_tokens=context_tokens, image_tokens=IMAGE_TOKENS
+        )
+        self.running = 0
+        self.aborted = 0
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        if self.failure is not None:
+            raise self.failure
+        text = request.messages[-1].text if request.messages else request.prompt or ""
+        pictures = sum(len(message.images) for message in request.messages)
+        prompt_tokens = IMAGE_TOKENS * pictures + sum(len(message.text.split()) for message in request.messages)
+        limit = self.info.context_tokens
+        if limit is not None and prompt_tokens + request.sampling.max_tokens > limit:
+            raise RequestError(f"{prompt_tokens} + {request.sampling.max_tokens} tokens do not fit {limit}")
+        self.running += 1
+        done = 0
+        reason: FinishReason = "stop"
+        try:
+            for word in re.findall(r"\s*\S+", _until_stop(text, request.sampling.stop)):
+                if done == request.sampling.max_tokens:
+                    reason = "length"
+                    break
+                await asyncio.sleep(self.delay_s)
+                done += 1
+                yield Chunk(word, (len(word),))
+            usage = Usage(prompt_tokens, done, cached_tokens=0, image_tokens=IMAGE_TOKENS * pictures)
+            yield Chunk(finish_reason=reason, usage=usage)
+        except (GeneratorExit, asyncio.CancelledError):
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def aclose(self) -> None:
+        self.failure = RequestError("the engine is closed")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+def _until_stop(text: str, stop: tuple[str, ...]) -> str:
+    """Text up to the first place where any of the stop strings begins."""
+    return text[: min((text.find(string) for string in stop if string in text), default=len(text))]
