@@ -1,0 +1,241 @@
+"""The local engine's asynchronous face: requests in, chunks out, one step thread that owns the model."""
+
+import asyncio
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from ghostvis_cli.checkpoint.load import LoadedModel, load_model
+from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.engines.base import Chunk, EngineInfo, GenerateRequest
+from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+from ghostvis_cli.errors import EngineError, GhostvisError, InputError, MemoryLimitError, UsageError
+from ghostvis_cli.model.config import Layout
+from ghostvis_cli.model.preprocess import preprocess
+from ghostvis_cli.prompt import Prompt, render_for_reply, render_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ghostvis_cli.images import EncodedImage
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """`auto` device: CUDA, then Apple's MPS, then CPU. `auto` dtype: bfloat16 on CUDA, float32 elsewhere."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    layout: Layout | None = None  # None: as the file says
+    max_batch: int = 32
+    prefill_tokens: int = 512
+    prefix_cache_mb: int = 512
+
+
+class LocalEngine:
+    """Runs a loaded model. Requests are batched as they come and leave; see `Scheduler` for how."""
+
+    def __init__(self, loaded: LoadedModel, settings: LocalSettings = LocalSettings()) -> None:  # noqa: B008
+        self._tokenizer = loaded.tokenizer
+        self._config = loaded.model.config
+        self._layout, layout_notices = _choose_layout(loaded, settings.layout)
+        self._scheduler = Scheduler(
+            loaded.model,
+            loaded.tokenizer,
+            max_batch=settings.max_batch,
+            prefill_tokens=settings.prefill_tokens,
+            prefix_cache_bytes=settings.prefix_cache_mb * 1024**2,
+        )
+        decoder, vision, checkpoint = self._config.decoder, self._config.vision, loaded.checkpoint
+        self.info = EngineInfo(
+            kind="local",
+            model=str(checkpoint.path),
+            device=str(self._scheduler.device),
+            dtype=str(self._scheduler.rows.dtype).removeprefix("torch."),
+            context_tokens=decoder.max_positions,
+            trained_tokens=decoder.sequence_len,
+            image_tokens=vision.num_tokens if vision else 0,
+            layout=self._layout if vision else None,
+            source=checkpoint.source,
+            tag=checkpoint.tag,
+            step=checkpoint.step,
+            notices=(*loaded.notices, *layout_notices),
+        )
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._owners: dict[Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    async def load(cls, checkpoint: Checkpoint, settings: LocalSettings = LocalSettings()) -> "LocalEngine":  # noqa: B008
+        """Read a checkpoint and start its engine, without blocking the loop."""
+        return await asyncio.to_thread(cls.open, checkpoint, settings)
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, settings: LocalSettings) -> "LocalEngine":
+        device = choose_device(settings.device)
+        try:
+            loaded = load_model(checkpoint, device=device, dtype=choose_dtype(settings.dtype, device))
+            return cls(loaded, settings)
+        except (RuntimeError, MemoryError) as error:
+            raise _translated(error) from error
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        if self._closed:
+            raise EngineError("the engine is closed")
+        prompt = self._render(request)
+        pixels: list[NDArray[Any] | None] = []
+        if prompt.images:
+            pixels = await asyncio.to_thread(lambda: [self._pixels(image) for image in prompt.images])
+        sequence = Sequence.start(prompt, pixels, request.sampling, self.info.image_tokens)
+        chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
+        self._owners[sequence] = asyncio.get_running_loop(), chunks
+        self._inbox.put(partial(self._scheduler.submit, sequence))
+        try:
+            finished = False
+            while not finished:
+                chunk = await chunks.get()
+                if isinstance(chunk, GhostvisError):
+                    raise chunk
+                finished = chunk.finish_reason is not None
+                yield chunk
+        finally:
+            self._owners.pop(sequence, None)
+            if not sequence.done:
+                self._inbox.put(partial(self._scheduler.abort, sequence))
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    # --- the caller's side
+
+    def _render(self, request: GenerateRequest) -> Prompt:
+        if request.prompt is not None:
+            prompt = render_text(request.prompt, self._tokenizer)
+        else:
+            prompt = render_for_reply(request.messages, self._tokenizer, self._layout, self.info.image_tokens)
+        asked, limit = len(prompt.ids) + request.sampling.max_tokens, self._config.decoder.max_positions
+        if asked > limit:
+            pictures = f" ({prompt.image_tokens} of them for pictures)" if prompt.images else ""
+            raise InputError(
+                f"the prompt's {len(prompt.ids)} tokens{pictures} and max_tokens {request.sampling.max_tokens} "
+                f"make {asked}, the model has {limit} positions",
+                hint=f"--max-tokens {limit - len(prompt.ids)}" if len(prompt.ids) < limit else "shorten the prompt",
+            )
+        return prompt
+
+    def _pixels(self, image: "EncodedImage") -> "NDArray[Any] | None":
+        vision = self._config.vision
+        assert vision is not None, "render refuses pictures for text models"
+        if self._scheduler.images.get(image.digest) is not None:
+            return None
+        return preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
+
+    # --- the step thread's side
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._drain():
+                try:
+                    self._deliver(self._scheduler.step())
+                except Exception as error:
+                    failure = _translated(error)
+                    self._deliver([(sequence, failure) for sequence in self._scheduler.abandon()])
+        closed = EngineError("the engine was closed")
+        self._deliver([(sequence, closed) for sequence in self._scheduler.abandon()])
+
+    def _drain(self) -> bool:
+        """Do what callers asked for, waiting where there is nothing to run; False once the engine is closed."""
+        while True:
+            try:
+                job = self._inbox.get(block=not self._scheduler.busy)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            job()
+
+    def _deliver(self, events: "list[tuple[Sequence, Chunk]] | list[tuple[Sequence, GhostvisError]]") -> None:
+        """Hand a step's results over, waking each event loop once."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = defaultdict(list)
+        for sequence, event in events:
+            if owner := self._owners.get(sequence):
+                loop, chunks = owner
+                by_loop[loop].append(partial(chunks.put_nowait, event))
+        for loop, puts in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_call_all, puts)
+            except RuntimeError:  # the loop is closed: nobody is left to tell
+                continue
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def choose_device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {wanted!r} can't be used: {reason}", hint="--device cpu") from error
+    return device
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if wanted not in DTYPES:
+        raise UsageError(f"no dtype named {wanted!r}", hint=f"one of auto, {', '.join(DTYPES)}")
+    return DTYPES[wanted]
+
+
+def _choose_layout(loaded: LoadedModel, wanted: Layout | None) -> tuple[Layout, list[str]]:
+    """What was asked for, else what the file records, else what the published trainer would have done."""
+    recorded = wanted or loaded.model.config.layout
+    if recorded or loaded.model.config.vision is None:
+        return recorded or "inline", []
+    notice = "the checkpoint does not record its layout: taking prepend_slots, as the published trainer (--layout)"
+    return "prepend_slots", [notice]
+
+
+def _translated(error: Exception) -> GhostvisError:
+    """Running out of memory is the user's to solve; anything else that torch raises is a bug, kept whole."""
+    if isinstance(error, GhostvisError):
+        return error
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return MemoryLimitError(
+            f"out of memory: {text.splitlines()[0] if text else 'the allocation failed'}",
+            hint="lower --max-tokens or the number of requests at once, or use --dtype bfloat16",
+        )
+    failure = GhostvisError(f"the step thread failed: {type(error).__name__}: {text}")
+    failure.__cause__ = error
+    return failure

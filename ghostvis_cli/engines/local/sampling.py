@@ -1,0 +1,42 @@
+"""Choosing the next token. Order (format specification, section 7): repetition penalty, then greedy or
+top-k, temperature, softmax, top-p, min-p, one draw from the request's own generator."""
+
+import torch
+from torch import Tensor
+
+from ghostvis_cli.engines.base import Sampling, TokenLogprob
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits (V,) of ids already `seen` (n,): positive ones divided by the penalty, negative ones multiplied."""
+    values = logits[seen]
+    return logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """One id from logits (V,) float32. Ties go to the lowest id. Greedy ignores every filter."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    count = min(sampling.top_k or logits.numel(), logits.numel())
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
+        values, ids = logits.topk(count)  # descending, which is what top-p wants
+    else:
+        values, ids = logits, None
+    probabilities = torch.softmax(values / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        # Keep the smallest set whose mass reaches top_p: drop what begins beyond it. The first always stays.
+        beyond = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+        probabilities = probabilities.masked_fill(beyond, 0)
+    if sampling.min_p > 0:
+        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * probabilities.max(), 0)
+    # Drawn on the CPU: one seed then gives one answer on every device.
+    choice = int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+    return choice if ids is None else int(ids[choice])
+
+
+def logprob(logits: Tensor, chosen: int, alternatives: int) -> TokenLogprob:
+    """Log-probabilities under the model itself: logits (V,) before penalty, temperature and filters."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    top = logprobs.topk(min(alternatives, logprobs.numel()))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return TokenLogprob(chosen, float(logprobs[chosen]), tuple(pairs))
