@@ -3,7 +3,7 @@
 Token counts come from the engine; times are the caller's, from its own clock.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, TypeAlias
@@ -144,12 +144,8 @@ class Completion:
     usage: Usage
 
 
-async def complete(engine: Engine, request: GenerateRequest) -> Completion:
-    """Run one request to its end."""
-    chunks: list[Chunk] = []
-    async with aclosing(engine.generate(request)) as stream:
-        async for chunk in stream:
-            chunks.append(chunk)
+def gather(chunks: Sequence[Chunk]) -> Completion:
+    """The whole answer that a finished stream of chunks adds up to."""
     last = chunks[-1]
     assert last.finish_reason is not None and last.usage is not None, "an engine ended without saying why"
     return Completion(
@@ -159,3 +155,9 @@ async def complete(engine: Engine, request: GenerateRequest) -> Completion:
         finish_reason=last.finish_reason,
         usage=last.usage,
     )
+
+
+async def complete(engine: Engine, request: GenerateRequest) -> Completion:
+    """Run one request to its end."""
+    async with aclosing(engine.generate(request)) as stream:
+        return gather([chunk async for chunk in stream])

@@ -5,6 +5,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -77,8 +78,20 @@ class LocalEngine:
 
     @classmethod
     async def load(cls, checkpoint: Checkpoint, settings: LocalSettings = LocalSettings()) -> "LocalEngine":  # noqa: B008
-        """Read a checkpoint and start its engine, without blocking the loop."""
-        return await asyncio.to_thread(cls.open, checkpoint, settings)
+        """Read a checkpoint and start its engine, without blocking the loop.
+
+        A daemon thread, not the loop's executor: Ctrl-C must not wait for gigabytes to arrive.
+        """
+        future: Future[LocalEngine] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(cls.open(checkpoint, settings))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="ghostvis-load", daemon=True).start()
+        return await asyncio.wrap_future(future)
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, settings: LocalSettings) -> "LocalEngine":

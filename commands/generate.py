@@ -1,0 +1,188 @@
+"""`ghostvis generate`: one answer per prompt to stdout, for people and for scripts."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ghostvis_cli.cli import options, output
+from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.answer import Answer
+    from ghostvis_cli.engines.base import Engine, GenerateRequest
+    from ghostvis_cli.images import EncodedImage
+    from ghostvis_cli.profile import Profile
+
+app = typer.Typer(rich_markup_mode=None)
+EXAMPLES = """Examples:
+
+  ghostvis generate "What is in this picture?" --image photo.jpg
+
+  ghostvis generate -i a.png --json --temperature 0 "How many shapes are there?"
+
+  echo "Hello" | ghostvis generate
+
+  ghostvis generate --source sft --model-tag d32 --prompt "Who are you?"
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def generate(
+    ctx: typer.Context,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="- reads stdin.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt. Repeatable.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="Read the prompt from a file.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", help="Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat markup.")] = False,
+    system: options.System = None,
+    source: options.Source = None,
+    model_tag: options.ModelTag = None,
+    step: options.Step = None,
+    checkpoint_path: options.CheckpointPath = None,
+    base_dir: options.BaseDir = None,
+    layout: options.LayoutOption = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    logprobs: Annotated[int | None, typer.Option("--logprobs", help="Alternatives per token, in JSON only.")] = None,
+    ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")] = None,
+    engine: options.EngineKind = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    tensor_parallel_size: options.TensorParallel = None,
+    gpu_memory_utilization: options.GpuMemory = None,
+    profile: options.Profile = None,
+    sets: options.Set = None,
+    json: options.JsonFlag = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line, one per prompt.")] = False,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Show text as it comes (default: on a terminal).")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="A line of statistics per answer, on stderr.")] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+) -> None:
+    """Answer a prompt, with or without pictures."""
+    options.talk(quiet, verbose, color)
+    resolved = options.resolve_profile(ctx)
+    if json and jsonl:
+        raise UsageError("--json and --jsonl exclude each other", hint="--jsonl prints one object a line")
+    texts = _prompts([*(prompts or []), *(prompt or [])], prompt_file, image or [])
+    if json and len(texts) > 1:
+        raise UsageError(f"--json prints one object, and there are {len(texts)} prompts", hint="--jsonl")
+    if raw and image:
+        raise UsageError("--raw takes no pictures: their place is a matter of chat markup", hint="leave out --raw")
+    images = _images(image or [], resolved.profile)
+    requests = [_request(text, images, resolved.profile, raw=raw) for text in texts]
+    show = _Show(records=json or jsonl, stream=output.is_terminal_stdout() if stream is None else stream, stats=stats)
+    code = asyncio.run(_answer_all(resolved.profile, requests, show))
+    raise typer.Exit(code)
+
+
+def _prompts(given: list[str], prompt_file: Path | None, images: list[str]) -> list[str]:
+    """Every prompt in the order typed; stdin for -, or where nothing was typed and stdin holds something."""
+    from ghostvis_cli.cli.inputs import piped, read_stdin, read_text
+
+    if (given + images).count("-") > 1:
+        raise UsageError("- can be named once: there is one stdin")
+    texts = [read_stdin() if text == "-" else text for text in given]
+    if prompt_file is not None:
+        texts.append(read_text(prompt_file))
+    if not texts and "-" not in images and piped():
+        texts.append(read_stdin())
+    if not texts:
+        raise UsageError("no prompt", hint='ghostvis generate "What is in this picture?" --image FILE')
+    return texts
+
+
+def _images(sources: list[str], profile: "Profile") -> "list[EncodedImage]":
+    if not sources:
+        return []
+    from ghostvis_cli.images import crop_notice, load_image
+
+    images = [load_image(source, limits=profile.images) for source in sources]
+    for image in images:
+        if line := crop_notice(image):
+            output.notice(line)
+    return images
+
+
+def _request(text: str, images: "list[EncodedImage]", profile: "Profile", *, raw: bool) -> "GenerateRequest":
+    from ghostvis_cli.engines.base import GenerateRequest
+    from ghostvis_cli.prompt import Message
+
+    if raw:
+        return GenerateRequest(prompt=text, sampling=profile.sampling)
+    system = [Message.of("system", profile.system)] if profile.system else []
+    return GenerateRequest(messages=(*system, Message.of("user", text, images)), sampling=profile.sampling)
+
+
+class _Show:
+    """How answers are shown."""
+
+    def __init__(self, *, records: bool, stream: bool, stats: bool) -> None:
+        self.records, self.stream, self.stats = records, stream and not records, stats
+
+    def piece(self, text: str) -> None:
+        if self.stream:
+            output.answer(text)
+
+    def whole(self, answer: "Answer", engine: "Engine") -> None:
+        if self.records:
+            output.record(answer.record(engine.info))
+        else:
+            output.answer("\n" if self.stream else f"{answer.text}\n")
+        if self.stats:
+            output.notice(answer.statistics())
+        used = answer.completion.usage.prompt_tokens + answer.completion.usage.completion_tokens
+        trained = engine.info.trained_tokens
+        if trained is not None and used > trained:
+            output.notice(f"{used} positions were used; the model was trained on {trained}")
+
+
+async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", show: _Show) -> int:
+    """All requests at once, shown in their order; the first that is not finished streams."""
+    from ghostvis_cli.engines.factory import make_engine
+
+    async with await make_engine(profile) as engine:
+        for line in engine.info.notices:
+            output.notice(line)
+        if len(requests) == 1:
+            await _answer_one(engine, requests[0], show)
+            return ExitCode.OK
+        return await _answer_many(engine, requests, show)
+
+
+async def _answer_one(engine: "Engine", request: "GenerateRequest", show: _Show) -> None:
+    from ghostvis_cli.answer import ask
+
+    show.whole(await ask(engine, request, show.piece), engine)
+
+
+async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show: _Show) -> int:
+    """A prompt that fails does not take the others with it: code 8, or its own code where none succeeded."""
+    from ghostvis_cli.answer import ask
+
+    quiet_show = _Show(records=show.records, stream=False, stats=show.stats)
+    tasks = [asyncio.create_task(ask(engine, request)) for request in requests]
+    failures: list[GhostvisError] = []
+    for task in tasks:
+        try:
+            quiet_show.whole(await task, engine)
+        except GhostvisError as error:
+            failures.append(error)
+            output.error(error)
+    if not failures:
+        return ExitCode.OK
+    return ExitCode.PARTIAL if len(failures) < len(tasks) else int(failures[0].code)

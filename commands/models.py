@@ -1,0 +1,83 @@
+"""`ghostvis models`: which checkpoints are there, and what each of them is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ghostvis_cli.cli import options, output
+
+if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.locate import Checkpoint
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def models(
+    base_dir: options.BaseDir = None,
+    json: options.JsonFlag = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+) -> None:
+    """List the checkpoints found: source, tag, step, kind, parameters, size."""
+    from ghostvis_cli import demo
+    from ghostvis_cli.checkpoint import locate
+
+    options.talk(quiet, verbose, color)
+    base = Path(base_dir).expanduser() if base_dir else locate.default_base_dir()
+    found = [(checkpoint.source or "", checkpoint) for checkpoint in locate.scan(base)]
+    found += [("demo", checkpoint) for checkpoint in locate.scan(demo.BASE_DIR)]
+    records = [_record(source, checkpoint) for source, checkpoint in found]
+    if json:
+        output.record({"schema_version": output.SCHEMA_VERSION, "base_dir": str(base), "models": records})
+        return
+    if len(records) == 1:
+        output.notice(f"no checkpoints in {base}: only the built-in demo model")
+    headers = ("SOURCE", "TAG", "STEP", "KIND", "PARAMETERS", "SIZE")
+    output.table(headers, [_row(record) for record in records])
+    for record in records:
+        if record["error"]:
+            output.notice(record["error"])
+        output.detail(record["path"])
+
+
+def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
+    """One checkpoint; a damaged or foreign one is listed with the reason it can't be used."""
+    from ghostvis_cli.checkpoint import load
+    from ghostvis_cli.errors import ModelError
+
+    record: dict[str, Any] = {
+        "source": source,
+        "tag": checkpoint.tag,
+        "step": checkpoint.step,
+        "path": str(checkpoint.path),
+        "size_bytes": checkpoint.path.stat().st_size,
+        "kind": None,
+        "parameters": None,
+        "vision": None,
+        "layout": None,
+        "context_tokens": None,
+        "error": None,
+    }
+    try:
+        classified = load.inspect(checkpoint)
+        config = classified.config
+        record |= {
+            "kind": classified.kind,
+            "parameters": load.parameters(checkpoint),
+            "vision": config.vision is not None,
+            "layout": config.layout,
+            "context_tokens": config.decoder.sequence_len,
+        }
+    except ModelError as error:
+        record["error"] = error.message
+    return record
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    parameters = f"{record['parameters'] / 1e6:,.1f}M" if record["parameters"] else "-"
+    kind = record["kind"] or "not usable"
+    size = f"{record['size_bytes'] / 1e6:,.1f} MB"
+    return (record["source"], record["tag"] or "-", str(record["step"]), kind, parameters, size)

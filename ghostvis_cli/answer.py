@@ -1,0 +1,81 @@
+"""One request run to its end, timed by the caller's clock, and the record that scripts read."""
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ghostvis_cli.engines.base import Chunk, Completion, Engine, EngineInfo, GenerateRequest, gather
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`ttft_s` runs from the request to its first token, shown or not; None where there was no token."""
+
+    completion: Completion
+    ttft_s: float | None
+    total_s: float
+
+    @property
+    def text(self) -> str:
+        return self.completion.text
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decoding speed: tokens after the first over the time after the first."""
+        more = self.completion.usage.completion_tokens - 1
+        if more < 1 or self.ttft_s is None or self.total_s <= self.ttft_s:
+            return None
+        return more / (self.total_s - self.ttft_s)
+
+    def statistics(self) -> str:
+        """The one line of --stats: "ttft 41 ms · 312 tok/s · 128 + 57 tokens · 96 cached"."""
+        usage = self.completion.usage
+        cached = "cached not reported" if usage.cached_tokens is None else f"{usage.cached_tokens} cached"
+        parts = [f"ttft {self.ttft_s * 1000:.0f} ms"] if self.ttft_s is not None else []
+        parts += [f"{self.tokens_per_s:.0f} tok/s"] if self.tokens_per_s else []
+        parts += [f"{usage.prompt_tokens} + {usage.completion_tokens} tokens", cached]
+        return " · ".join(parts)
+
+    def record(self, info: EngineInfo) -> dict[str, Any]:
+        """The JSON object of `generate --json`."""
+        completion, usage = self.completion, self.completion.usage
+        record: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "id": f"gen-{uuid.uuid4().hex}",
+            "text": completion.text,
+            "token_ids": list(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "usage": asdict(usage),
+            "timing": {"ttft_s": self.ttft_s, "total_s": self.total_s, "tokens_per_s": self.tokens_per_s},
+            "model": {
+                "path": info.model,
+                "source": info.source,
+                "tag": info.tag,
+                "step": info.step,
+                "layout": info.layout,
+            },
+            "engine": {"kind": info.kind, "device": info.device, "dtype": info.dtype},
+        }
+        if completion.logprobs:
+            record["logprobs"] = [asdict(entry) for entry in completion.logprobs]
+        return record
+
+
+async def ask(engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] | None = None) -> Answer:
+    """Run one request; `on_text` is called with each piece of text as it comes."""
+    started = time.perf_counter()
+    first: float | None = None
+    chunks: list[Chunk] = []
+    async with aclosing(engine.generate(request)) as stream:
+        async for chunk in stream:
+            if first is None and (chunk.token_ids or chunk.text):
+                first = time.perf_counter() - started
+            chunks.append(chunk)
+            if on_text and chunk.text:
+                on_text(chunk.text)
+    return Answer(gather(chunks), first, time.perf_counter() - started)

@@ -1,0 +1,126 @@
+"""Options that several commands share, and how what was typed becomes a profile.
+
+Every option here defaults to None: None means "not typed", so that environment and profile may speak. The
+defaults themselves live in the dataclasses of profile.py and engines/base.py.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghostvis_cli.cli import output
+from ghostvis_cli.engines.base import Sampling
+
+if TYPE_CHECKING:
+    from ghostvis_cli.profile import Resolved
+
+MODEL, SAMPLING, ENGINE = "Model", "Sampling", "Engine"
+_DEFAULT = Sampling()
+
+
+def _default(name: str) -> str:
+    return f"default {getattr(_DEFAULT, name)}"
+
+
+# --- which model
+
+Source = Annotated[str | None, typer.Option("--source", help="Checkpoint source: sft, mid, rl, base, or demo.")]
+ModelTag = Annotated[str | None, typer.Option("--model-tag", "-g", help="Tag, such as d32 (default: the largest).")]
+Step = Annotated[int | None, typer.Option("--step", min=0, help="Training step (default: the newest).")]
+CheckpointPath = Annotated[
+    str | None, typer.Option("--checkpoint-path", help="A model_*.pt file, or a directory that holds some.")
+]
+BaseDir = Annotated[
+    str | None,
+    typer.Option("--base-dir", help="Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat)."),
+]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option("--layout", help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal."),
+]
+
+# --- how to run it
+
+Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Named settings; see ghostvis profile list.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any profile key, e.g. sampling.top_k=20.")
+]
+EngineKind = Annotated[str | None, typer.Option("--engine", help="auto, local, sglang or remote.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+TensorParallel = Annotated[
+    int | None, typer.Option("--tensor-parallel-size", min=1, help="Devices to spread the model over (SGLang).")
+]
+GpuMemory = Annotated[
+    float | None, typer.Option("--gpu-memory-utilization", help="Share of GPU memory to take (SGLang).")
+]
+
+# --- how to choose tokens
+
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help=f"Most tokens in an answer ({_default('max_tokens')}).")
+]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", "-t", help=f"0 takes the likeliest ({_default('temperature')}).")
+]
+TopP = Annotated[float | None, typer.Option("--top-p", help=f"Nucleus mass ({_default('top_p')}).")]
+TopK = Annotated[int | None, typer.Option("--top-k", "-k", help=f"Likeliest tokens kept; 0: all ({_default('top_k')}).")]
+MinP = Annotated[float | None, typer.Option("--min-p", help=f"Least share of the likeliest ({_default('min_p')}).")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", help=f"Above 1 discourages ({_default('repetition_penalty')}).")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text. Repeatable.")]
+System = Annotated[str | None, typer.Option("--system", "-s", help="Instructions put before the first message.")]
+
+# --- how to talk
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr; tracebacks with errors.")]
+Color = Annotated[str, typer.Option("--color", help="auto, always or never.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+KEYS = {
+    "source": "model.source",
+    "model_tag": "model.model_tag",
+    "step": "model.step",
+    "checkpoint_path": "model.checkpoint_path",
+    "base_dir": "model.base_dir",
+    "layout": "model.layout",
+    "engine": "engine.kind",
+    "device": "engine.device",
+    "dtype": "engine.dtype",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "max_tokens": "sampling.max_tokens",
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+    "top_k": "sampling.top_k",
+    "min_p": "sampling.min_p",
+    "repetition_penalty": "sampling.repetition_penalty",
+    "seed": "sampling.seed",
+    "stop": "sampling.stop",
+    "logprobs": "sampling.logprobs",
+    "ignore_eos": "sampling.ignore_eos",
+    "system": "system",
+}
+
+
+def resolve_profile(ctx: typer.Context) -> "Resolved":
+    """The profile of this call: what was typed over the environment over the chosen profile over defaults."""
+    from ghostvis_cli.profile import resolve
+
+    typed: Mapping[str, Any] = ctx.params
+    flags = {KEYS[name]: value for name, value in typed.items() if name in KEYS and value not in (None, [])}
+    resolved = resolve(typed.get("profile"), flags=flags, sets=typed.get("sets") or ())
+    for line in resolved.notices:
+        output.notice(line)
+    return resolved
+
+
+def talk(quiet: bool, verbose: bool, color: str) -> None:
+    """Set how this run speaks, before anything is said."""
+    if color not in ("auto", "always", "never"):
+        raise typer.BadParameter("--color is auto, always or never")
+    output.configure(quiet=quiet, verbose=verbose, color=color)  # type: ignore[arg-type]

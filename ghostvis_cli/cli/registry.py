@@ -1,0 +1,15 @@
+"""Every subcommand: its name, its line in the help, its module. A static table, so that help imports none."""
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    name: str
+    summary: str
+    module: str
+
+
+COMMANDS = (
+    Command("generate", "Answer a prompt, with or without pictures.", "generate"),
+    Command("models", "List the checkpoints found.", "models"),
+)

@@ -1,0 +1,68 @@
+"""Profile -> engine. Imports exactly one engine module, the one the profile asks for."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ghostvis_cli import demo
+from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.engines.base import Engine
+from ghostvis_cli.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.locate import Checkpoint
+    from ghostvis_cli.engines.local import LocalEngine
+    from ghostvis_cli.profile import ModelSettings, Profile
+
+DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
+
+
+def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
+    """The checkpoint meant and what to tell the user about the choice.
+
+    A path, else source, tag and step, else the newest sft checkpoint, else (nothing chosen, none found) the demo.
+    """
+    if model.checkpoint_path is not None:
+        return locate.from_path(Path(model.checkpoint_path), model.step), []
+    if model.source == DEMO_SOURCE:
+        return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), []
+    base_dir = Path(model.base_dir).expanduser() if model.base_dir else locate.default_base_dir()
+    chosen = any(v is not None for v in (model.base_dir, model.source, model.model_tag, model.step))
+    if chosen or locate.tags(base_dir, "sft"):
+        return locate.find(base_dir, model.source or "sft", model.model_tag, model.step), []
+    others = [source for source in locate.SOURCE_DIRS if locate.tags(base_dir, source)]
+    hint = f"; there is --source {others[-1]}" if others else ""
+    return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [f"no sft checkpoint in {base_dir}: the built-in demo model answers{hint}"]
+
+
+async def make_engine(profile: "Profile") -> Engine:
+    """The engine a profile describes, loaded or connected."""
+    if profile.engine.kind in ("auto", "local"):
+        return await _local(profile)
+    raise EngineError(f"this version has no {profile.engine.kind} engine", hint="--set engine.kind=local")
+
+
+async def _local(profile: "Profile") -> "LocalEngine":
+    settings = profile.engine
+    if settings.tensor_parallel_size > 1:
+        raise UsageError("the local engine runs on one device", hint="--tensor-parallel-size 1")
+    checkpoint, notices = choose_checkpoint(profile.model)
+    try:
+        from ghostvis_cli.engines.local import LocalEngine, LocalSettings
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"the local engine needs {error.name}, which is not installed",
+            hint="pip install 'ghostvis-cli[local]'",
+        ) from error
+    layout = None if profile.model.layout == "auto" else profile.model.layout
+    local = LocalSettings(
+        device=settings.device,
+        dtype=settings.dtype,
+        layout=layout,
+        max_batch=settings.max_batch,
+        prefill_tokens=settings.prefill_tokens,
+        prefix_cache_mb=settings.prefix_cache_mb,
+    )
+    engine = await LocalEngine.load(checkpoint, local)
+    engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))
+    return engine

@@ -1,0 +1,213 @@
+"""One YAML file as mappings whose entries know their lines. Knows YAML and its traps, not what settings exist.
+
+Nothing is constructed from YAML tags: the nodes are read directly, so a value keeps its line and its spelling.
+"""
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ghostvis_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from yaml.nodes import MappingNode, Node
+
+LARGEST_BYTES = 2**18  # the parser takes a second for 100 KiB
+MOST_MERGED = 10_000  # entries brought in by <<: a few lines of nested aliases could ask for billions
+YAML_TAG = "tag:yaml.org,2002:"
+
+
+class Fault(NamedTuple):
+    """One thing to put right. `where` is a file and line, a variable or an option."""
+
+    where: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in self if part)
+
+
+def refuse(faults: list[Fault], *, hint: str | None = None) -> None:
+    """Raise one UsageError that lists every fault, if there is one."""
+    lines = list(dict.fromkeys(str(fault) for fault in faults))  # an alias repeats what is wrong behind it
+    if len(lines) == 1:
+        raise UsageError(lines[0], hint=hint)
+    if lines:
+        raise UsageError("\n".join([f"{len(lines)} faults in the settings:", *lines]), hint=hint)
+
+
+class Entry(NamedTuple):
+    name: str
+    line: int
+    node: "Node"
+
+
+@dataclass
+class Document:
+    """A file being read: its name in messages, and what was found wrong with it so far."""
+
+    shown: str
+    faults: list[Fault] = field(default_factory=list)
+    merged: int = 0
+
+    def fault(self, line: int, key: str, reason: str) -> None:
+        self.faults.append(Fault(f"{self.shown}:{line}", key, reason))
+
+    def mapping(self, node: "Node", prefix: str) -> "MappingNode | None":
+        """The node if it is a mapping, else a fault."""
+        from yaml.nodes import MappingNode
+
+        if isinstance(node, MappingNode) and node.tag == YAML_TAG + "map":
+            return node
+        self.fault(line_of(node), prefix.rstrip("."), f"must be a mapping (name: value), not {what(node)}")
+        return None
+
+    def entries(self, node: "MappingNode", prefix: str = "") -> dict[str, Entry]:
+        """The mapping's entries by name, those of `<<` behind its own. Doubled and odd keys are faults."""
+        found: dict[str, Entry] = {}
+        borrowed: list[Entry] = []
+        for key, value in node.value:
+            if key.tag == YAML_TAG + "merge":
+                borrowed += self._merged(value, prefix, (node,))
+                continue
+            name, line = self._name(key, prefix), line_of(key)
+            if name is None:
+                continue
+            if name in found:
+                self.fault(line, prefix + name, f"stands twice, first in line {found[name].line}")
+                continue
+            found[name] = Entry(name, line, value)
+        for entry in borrowed:
+            found.setdefault(entry.name, entry)
+        return found
+
+    def _name(self, key: "Node", prefix: str) -> str | None:
+        if key.tag == YAML_TAG + "str":
+            return str(key.value)
+        self.fault(line_of(key), prefix.rstrip("."), f"a key must be text; YAML reads {what(key)} here")
+        return None
+
+    def _merged(self, node: "Node", prefix: str, inside: "tuple[Node, ...]") -> Iterator[Entry]:
+        """What `<<: *alias` or `<<: [*one, *two]` brings in, nearest first."""
+        from yaml.nodes import MappingNode, SequenceNode
+
+        sources = node.value if isinstance(node, SequenceNode) else [node]
+        for source in sources:
+            if not isinstance(source, MappingNode):
+                self.fault(line_of(node), prefix + "<<", f"merges mappings only, not {what(source)}")
+            elif any(source is outer for outer in inside):
+                self.fault(line_of(node), prefix + "<<", "merges a mapping into itself")
+            else:
+                yield from self._merged_from(source, prefix, (*inside, source))
+
+    def _merged_from(
+        self, source: "MappingNode", prefix: str, inside: "tuple[Node, ...]"
+    ) -> Iterator[Entry]:
+        deeper: list[Node] = []
+        for key, value in source.value:
+            self.merged += 1
+            if self.merged > MOST_MERGED:
+                if self.merged == MOST_MERGED + 1:
+                    self.fault(line_of(source), prefix + "<<", f"brings in more than {MOST_MERGED} entries")
+                return
+            if key.tag == YAML_TAG + "merge":
+                deeper.append(value)
+            elif key.tag == YAML_TAG + "str":  # where it is defined says what is wrong with any other
+                yield Entry(str(key.value), line_of(key), value)
+        for value in deeper:
+            yield from self._merged(value, prefix, inside)
+
+
+def line_of(node: "Node") -> int:
+    return int(node.start_mark.line) + 1
+
+
+def what(node: "Node") -> str:
+    """The node in words, as YAML understands it: `on` is a true, 012 the number 10."""
+    from yaml.nodes import MappingNode, SequenceNode
+
+    if isinstance(node, MappingNode):
+        return "a mapping"
+    if isinstance(node, SequenceNode):
+        return "a list"
+    match node.tag.removeprefix(YAML_TAG):
+        case "null":
+            return "nothing" if not node.value else "null"
+        case "str":
+            return "text"
+        case "bool":
+            return "true" if node.value.lower() in ("true", "yes", "on") else "false"
+        case "int":
+            return f"the number {_number(node)}"
+        case "float":
+            return "a number"
+        case "timestamp":
+            return "a date"
+        case other:
+            return f"something tagged {other}"
+
+
+def _number(node: "Node") -> str:
+    """What YAML 1.1 makes of 012, 0x1f, 1_000 and 1:30."""
+    from yaml.constructor import SafeConstructor
+
+    try:
+        return str(SafeConstructor().construct_yaml_int(node))
+    except ValueError:  # tagged !!int and no number, or thousands of digits
+        return "it can't read"
+
+
+def read(path: Path, document: Document) -> "Node | None":
+    """The root of a file, or None and a fault with its line. OSError where the file can't be opened."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        document.fault(1, "", "is not a file")
+        return None
+    with path.open("rb") as file:
+        encoded = file.read(LARGEST_BYTES + 1)
+    if len(encoded) > LARGEST_BYTES:
+        document.fault(1, "", f"is larger than {LARGEST_BYTES // 1024} KiB")
+        return None
+    try:
+        text = encoded.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = encoded.count(b"\n", 0, error.start) + 1
+        document.fault(line, "", "is not UTF-8; save the file in that encoding")
+        return None
+    return compose(text, document)
+
+
+def compose(text: str, document: Document) -> "Node | None":
+    """The root node of one YAML document, or None and a fault."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        document.fault(line, "", f"holds the control character U+{int(error.character):04X}")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        document.fault(mark.line + 1 if mark else 1, "", _in_words(error.problem or ""))
+    except RecursionError:
+        document.fault(1, "", "is nested too deeply")
+    else:
+        if root is None:
+            document.fault(1, "", "is empty")
+        return root
+    return None
+
+
+def _in_words(problem: str) -> str:
+    """The parser's complaint, with what to do about the common ones."""
+    if "'\\t'" in problem:
+        return "holds a tab where YAML wants spaces"
+    if problem == "but found another document":
+        return "holds a second document (---); a profile file is one"
+    if "mapping values are not allowed" in problem:
+        return "is not YAML: a second `: ` in the line; text that holds one wants quotes"
+    if "cannot start any token" in problem or "alias" in problem:
+        problem += "; text that begins with a sign wants quotes"
+    return f"is not YAML: {problem}"

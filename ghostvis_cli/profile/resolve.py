@@ -1,0 +1,206 @@
+"""flag > GHOSTVIS_* environment > profile > default: one value for every setting, and where it came from.
+
+Layers are merged key by key; a profile's ancestors are layers below it. Every fault of every layer is reported
+at once.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ghostvis_cli.errors import UsageError
+from ghostvis_cli.profile.document import Fault, refuse
+from ghostvis_cli.profile.files import PLACES, Library, Origin, Stored, Unreadable, Value, unknown
+from ghostvis_cli.profile.secrets import DEFAULT_VARIABLE
+from ghostvis_cli.profile.settings import ENVIRONMENT, SECTIONS, Key, Profile, keys, section_class
+from ghostvis_cli.profile.values import from_python, from_text, nearest, shown
+
+DEFAULT = "default"
+NOTHING: Mapping[str, object] = {}
+# Variables that are no settings.
+VARIABLES = ("GHOSTVIS_PROFILE", DEFAULT_VARIABLE, "GHOSTVIS_CONFIG_DIR", "GHOSTVIS_STATE_DIR", "GHOSTVIS_CACHE_DIR")
+
+# A choice replaces what lower layers chose in its stead: `--source rl` must not lose to a profile's file.
+REPLACES: Mapping[str, tuple[str, ...]] = {
+    "model.checkpoint_path": ("model.source", "model.model_tag", "model.step"),
+    "model.source": ("model.checkpoint_path",),
+    "model.model_tag": ("model.checkpoint_path",),
+    "engine.api_key_env": ("engine.api_key_file",),
+    "engine.api_key_file": ("engine.api_key_env",),
+    "engine.base_url": ("engine.kind",),  # back to auto, which is remote then
+}
+
+Layer = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a run is set to. `origins` has every key; `files` were read, the chosen profile's first."""
+
+    profile: Profile
+    origins: Mapping[str, Origin]
+    files: tuple[Path, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    def chose(self, *paths: str) -> bool:
+        """True if one of these settings was given anywhere, be it with the value of its default."""
+        return any(self.origins[path].place != "default" for path in paths)
+
+
+def resolve(
+    name: str | None = None,
+    *,
+    flags: Mapping[str, object] = NOTHING,
+    sets: Sequence[str] = (),
+    defaults: Mapping[str, object] = NOTHING,
+    env: Mapping[str, str] = os.environ,
+    cwd: Path | None = None,
+) -> Resolved:
+    """The settings of a run, or one UsageError with every fault.
+
+    name      profile; None is GHOSTVIS_PROFILE, else `default`
+    flags     dotted key -> value; None means the flag was not given
+    sets      `sampling.temperature=0.2`, the last of a key counts; a flag of its own beats --set
+    defaults  dotted key -> value: a command's own, such as chat's longer answers
+    """
+    library = Library(env, cwd)
+    named = name or env.get("GHOSTVIS_PROFILE") or None
+    origin = "flag --profile" if name else "environment GHOSTVIS_PROFILE"
+    faults: list[Fault] = []
+    chain = ancestry(library, _chosen(library, named, origin), faults)
+    from_files = [dict(stored.values) for stored in reversed(chain)]
+    layers = [
+        _defaults(defaults),
+        *from_files,
+        _environment(env, faults),
+        _sets(sets, faults),
+        _flags(flags, faults),
+    ]
+    refuse(faults)
+    merged = merge(layers)
+    resolved = Resolved(
+        build(chain[0], merged),
+        {path: value.origin for path, value in merged.items()},
+        tuple(dict.fromkeys(stored.path for stored in chain if stored.place != "built-in")),
+    )
+    notices = [*library.notices, *_unknown_variables(env, resolved), *_key_leaves(env, resolved)]
+    return replace(resolved, notices=tuple(dict.fromkeys(notices)))
+
+
+def merge(layers: Sequence[Layer]) -> dict[str, Value]:
+    """One value for each key, the last layer's where several have one."""
+    merged = {path: Value(key.default, Origin("default", "default")) for path, key in keys().items()}
+    default = dict(merged)
+    for layer in layers:
+        for path, (value, origin) in layer.items():
+            rivals = REPLACES.get(path, ()) if value is not None and origin.place != "default" else ()
+            merged.update({rival: default[rival] for rival in rivals if rival not in layer})
+            merged[path] = Value(value, origin)
+    return merged
+
+
+def _chosen(library: Library, named: str | None, origin: str) -> Stored:
+    try:
+        found = library.find(named or DEFAULT)
+        refuse(library.project_faults())  # a file that can't be made out may hold any profile
+    except Unreadable as error:
+        if named:
+            raise
+        library.notices.append(f"{error.message}; the built-in profile is used")
+        found = library.find(DEFAULT, ("built-in",))
+    if found is not None:
+        return found
+    unseen = "".join(f"; {notice}" for notice in library.notices)
+    known = library.names()
+    raise UsageError(
+        f"{origin}: there is no profile {shown(str(named))}{nearest(str(named), known)}{unseen}",
+        hint=f"there are: {', '.join(known)}",
+    )
+
+
+def ancestry(library: Library, first: Stored, faults: list[Fault]) -> list[Stored]:
+    """The profile and what it extends, nearest first; adds their faults, unknown parents and rings among them."""
+    chain = [first]
+    faults += first.faults
+    while (parent := _parent(library, chain, faults)) is not None:
+        chain.append(parent)
+        faults += parent.faults
+    return chain
+
+
+def _parent(library: Library, chain: list[Stored], faults: list[Fault]) -> Stored | None:
+    """From the child's own place or a lower one: a project's file can't change what a user's profile means.
+
+    A profile may extend its own name, which is then the one it hides.
+    """
+    child = chain[-1]
+    if child.extends is None:
+        return None
+    places = PLACES[PLACES.index(child.place) + (child.extends == child.name) :]
+    where = f"{child.shown}:{child.extends_line}"
+    try:
+        parent = library.find(child.extends, places)
+    except Unreadable as error:
+        faults.append(Fault(where, "extends", error.message))
+        return None
+    if parent is None:
+        known = [name for name in library.names(places) if name != child.name]
+        faults.append(Fault(where, "extends", f"no profile {shown(child.extends)}{nearest(child.extends, known)}"))
+    elif any((parent.place, parent.name) == (each.place, each.name) for each in chain):
+        ring = " -> ".join([*(each.name for each in chain), parent.name])
+        faults.append(Fault(where, "extends", f"goes round in a circle: {ring}"))
+        return None
+    return parent
+
+
+def build(stored: Stored, merged: Layer) -> Profile:
+    """The profile of one value for each key; UsageError where values contradict each other."""
+    values = {path: value.value for path, value in merged.items()}
+    sections: dict[str, Any] = {}
+    for section in SECTIONS:
+        own = {key.name: values[path] for path, key in keys().items() if path.startswith(section + ".")}
+        try:
+            sections[section] = section_class(section)(**own)
+        except UsageError as error:
+            named = [merged[f"{section}.{name}"].origin.text for name in own if name in error.message.split()]
+            raise UsageError(f"{' and '.join(dict.fromkeys(named))}: {section}: {error.message}") from error
+    system = values["system"]
+    return Profile(
+        stored.name, stored.description, **sections, system=system if isinstance(system, str) else None
+    )
+
+
+def _defaults(defaults: Mapping[str, object]) -> Layer:
+    return {path: Value(from_python(keys()[path], value), Origin("default", "default")) for path, value in defaults.items()}
+
+
+def _environment(env: Mapping[str, str], faults: list[Fault]) -> Layer:
+    """An empty variable counts as not set."""
+    layer = {}
+    for path, key in keys().items():
+        if text := env.get(key.variable):
+            where = Origin("environment", f"environment {key.variable}")
+            _add(layer, key, where, faults, lambda key=key, text=text: from_text(key, text))
+    return layer
+
+
+def _sets(sets: Sequence[str], faults: list[Fault]) -> Layer:
+    layer: dict[str, Value] = {}
+    where = Origin("flag", "flag --set")
+    for each in sets:
+        path, equals, text = each.partition("=")
+        path = path.strip()
+        if not equals:
+            faults.append(Fault(where.text, "", f"{shown(each)} is not KEY=VALUE"))
+        elif path in SECTIONS:
+            example = next(known for known in keys() if known.startswith(path + "."))
+            faults.append(Fault(where.text, path, f"is a section; set one of its keys, such as {example}"))
+        elif path not in keys():
+            faults.append(Fault(where.text, path, unknown(path)))
+        else:
+            _add(layer, keys()[path], where, faults, lambda path=path, text=text: from_text(keys()[path], text))
+    return layer

@@ -1,0 +1,248 @@
+"""What a profile may say: every setting with its type, range, default and meaning. Reads no file.
+
+A default lives in one of these dataclasses, in `engines.base.Sampling` or in `images.ImageLimits`, and nowhere
+else. `keys()` lists them all; YAML, environment, --set, the JSON Schema and the starter file read that table.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+from ghostvis_cli.engines.base import Sampling
+from ghostvis_cli.errors import UsageError
+from ghostvis_cli.model.config import Layout
+
+if TYPE_CHECKING:
+    from ghostvis_cli.images import ImageLimits
+
+T = TypeVar("T")
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # lower case is refused: a pasted key often is a valid name too
+
+
+def setting(
+    default: T, about: str, *, low: float | None = None, high: float | None = None, is_path: bool = False
+) -> T:
+    """A field with its meaning. A path is relative to the file it is written in, and may begin with ~."""
+    return field(default=default, metadata={"about": about, "low": low, "high": high, "is_path": is_path})
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What runs the model, and where."""
+
+    kind: Literal["auto", "local", "sglang", "remote"] = setting(
+        "auto", "PyTorch in this process, SGLang in this process, or a server; auto is remote with a base_url"
+    )
+    base_url: str | None = setting(None, "Address of an OpenAI-compatible server, such as http://gpu-1:30000")
+    api_key_env: str | None = setting(None, "Name of the environment variable that holds the server's key")
+    api_key_file: str | None = setting(None, "File that holds the server's key", is_path=True)
+    ca_file: str | None = setting(None, "Certificates to trust besides the system's (PEM)", is_path=True)
+    model: str | None = setting(None, "Name of the served model; null is the first one the server lists")
+    connect_timeout_s: float = setting(5.0, "Seconds to wait for a connection", low=0.01, high=3600)
+    timeout_s: float = setting(600.0, "Seconds one request may take", low=0.01, high=604_800)
+    retries: int = setting(3, "Repeats of a request the server did not take", low=0, high=100)
+    device: str = setting("auto", "auto, cpu, mps, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Type of the weights")
+    max_batch: int = setting(32, "Sequences in one step of the local engine", low=1, high=4096)
+    prefill_tokens: int = setting(512, "Prompt tokens in one step of the local engine", low=1, high=1_000_000)
+    prefix_cache_mb: int = setting(512, "Memory for shared prefixes, local engine; 0 is off", low=0, high=10**7)
+    tensor_parallel_size: int = setting(1, "GPUs that share the model, SGLang", low=1, high=1024)
+    gpu_memory_utilization: float | None = setting(
+        None, "Share of GPU memory SGLang takes; null leaves it to SGLang", low=0.01, high=1
+    )
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        if not DEVICE.fullmatch(self.device):
+            raise UsageError(f"device is {self.device!r}, not auto, cpu, mps, cuda or cuda:N")
+        if self.base_url is not None:
+            _check_base_url(self.base_url)
+        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
+            raise UsageError("api_key_env takes the upper-case name of an environment variable, not the key")
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise UsageError("api_key_env and api_key_file are both given")
+
+    @property
+    def chosen_kind(self) -> Literal["local", "sglang", "remote"]:
+        """`kind` with `auto` decided."""
+        if self.kind == "auto":
+            return "local" if self.base_url is None else "remote"
+        return self.kind
+
+
+def _check_base_url(url: str) -> None:
+    """Messages never repeat the address: it may hold what must not be shown."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # ValueError unless it is a number that fits
+    except ValueError as error:
+        raise UsageError(f"base_url is no address: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("base_url holds a user or a password; give secrets with api_key_env or api_key_file")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError("base_url must look like http://host:port")
+    if parts.query or parts.fragment or re.search(r"[\s\x00-\x1f\x7f?#]", url):
+        raise UsageError("base_url may hold no spaces, no ? and no #; give secrets with api_key_env")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which checkpoint, and how it sees pictures. Nothing set: the newest sft checkpoint, else the demo."""
+
+    base_dir: str | None = setting(None, "Where training put its checkpoints", is_path=True)
+    source: Literal["base", "mid", "sft", "rl"] | None = setting(None, "Stage of training")
+    model_tag: str | None = setting(None, "Name of the run, such as d32; null is the one upstream would choose")
+    step: int | None = setting(None, "Training step; null is the last one", low=0, high=10**12)
+    checkpoint_path: str | None = setting(
+        None, "A model_*.pt or a directory, instead of source and model_tag", is_path=True
+    )
+    layout: Literal["auto", Layout] = setting(
+        "auto", "Where a picture's rows stand in the prompt; auto is what the checkpoint says"
+    )
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+def _default_limits() -> "ImageLimits":
+    from ghostvis_cli.images import ImageLimits
+
+    return ImageLimits()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything a run is set to. `system` None leaves the conversation without a system message."""
+
+    name: str = "default"
+    description: str = ""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    sampling: Sampling = field(default_factory=Sampling)
+    images: "ImageLimits" = field(default_factory=_default_limits)
+    system: str | None = None
+
+
+# Meanings (and ranges, where the class has none) of the settings whose dataclasses live elsewhere.
+ABOUT: dict[str, Mapping[str, Any]] = {
+    "sampling.max_tokens": {"about": "Longest answer, in tokens"},
+    "sampling.temperature": {"about": "0 takes the likeliest token; higher is more varied"},
+    "sampling.top_p": {"about": "Draw from the likeliest tokens that make up this share; 1 is off"},
+    "sampling.top_k": {"about": "Draw from this many of the likeliest tokens; 0 is off"},
+    "sampling.min_p": {"about": "Leave out tokens less likely than this share of the likeliest; 0 is off"},
+    "sampling.repetition_penalty": {"about": "Above 1 makes tokens already used less likely; 1 is off"},
+    "sampling.stop": {"about": "Texts that end the answer; not part of it"},
+    "sampling.seed": {"about": "Makes the draw repeatable; null draws a new one for each request"},
+    "sampling.logprobs": {"about": "Likeliest alternatives to report for each token; null reports nothing"},
+    "sampling.ignore_eos": {"about": "Go on after the end of the turn, for measurements"},
+    "images.max_bytes": {"about": "Largest encoded picture, in bytes", "low": 1, "high": 2**40},
+    "images.max_pixels": {"about": "Largest picture, in pixels", "low": 1, "high": 2**40},
+    "images.max_aspect": {"about": "Longest side over the shortest", "low": 1, "high": 10**6},
+    "images.timeout_s": {"about": "Seconds to fetch a picture, redirects included", "low": 0.01, "high": 86_400},
+    "images.max_redirects": {"about": "Redirects to follow", "low": 0, "high": 100},
+    "images.allow_private": {"about": "Fetch pictures from loopback and private addresses too"},
+    "system": {"about": "System message of every conversation; null is none"},
+}  # fmt: skip
+SECTIONS = ("engine", "model", "sampling", "images")
+ENVIRONMENT = "GHOSTVIS_"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting. `kind` is its type once null is taken off; `texts` is a list of strings."""
+
+    path: str  # sampling.temperature
+    kind: Literal["bool", "int", "float", "str", "choice", "texts"]
+    nullable: bool
+    choices: tuple[str, ...]
+    default: object
+    about: str
+    low: float | None = None
+    high: float | None = None
+    is_path: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    @property
+    def option(self) -> str:
+        """The name outside YAML. `kind` alone would say nothing, and two sections have a timeout_s."""
+        if self.path == "engine.kind":
+            return "engine"
+        return self.path.replace(".", "_") if self.path.startswith("images.") else self.name
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT + self.option.upper()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.option.replace("_", "-")
+
+    @property
+    def expects(self) -> str:
+        """The type in words, for messages."""
+        words = {
+            "bool": "true or false",
+            "int": "a whole number",
+            "float": "a number",
+            "str": "text",
+            "choice": "one of " + ", ".join(self.choices),
+            "texts": "a list of texts",
+        }[self.kind]
+        return words + (" or null" if self.nullable else "")
+
+    def check(self, value: object) -> None:
+        """UsageError where the value alone is out of range."""
+        if isinstance(value, int | float):
+            within(self.name, value, self.low, self.high)
+        section, dot, name = self.path.partition(".")
+        if dot:
+            section_class(section)(**{name: value})
+
+
+@cache
+def keys() -> dict[str, Key]:
+    """Every setting by its dotted path, in the order of the dataclasses."""
+    found = [
+        _key(f"{section}.{each.name}", each, get_type_hints(section_class(section))[each.name])
+        for section in SECTIONS
+        for each in fields(section_class(section))
+    ]
+    system = next(each for each in fields(Profile) if each.name == "system")
+    return {key.path: key for key in [*found, _key("system", system, str | None)]}
+
+
+def section_class(section: str) -> type[Any]:
+    from ghostvis_cli.images import ImageLimits  # 30 ms, which --help must not pay
+
+    classes = (EngineSettings, ModelSettings, Sampling, ImageLimits)
+    return dict(zip(SECTIONS, classes, strict=True))[section]
+
+
+def _key(path: str, each: "Field[Any]", hint: Any) -> Key:
+    assert each.default is not MISSING, f"{path} has no default"
+    nullable = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
+    plain = next(arg for arg in get_args(hint) if arg is not NoneType) if nullable else hint
+    if get_origin(plain) is Literal:
+        kind, choices = "choice", get_args(plain)
+    else:
+        kind, choices = ("texts" if get_origin(plain) is tuple else plain.__name__), ()
+    return Key(path, kind, nullable, choices, each.default, **{**each.metadata, **ABOUT.get(path, {})})
+
+
+def _check_ranges(section: EngineSettings | ModelSettings) -> None:
+    for each in fields(section):
+        within(each.name, getattr(section, each.name), each.metadata["low"], each.metadata["high"])
+
+
+def within(name: str, value: float | None, low: float | None, high: float | None) -> None:
+    if value is None or low is None or high is None or low <= value <= high:
+        return
+    raise UsageError(f"{name} is {value:g}, outside {low:g} to {high:g}")

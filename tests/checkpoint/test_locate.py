@@ -1,0 +1,108 @@
+"""Finding checkpoints: both directory spellings, tags, steps, paths, and what is said when there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.errors import ModelError
+
+
+def touch(base: Path, *names: str) -> None:
+    for name in names:
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("directory", ["chatsft_checkpoints", "sft_checkpoints"])
+def test_both_spellings_of_a_source_are_found(tmp_path: Path, directory: str) -> None:
+    touch(tmp_path, f"{directory}/d32/model_000650.pt")
+    assert locate.find(tmp_path, "sft").path == tmp_path / directory / "d32" / "model_000650.pt"
+
+
+def test_the_codes_spelling_wins_over_the_readmes(tmp_path: Path) -> None:
+    touch(tmp_path, "sft_checkpoints/d4/model_000001.pt", "chatsft_checkpoints/d4/model_000002.pt")
+    assert locate.find(tmp_path, "sft", "d4").step == 2
+
+
+def test_the_deepest_tag_is_chosen_and_a_plain_one_before_its_namesakes(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"base_checkpoints/{tag}/model_000001.pt" for tag in ("d4", "d32-old", "d32", "d20", "zzz")))
+    assert list(locate.tags(tmp_path, "base"))[:3] == ["d32", "d32-old", "d20"]
+    assert locate.find(tmp_path, "base").tag == "d32"
+
+
+def test_tags_without_a_depth_are_chosen_by_age(tmp_path: Path) -> None:
+    touch(tmp_path, "base_checkpoints/old/model_000001.pt", "base_checkpoints/new/model_000001.pt")
+    import os
+
+    os.utime(tmp_path / "base_checkpoints" / "old", (1, 1))
+    assert locate.find(tmp_path, "base").tag == "new"
+
+
+def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
+    touch(tmp_path, "base_checkpoints/d4/model_999999.pt", "base_checkpoints/d4/model_1000000.pt")
+    assert locate.find(tmp_path, "base").step == 1_000_000
+
+
+def test_a_step_may_be_named_and_other_files_are_ignored(tmp_path: Path) -> None:
+    names = ("model_000001.pt", "model_000002.pt", "model_final.pt", "optim_000009.pt")
+    touch(tmp_path, *(f"base_checkpoints/d4/{name}" for name in names))
+    assert locate.find(tmp_path, "base", "d4", 1).step == 1
+    assert locate.find(tmp_path, "base").step == 2
+
+
+def test_what_is_missing_is_answered_with_what_is_there(tmp_path: Path) -> None:
+    touch(tmp_path, "base_checkpoints/d4/model_000007.pt")
+    with pytest.raises(ModelError, match="no sft checkpoint") as source:
+        locate.find(tmp_path, "sft")
+    assert "--source base --model-tag d4" in str(source.value.hint)
+    with pytest.raises(ModelError, match="'d5'") as tag:
+        locate.find(tmp_path, "base", "d5")
+    assert "d4" in str(tag.value.hint)
+    with pytest.raises(ModelError, match="no step 8") as step:
+        locate.find(tmp_path, "base", "d4", 8)
+    assert "7" in str(step.value.hint)
+    with pytest.raises(ModelError, match="no source named 'tft'"):
+        locate.find(tmp_path, "tft")
+
+
+def test_a_file_and_a_flat_directory_are_taken_as_they_are(tmp_path: Path) -> None:
+    touch(tmp_path, "download/model_000003.pt", "download/model_000005.pt", "download/tokenizer.pkl")
+    by_file = locate.from_path(tmp_path / "download" / "model_000003.pt")
+    assert (by_file.step, by_file.source, by_file.meta_path.name) == (3, None, "meta_000003.json")
+    assert locate.from_path(tmp_path / "download").step == 5
+    assert by_file.tokenizer_path == tmp_path / "download" / "tokenizer.pkl"
+
+
+def test_a_file_in_its_training_place_knows_source_tag_and_tokenizer(tmp_path: Path) -> None:
+    touch(tmp_path, "chatrl_checkpoints/d32/model_000499.pt", "tokenizer/tokenizer.pkl")
+    found = locate.from_path(tmp_path / "chatrl_checkpoints" / "d32" / "model_000499.pt")
+    assert (found.source, found.tag, found.step) == ("rl", "d32", 499)
+    assert found.tokenizer_path == tmp_path / "tokenizer" / "tokenizer.pkl"
+
+
+def test_a_directory_without_checkpoints_and_a_missing_path_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no model_"):
+        locate.from_path(tmp_path)
+    with pytest.raises(ModelError, match="does not exist"):
+        locate.from_path(tmp_path / "nowhere.pt")
+
+
+def test_deepspeed_shards_are_recognised(tmp_path: Path) -> None:
+    touch(tmp_path, "base_checkpoints/d4/000100/mp_rank_00_model_states.pt", "base_checkpoints/d4/latest")
+    with pytest.raises(ModelError, match="DeepSpeed") as refusal:
+        locate.find(tmp_path, "base")
+    assert "zero_to_fp32" in str(refusal.value.hint)
+
+
+def test_a_missing_base_directory_is_not_created(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        locate.find(tmp_path / "nowhere", "base")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_no_home_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert locate.default_base_dir() == Path(".cache/nanochat")

@@ -1,0 +1,116 @@
+"""The same weights in transformers' own classes give the same logits and vision features."""
+
+import pytest
+import torch
+
+from ghostvis_cli.model.config import TowerConfig
+from ghostvis_cli.model.vision import Tower
+from tests.conftest import Reference
+
+transformers = pytest.importorskip("transformers")
+
+
+def test_relu2_logits_equal_transformers_nanochat() -> None:
+    reference = Reference("text_relu2_nano1_pad")
+    ours = reference.load().model.decoder
+    theirs = nanochat(ours)
+    ids = torch.tensor(reference.facts["prompts"]["long"])[None]
+    with torch.inference_mode():
+        a, b = ours(ours.embed(ids)), theirs(ids).logits
+    # Its rotary tables are not rounded to bfloat16; ours are, as upstream's. Nothing else differs.
+    assert (a - b).abs().max() <= 0.018
+    assert (a.argmax(-1) == b.argmax(-1)).float().mean() >= 0.994
+
+
+def test_relu2_logits_equal_transformers_nanochat_closely_with_the_same_rotary_tables() -> None:
+    reference = Reference("text_relu2_nano1_pad")
+    ours = reference.load().model.decoder
+    theirs = nanochat(ours)
+    ids = torch.tensor(reference.facts["prompts"]["long"])[None]
+    h = ours.config.head_dim
+    angle = torch.outer(torch.arange(1280.0), 10000.0 ** -(torch.arange(0, h, 2) / h))
+    ours.cos, ours.sin = angle.cos(), angle.sin()
+    with torch.inference_mode():
+        difference = (ours(ours.embed(ids)) - theirs(ids).logits).abs().max()
+    assert difference <= 1e-4
+
+
+def nanochat(decoder):
+    """transformers' NanoChatForCausalLM with our relu2 decoder's weights."""
+    c = decoder.config
+    config = transformers.NanoChatConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.n_embd,
+        intermediate_size=c.intermediate_size,
+        num_hidden_layers=c.n_layer,
+        num_attention_heads=c.n_head,
+        num_key_value_heads=c.n_kv_head,
+        max_position_embeddings=c.max_positions,
+        rms_norm_eps=2.0**-23,
+        final_logit_softcapping=15.0,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        tie_word_embeddings=False,
+        attention_bias=c.attention_bias,
+    )
+    model = transformers.NanoChatForCausalLM(config).eval()
+    q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+    state = {"model.embed_tokens.weight": decoder.wte.weight, "lm_head.weight": decoder.lm_head.weight}
+    for i, block in enumerate(decoder.blocks):
+        name = f"model.layers.{i}"
+        parts = block.attn.qkv.weight.split([q, kv, kv])
+        for part, weight in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+            state[f"{name}.self_attn.{part}.weight"] = weight
+        state[f"{name}.self_attn.o_proj.weight"] = block.attn.proj.weight
+        state[f"{name}.mlp.fc1.weight"] = block.mlp.up.weight
+        state[f"{name}.mlp.fc2.weight"] = block.mlp.down.weight
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_tower_equals_transformers(family: str) -> None:
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 7,
+    }
+    if family == "clip":
+        theirs = randomised(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**shape)))
+    else:
+        theirs = randomised(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**shape)))
+    ours = Tower(TowerConfig(family, 32, 2, 4, 48, 7, 28)).eval()
+    ours.load_state_dict(_tower_state(theirs.state_dict(), family), strict=True)
+    pixels = torch.randn(2, 3, 28, 28)
+    with torch.inference_mode():
+        assert (ours(pixels) - theirs(pixels).last_hidden_state).abs().max() <= 1e-5
+
+
+def _tower_state(theirs, family):
+    """transformers' names -> ours, by the very map the loader uses for files."""
+    from ghostvis_cli.checkpoint.header import TensorInfo
+    from ghostvis_cli.checkpoint.keys import _Classifier
+
+    tensors = {f"vision_encoder.encoder.{key.removeprefix('vision_model.')}": value for key, value in theirs.items()}
+    classifier = _Classifier(
+        {key: TensorInfo(tuple(value.shape), "float32", 4) for key, value in tensors.items()},
+        {"model_config": {"vision_encoder_heads": 4}},
+    )
+    tower = classifier.tower()
+    assert tower.family == family
+    shapes = Tower(tower).state_dict()
+    return {
+        name.removeprefix("vision.tower."): torch.cat([tensors[key] for key in part.keys]).reshape(
+            shapes[name.removeprefix("vision.tower.")].shape
+        )
+        for name, part in classifier.parts.items()
+    }
