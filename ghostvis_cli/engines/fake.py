@@ -41,7 +41,7 @@ class FakeEngine:
         done = 0
         reason: FinishReason = "stop"
         try:
-            for word in re.findall(r"\s*\S+", _until_stop(text, request.sampling.stop)):
+            for word in re.findall(r"\s*\S+|\s+$", _until_stop(text, request.sampling.stop)):
                 if done == request.sampling.max_tokens:
                     reason = "length"
                     break

@@ -1,0 +1,59 @@
+# Each target does its own set-up, from nothing but Python >= 3.11 and make.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := ghostvis_cli commands profiles tests tools benchmarks
+
+.PHONY: help
+help:  ## Explain the targets (this list)
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[local,serve]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(INSTALL) -e '.[local,serve,dev]'
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/.run  ## Ask the built-in model what is in a picture
+	$(BIN)/ghostvis generate --source demo --temperature 0 --stats \
+		--image ghostvis_cli/demo/three-shapes.jpg "What is in this picture?"
+
+.PHONY: test
+test: $(VENV)/.dev  ## Run the tests, on every core
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+.PHONY: check
+check: lint types test  ## Lint, types and tests: what a commit must pass
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## Look for faults and unformatted code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.dev  ## Check types, strictly
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(VENV)/.dev  ## Measure this project against its targets (minutes; see docs/measurements.md)
+	$(BIN)/python -m benchmarks
+
+.PHONY: clean
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,110 @@
+"""The engine protocol's promises, asked of every engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+
+import pytest
+
+from ghostvis_cli.engines.base import Engine, GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.fake import FakeEngine
+from ghostvis_cli.engines.local import LocalEngine, LocalSettings
+from ghostvis_cli.errors import GhostvisError
+from ghostvis_cli.images import EncodedImage, load_image
+from ghostvis_cli.prompt import Message
+from tests.engines.tiny import tiny_model
+
+Start = Callable[[], Awaitable[Engine]]
+
+
+async def fake() -> Engine:
+    return FakeEngine(context_tokens=640)
+
+
+async def local() -> Engine:
+    return LocalEngine(tiny_model(), LocalSettings(device="cpu"))
+
+
+@pytest.fixture(params=[fake, local], ids=["fake", "local"])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    async with await request.param() as engine:
+        yield engine
+
+
+def picture(color: str, size: tuple[int, int] = (40, 30)) -> EncodedImage:
+    from PIL import Image
+
+    return load_image(Image.new("RGB", size, color))
+
+
+def ask(text: str, *images: EncodedImage, **sampling: object) -> GenerateRequest:
+    settings = Sampling(**{"temperature": 0.0, "max_tokens": 12, **sampling})  # type: ignore[arg-type]
+    return GenerateRequest((Message.of("user", text, images),), sampling=settings)
+
+
+async def test_the_last_chunk_and_no_other_has_a_reason_and_the_usage(engine: Engine) -> None:
+    chunks = [chunk async for chunk in engine.generate(ask("one two three"))]
+    assert [chunk.finish_reason is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == sum(len(chunk.token_ids) for chunk in chunks)
+    assert usage.prompt_tokens > 0
+
+
+async def test_max_tokens_ends_an_answer_with_length(engine: Engine) -> None:
+    done = await complete(engine, ask("one two three four five six", max_tokens=2, ignore_eos=True))
+    assert (done.finish_reason, done.usage.completion_tokens, len(done.token_ids)) == ("length", 2, 2)
+
+
+async def test_a_picture_takes_the_tokens_that_info_says(engine: Engine) -> None:
+    done = await complete(engine, ask("what is it", picture("red"), picture("blue")))
+    assert done.usage.image_tokens == 2 * engine.info.image_tokens > 0
+
+
+async def test_requests_run_at_the_same_time_and_answer_as_if_alone(engine: Engine) -> None:
+    requests = [ask(f"question number {i}", picture(c)) for i, c in enumerate(("red", "lime", "blue", "gray") * 3)]
+    alone = [await complete(engine, request) for request in requests]
+    together = await asyncio.gather(*(complete(engine, request) for request in requests))
+    assert [done.token_ids for done in together] == [done.token_ids for done in alone]
+    assert [done.text for done in together] == [done.text for done in alone]
+
+
+async def test_an_answer_can_be_left_in_the_middle_and_others_go_on(engine: Engine) -> None:
+    request = ask("a b c d e f g h", max_tokens=8, ignore_eos=True)
+    expected = await complete(engine, request)
+    other = asyncio.create_task(complete(engine, request))
+    async with aclosing(engine.generate(request)) as stream:
+        async for _ in stream:
+            break
+    assert (await other).token_ids == expected.token_ids
+    assert (await complete(engine, request)).token_ids == expected.token_ids
+
+
+async def test_cancelling_a_task_ends_its_request(engine: Engine) -> None:
+    task = asyncio.create_task(complete(engine, ask("a b c " * 20, max_tokens=300, ignore_eos=True)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await complete(engine, ask("one two"))).usage.completion_tokens > 0
+
+
+async def test_what_does_not_fit_is_refused_with_the_arithmetic(engine: Engine) -> None:
+    limit = engine.info.context_tokens
+    assert limit is not None
+    with pytest.raises(GhostvisError, match=str(limit)):
+        await complete(engine, ask("hello", max_tokens=limit))
+
+
+async def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(engine: Engine) -> None:
+    whole = (await complete(engine, ask("alpha beta gamma delta", ignore_eos=True))).text
+    stop = whole[len(whole) // 2 :][:3]
+    cut = await complete(engine, ask("alpha beta gamma delta", ignore_eos=True, stop=(stop,)))
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+async def test_a_closed_engine_refuses(engine: Engine) -> None:
+    await engine.aclose()
+    with pytest.raises(GhostvisError, match="closed"):
+        await complete(engine, ask("hello"))

@@ -1,0 +1,266 @@
+"""What only the local engine promises: recorded tokens, caches that change nothing, seeds, limits, clean exits."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+import torch
+
+from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.local import LocalEngine, LocalSettings
+from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+from ghostvis_cli.errors import EngineError, GhostvisError, InputError, MemoryLimitError, RequestError, UsageError
+from ghostvis_cli.images import load_image
+from ghostvis_cli.prompt import Message, Prompt
+from tests.conftest import Reference
+from tests.engines.test_contract import ask, picture
+from tests.engines.tiny import IMAGE_TOKENS, TOKENIZER, tiny_model
+
+CPU = LocalSettings(device="cpu")
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[LocalEngine]:
+    async with LocalEngine(tiny_model(), CPU) as engine:
+        yield engine
+
+
+def run_ids(reference: Reference, ids: list[int], sampling: Sampling) -> list[int]:
+    """Token ids in, token ids out, through the scheduler."""
+    loaded = reference.load()
+    scheduler = Scheduler(loaded.model, loaded.tokenizer)
+    sequence = Sequence.start(Prompt(tuple(ids), (0,) * len(ids)), [], sampling, 0)
+    with torch.inference_mode():
+        scheduler.submit(sequence)
+        while scheduler.busy:
+            scheduler.step()
+    return sequence.output
+
+
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("engine", {"temperature": 0.0}),
+        ("engine_rep1.1", {"temperature": 0.0, "repetition_penalty": 1.1}),
+        ("engine_t0.8_k20_seed42", {"temperature": 0.8, "top_k": 20, "top_p": 1.0, "seed": 42}),
+    ],
+)
+def test_tokens_equal_the_recorded_ones(text_reference: Reference, prompt: str, name: str, settings: dict) -> None:
+    recorded = text_reference.facts["greedy"]["fp32"].get(f"{prompt}/{name}")
+    if recorded is None:
+        pytest.skip(f"{text_reference.case} has no recording of {prompt}/{name}")
+    sampling = Sampling(max_tokens=len(recorded), ignore_eos=True, **settings)
+    assert run_ids(text_reference, text_reference.facts["prompts"][prompt], sampling) == recorded
+
+
+@pytest.mark.parametrize("layout", ["inline", "prepend", "prepend_slots", "prepend_literal"])
+async def test_greedy_tokens_of_every_layout_equal_the_recorded_ones(vlm_reference: Reference, layout: str) -> None:
+    recorded = vlm_reference.greedy(f"{layout}/kv")
+    loaded = vlm_reference.load()
+    ids = vlm_reference.facts["layouts"][layout]["ids"]
+    start, end = ids.index(TOKENIZER.special("<|user_start|>")) + 1, ids.index(TOKENIZER.special("<|user_end|>"))
+    question = loaded.tokenizer.decode(i for i in ids[start:end] if i != loaded.tokenizer.image_id)
+    question = question.removeprefix("<|image|>").removeprefix("\n")
+    image = load_image(vlm_reference.base_dir / "image.png")
+    async with LocalEngine(loaded, LocalSettings(device="cpu", layout=layout)) as engine:
+        done = await complete(engine, ask(question, image, max_tokens=len(recorded), ignore_eos=True))
+    assert list(done.token_ids) == recorded
+
+
+async def test_a_repeated_picture_is_computed_once(engine: LocalEngine) -> None:
+    red = picture("red")
+    first = await complete(engine, ask("what colour is it", red))
+    second = await complete(engine, ask("how many are there", red))
+    other = await complete(engine, ask("how many are there", picture("blue")))
+    assert first.usage.cached_tokens == 0
+    assert second.usage.cached_tokens is not None and second.usage.cached_tokens >= IMAGE_TOKENS + 2
+    assert other.usage.cached_tokens == 2  # BOS and user_start: another picture shares no row
+
+
+async def test_the_same_pixels_from_another_file_format_are_the_same_picture(engine: LocalEngine) -> None:
+    import io
+
+    from PIL import Image
+
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+    files = []
+    for form in ("PNG", "BMP"):
+        buffer = io.BytesIO()
+        image.save(buffer, form)
+        files.append(load_image(buffer.getvalue()))
+    await complete(engine, ask("what", files[0]))
+    again = await complete(engine, ask("what", files[1]))
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+
+
+async def test_ten_questions_on_one_picture_at_once_compute_its_rows_once(engine: LocalEngine) -> None:
+    red = picture("red")
+    answers = await asyncio.gather(*(complete(engine, ask(f"question {i}", red)) for i in range(10)))
+    cached = sorted(done.usage.cached_tokens or 0 for done in answers)
+    assert cached[0] == 0
+    assert all(count >= IMAGE_TOKENS + 2 for count in cached[1:])
+
+
+async def test_caches_change_no_token() -> None:
+    requests = [ask(f"tell me {i % 3}", picture(("red", "blue")[i % 2]), max_tokens=20) for i in range(12)]
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0)) as engine:
+        without = [(await complete(engine, request)) for request in requests]
+    async with LocalEngine(tiny_model(), CPU) as engine:
+        with_cache = [(await complete(engine, request)) for request in requests]
+    assert [done.token_ids for done in with_cache] == [done.token_ids for done in without]
+    assert sum(done.usage.cached_tokens or 0 for done in without) == 0
+    assert sum(done.usage.cached_tokens or 0 for done in with_cache) > 0
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 3, 7, 512])
+async def test_the_size_of_prefill_chunks_changes_no_token(prefill_tokens: int) -> None:
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu", prefill_tokens=prefill_tokens)) as engine:
+        requests = [ask(f"tell me about {i}", picture("red"), picture("lime"), max_tokens=9) for i in range(4)]
+        answers = await asyncio.gather(*(complete(engine, request) for request in requests))
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0)) as engine:
+        alone = [await complete(engine, request) for request in requests]
+    assert [done.token_ids for done in answers] == [done.token_ids for done in alone]
+
+
+async def test_requests_that_join_leave_and_abort_at_random_disturb_nobody() -> None:
+    """Rows move when others leave; whoever stays must not notice."""
+    chance = random.Random(7)
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu", max_batch=4, prefill_tokens=5)) as engine:
+        requests = [
+            ask(f"number {i} " * chance.randint(1, 9), max_tokens=chance.randint(1, 40), ignore_eos=True)
+            for i in range(24)
+        ]
+        alone = [await complete(engine, request) for request in requests]
+
+        async def run(index: int) -> tuple[int, ...] | None:
+            await asyncio.sleep(chance.random() * 0.02)
+            if index % 5 == 0:
+                async with aclosing(engine.generate(requests[index])) as stream:
+                    async for _ in stream:
+                        return None
+            return (await complete(engine, requests[index])).token_ids
+
+        together = await asyncio.gather(*(run(index) for index in range(len(requests))))
+        for index, tokens in enumerate(together):
+            assert tokens is None or tokens == alone[index].token_ids
+        scheduler = engine._scheduler
+        while engine._scheduler.busy:
+            await asyncio.sleep(0.001)
+        assert (scheduler.running, scheduler.reading, list(scheduler.waiting), engine._owners) == ([], None, [], {})
+
+
+async def test_one_seed_gives_one_answer_whatever_else_runs(engine: LocalEngine) -> None:
+    request = ask("tell me", temperature=1.0, seed=11, max_tokens=20)
+    others = [ask(f"other {i}", temperature=1.0, max_tokens=20) for i in range(5)]
+    alone = await complete(engine, request)
+    mixed = (await asyncio.gather(complete(engine, request), *(complete(engine, other) for other in others)))[0]
+    assert mixed.token_ids == alone.token_ids
+
+
+async def test_without_a_seed_answers_differ(engine: LocalEngine) -> None:
+    answers = {(await complete(engine, ask("tell me", temperature=1.5, top_k=0, top_p=1.0))).token_ids for _ in range(5)}
+    assert len(answers) > 1
+
+
+async def test_logprobs_are_those_of_the_model(engine: LocalEngine) -> None:
+    done = await complete(engine, ask("tell me", logprobs=3, max_tokens=4, ignore_eos=True))
+    assert len(done.logprobs) == 4
+    for token, entry in zip(done.token_ids, done.logprobs, strict=True):
+        assert entry.token_id == token == entry.top[0][0]
+        assert entry.logprob == entry.top[0][1] >= entry.top[1][1] >= entry.top[2][1]
+        assert entry.logprob < 0
+
+
+async def test_the_least_recently_used_prefix_goes_first() -> None:
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=1)) as engine:
+        for i in range(60):
+            await complete(engine, ask(f"{i} " * 60, max_tokens=2))
+        prefixes = engine._scheduler.prefixes
+        assert 0 < prefixes.nbytes <= 1024**2
+        assert len(prefixes.entries) < 60
+        again = await complete(engine, ask("59 " * 60, max_tokens=2))
+        assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+
+
+async def test_a_conversation_reuses_its_earlier_turns(engine: LocalEngine) -> None:
+    red = picture("red")
+    turns = [Message.of("user", "what is it", [red])]
+    first = await complete(engine, GenerateRequest(tuple(turns), sampling=Sampling(temperature=0, max_tokens=5)))
+    turns += [Message.of("assistant", first.text), Message.of("user", "and where")]
+    second = await complete(engine, GenerateRequest(tuple(turns), sampling=Sampling(temperature=0, max_tokens=5)))
+    assert (second.usage.cached_tokens or 0) >= first.usage.prompt_tokens
+
+
+async def test_a_picture_for_a_text_model_is_refused() -> None:
+    async with LocalEngine(tiny_model(vision=False), CPU) as engine:
+        with pytest.raises(RequestError, match="text only"):
+            await complete(engine, ask("what is it", picture("red")))
+
+
+async def test_the_context_limit_is_explained_with_numbers_and_a_flag_to_type(engine: LocalEngine) -> None:
+    with pytest.raises(InputError, match=r"make 7\d\d, the model has 640 positions") as refused:
+        await complete(engine, ask("hi", picture("red"), max_tokens=700))
+    assert "--max-tokens 6" in str(refused.value.hint)
+    with pytest.raises(InputError) as too_long:
+        await complete(engine, ask("word " * 700))
+    assert too_long.value.hint == "shorten the prompt"
+
+
+async def test_running_out_of_memory_fails_the_requests_and_not_the_engine(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler.rows, "reserve", no_room)
+        with pytest.raises(MemoryLimitError) as failed:
+            await complete(engine, ask("hello"))
+        assert "--max-tokens" in str(failed.value.hint)
+    assert (await complete(engine, ask("hello"))).token_ids
+
+
+async def test_closing_tells_those_who_wait() -> None:
+    engine = LocalEngine(tiny_model(), CPU)
+    waiting = asyncio.create_task(complete(engine, ask("a b c", max_tokens=600, ignore_eos=True)))
+    await asyncio.sleep(0.01)
+    await engine.aclose()
+    with pytest.raises(EngineError, match="closed"):
+        await waiting
+
+
+async def test_a_failing_step_is_reported_and_the_next_request_works(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler.model.decoder, "trunk", lambda *_: 1 / 0)
+        with pytest.raises(GhostvisError, match="ZeroDivisionError"):
+            await complete(engine, ask("hello"))
+    assert (await complete(engine, ask("hello"))).token_ids
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("gpu", "auto"), ("cuda:99", "auto"), ("cpu", "int8")])
+def test_a_device_or_dtype_that_is_not_there_is_a_usage_error(device: str, dtype: str) -> None:
+    checkpoint = Reference("text_swiglu").checkpoint()
+    with pytest.raises(UsageError):
+        LocalEngine.open(checkpoint, LocalSettings(device=device, dtype=dtype))
+
+
+async def test_a_file_without_a_record_of_its_layout_says_which_one_is_taken(vlm_reference: Reference) -> None:
+    async with LocalEngine(vlm_reference.load(), CPU) as engine:
+        assert engine.info.layout == "prepend_slots"
+        assert any("does not record its layout" in notice for notice in engine.info.notices)
+
+
+async def test_bfloat16_on_a_cpu_stays_close_to_the_recorded_outputs(text_reference: Reference) -> None:
+    from ghostvis_cli.checkpoint.load import load_model
+
+    decoder = load_model(text_reference.checkpoint(), dtype=torch.bfloat16).model.decoder
+    ids = torch.tensor(text_reference.facts["prompts"]["chat"])[None]
+    with torch.inference_mode():
+        ours = decoder(decoder.embed(ids))[0]
+    recorded = torch.from_numpy(text_reference.arrays["bf16/logits/chat"].astype("float32"))
+    assert (ours - recorded).abs().max() <= 0.35
