@@ -1,6 +1,6 @@
-"""One YAML file as mappings whose entries know their lines. Knows YAML and its traps, not what settings exist.
+"""One YAML file as mappings whose entries know their lines. Knows YAML and its traps, no settings.
 
-Nothing is constructed from YAML tags: the nodes are read directly, so a value keeps its line and its spelling.
+Nothing is constructed from YAML tags: the nodes are read as they are, so a value keeps its line and spelling.
 """
 
 import stat
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.profile.secrets import redact
 
 if TYPE_CHECKING:
-    from yaml.nodes import MappingNode, Node
+    from yaml.nodes import MappingNode, Node, ScalarNode
 
 LARGEST_BYTES = 2**18  # the parser takes a second for 100 KiB
 MOST_MERGED = 10_000  # entries brought in by <<: a few lines of nested aliases could ask for billions
@@ -20,14 +21,16 @@ YAML_TAG = "tag:yaml.org,2002:"
 
 
 class Fault(NamedTuple):
-    """One thing to put right. `where` is a file and line, a variable or an option."""
+    """One thing to put right. `where` is a file, a variable or an option; only a file has a line."""
 
     where: str
     key: str
     reason: str
+    line: int = 0
 
     def __str__(self) -> str:
-        return ": ".join(part for part in self if part)
+        where = f"{self.where}:{self.line}" if self.line else self.where
+        return redact(": ".join(part for part in (where, self.key, self.reason) if part))
 
 
 def refuse(faults: list[Fault], *, hint: str | None = None) -> None:
@@ -54,7 +57,7 @@ class Document:
     merged: int = 0
 
     def fault(self, line: int, key: str, reason: str) -> None:
-        self.faults.append(Fault(f"{self.shown}:{line}", key, reason))
+        self.faults.append(Fault(self.shown, key, reason, line))
 
     def mapping(self, node: "Node", prefix: str) -> "MappingNode | None":
         """The node if it is a mapping, else a fault."""
@@ -103,9 +106,7 @@ class Document:
             else:
                 yield from self._merged_from(source, prefix, (*inside, source))
 
-    def _merged_from(
-        self, source: "MappingNode", prefix: str, inside: "tuple[Node, ...]"
-    ) -> Iterator[Entry]:
+    def _merged_from(self, source: "MappingNode", prefix: str, inside: "tuple[Node, ...]") -> Iterator[Entry]:
         deeper: list[Node] = []
         for key, value in source.value:
             self.merged += 1
@@ -127,12 +128,10 @@ def line_of(node: "Node") -> int:
 
 def what(node: "Node") -> str:
     """The node in words, as YAML understands it: `on` is a true, 012 the number 10."""
-    from yaml.nodes import MappingNode, SequenceNode
+    from yaml.nodes import MappingNode, ScalarNode
 
-    if isinstance(node, MappingNode):
-        return "a mapping"
-    if isinstance(node, SequenceNode):
-        return "a list"
+    if not isinstance(node, ScalarNode):
+        return "a mapping" if isinstance(node, MappingNode) else "a list"
     match node.tag.removeprefix(YAML_TAG):
         case "null":
             return "nothing" if not node.value else "null"
@@ -150,7 +149,7 @@ def what(node: "Node") -> str:
             return f"something tagged {other}"
 
 
-def _number(node: "Node") -> str:
+def _number(node: "ScalarNode") -> str:
     """What YAML 1.1 makes of 012, 0x1f, 1_000 and 1:30."""
     from yaml.constructor import SafeConstructor
 

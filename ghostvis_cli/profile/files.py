@@ -1,7 +1,7 @@
 """Where profiles lie, and one profile as its file says it: checked key by key, nothing inherited yet.
 
-A project's file comes before the user's, the user's before the built-in one. A place that can't be looked into
-is passed over with a notice: HOME may be unset or unreadable under cron and systemd.
+A project's file comes before the user's, the user's before the built-in one. A place that can't be looked
+into is passed over with a notice: HOME may be unset or unreadable under cron and systemd.
 """
 
 import os
@@ -52,7 +52,7 @@ class Stored:
     place: Place
     path: Path
     shown: str
-    line: int
+    prefix: str = ""  # of its keys in messages: `profiles.lab.` in a project's file
     description: str = ""
     extends: str | None = None
     extends_line: int = 0
@@ -60,7 +60,7 @@ class Stored:
     faults: tuple[Fault, ...] = ()
 
 
-class Unreadable(UsageError):
+class UnreadableError(UsageError):
     """A profile's file is there and can't be read."""
 
 
@@ -115,6 +115,8 @@ class Library:
 
     def find(self, name: str, places: tuple[Place, ...] = PLACES) -> Stored | None:
         """The first place's profile of that name. Unreadable where it lies in a file that can't be read."""
+        if not NAME.fullmatch(name):  # a path is none
+            return None
         for place in places:
             if place == "project":
                 found = self._project_profiles.get(name)
@@ -125,12 +127,12 @@ class Library:
         return None
 
     def all(self) -> Iterator[Stored]:
-        """Every profile, the built-in ones last; names can be there more than once. Skips what can't be read."""
+        """Every profile, the built-in ones last. Names can be doubled; what can't be read is left out."""
         for place in PLACES:
             for name in self.names((place,)):
                 try:
                     found = self.find(name, (place,))
-                except Unreadable as error:
+                except UnreadableError as error:
                     self.notices.append(error.message)
                     continue
                 if found is not None:
@@ -142,7 +144,7 @@ class Library:
             if place == "project":
                 try:
                     found.update(dict.fromkeys(self._project_profiles))
-                except Unreadable as error:
+                except UnreadableError as error:
                     self.notices.append(error.message)
             else:
                 found.update(dict.fromkeys(self._listed(place)))
@@ -177,7 +179,11 @@ class Library:
     def _listed(self, place: Place) -> list[str]:
         directory = self.directory(place)
         try:
-            return sorted(path.stem for path in directory.iterdir() if path.suffix == ".yaml") if directory else []
+            return (
+                sorted(path.stem for path in directory.iterdir() if path.suffix == ".yaml")
+                if directory
+                else []
+            )
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -202,7 +208,7 @@ def single_profile(path: Path, name: str, place: Place, shown_as: str) -> Stored
     document = Document(shown_as)
     root = _opened(path, document)
     if root is None:
-        return Stored(name, place, path, shown_as, 1, faults=tuple(document.faults))
+        return Stored(name, place, path, shown_as, faults=tuple(document.faults))
     base = PACKAGE if place == "built-in" else path.parent
     return _profile(document, Entry(name, 1, root), "", place, path, base)
 
@@ -234,7 +240,7 @@ def _opened(path: Path, document: Document) -> "Node | None":
     try:
         return read(path, document)
     except OSError as error:
-        raise Unreadable(f"{document.shown} can't be read: {error.strerror}") from error
+        raise UnreadableError(f"{document.shown} can't be read: {error.strerror}") from error
 
 
 def _profile(document: Document, entry: Entry, prefix: str, place: Place, path: Path, base: Path) -> Stored:
@@ -261,7 +267,16 @@ def _profile(document: Document, entry: Entry, prefix: str, place: Place, path: 
             where = Origin(place, origin_text(place, document.shown, each.line, name))
             _setting(document, each, prefix, base, where, values)
     return Stored(
-        name, place, path, document.shown, entry.line, description, extends, extends_line, values, tuple(document.faults)
+        name,
+        place,
+        path,
+        document.shown,
+        prefix,
+        description,
+        extends,
+        extends_line,
+        values,
+        tuple(sorted(document.faults, key=lambda fault: fault.line)),
     )
 
 
@@ -274,7 +289,8 @@ def _setting(
 ) -> None:
     key = keys().get(entry.name)
     if key is None:
-        document.fault(entry.line, prefix + entry.name, unknown(entry.name))
+        besides = () if "." in entry.name else (*SECTIONS, "description", "extends")
+        document.fault(entry.line, prefix + entry.name, unknown(entry.name, besides=besides))
         return
     try:
         values[key.path] = Value(from_node(key, entry.node, base), origin)
@@ -289,8 +305,8 @@ def _plain_text(document: Document, entry: Entry, prefix: str) -> str | None:
     return None
 
 
-def unknown(path: str) -> str:
-    """Why a key is refused. Never repeats its value."""
+def unknown(path: str, *, besides: tuple[str, ...] = ()) -> str:
+    """Why a key is refused, and the nearest one there is. Never repeats its value."""
     section, _, name = path.rpartition(".")
     if is_secret_name(name):
         return USE_INSTEAD
@@ -298,6 +314,5 @@ def unknown(path: str) -> str:
     if elsewhere:
         return f"unknown key (did you mean {elsewhere[0]}?)"
     here = [known.name for known in keys().values() if known.path == f"{section}.{known.name}".lstrip(".")]
-    if not section:
-        here += [*SECTIONS, "description", "extends"]
+    here += besides
     return "unknown key" + (nearest(name, here) or nearest(path, list(keys())))

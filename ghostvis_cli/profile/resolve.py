@@ -1,28 +1,35 @@
 """flag > GHOSTVIS_* environment > profile > default: one value for every setting, and where it came from.
 
-Layers are merged key by key; a profile's ancestors are layers below it. Every fault of every layer is reported
-at once.
+Layers are merged key by key; a profile's ancestors are layers below it. Every fault of every layer is
+reported at once.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.profile.document import Fault, refuse
-from ghostvis_cli.profile.files import PLACES, Library, Origin, Stored, Unreadable, Value, unknown
+from ghostvis_cli.profile.files import PLACES, Library, Origin, Stored, UnreadableError, Value, unknown
 from ghostvis_cli.profile.secrets import DEFAULT_VARIABLE
 from ghostvis_cli.profile.settings import ENVIRONMENT, SECTIONS, Key, Profile, keys, section_class
 from ghostvis_cli.profile.values import from_python, from_text, nearest, shown
 
+T = TypeVar("T")
 DEFAULT = "default"
 NOTHING: Mapping[str, object] = {}
 # Variables that are no settings.
-VARIABLES = ("GHOSTVIS_PROFILE", DEFAULT_VARIABLE, "GHOSTVIS_CONFIG_DIR", "GHOSTVIS_STATE_DIR", "GHOSTVIS_CACHE_DIR")
+VARIABLES = (
+    "GHOSTVIS_PROFILE",
+    DEFAULT_VARIABLE,
+    "GHOSTVIS_CONFIG_DIR",
+    "GHOSTVIS_STATE_DIR",
+    "GHOSTVIS_CACHE_DIR",
+)
 
 # A choice replaces what lower layers chose in its stead: `--source rl` must not lose to a profile's file.
 REPLACES: Mapping[str, tuple[str, ...]] = {
@@ -107,7 +114,7 @@ def _chosen(library: Library, named: str | None, origin: str) -> Stored:
     try:
         found = library.find(named or DEFAULT)
         refuse(library.project_faults())  # a file that can't be made out may hold any profile
-    except Unreadable as error:
+    except UnreadableError as error:
         if named:
             raise
         library.notices.append(f"{error.message}; the built-in profile is used")
@@ -123,7 +130,7 @@ def _chosen(library: Library, named: str | None, origin: str) -> Stored:
 
 
 def ancestry(library: Library, first: Stored, faults: list[Fault]) -> list[Stored]:
-    """The profile and what it extends, nearest first; adds their faults, unknown parents and rings among them."""
+    """The profile and what it extends, nearest first. Adds what is wrong with any to `faults`."""
     chain = [first]
     faults += first.faults
     while (parent := _parent(library, chain, faults)) is not None:
@@ -141,18 +148,19 @@ def _parent(library: Library, chain: list[Stored], faults: list[Fault]) -> Store
     if child.extends is None:
         return None
     places = PLACES[PLACES.index(child.place) + (child.extends == child.name) :]
-    where = f"{child.shown}:{child.extends_line}"
+    key = f"{child.prefix}extends"
     try:
         parent = library.find(child.extends, places)
-    except Unreadable as error:
-        faults.append(Fault(where, "extends", error.message))
+    except UnreadableError as error:
+        faults.append(Fault(child.shown, key, error.message, child.extends_line))
         return None
     if parent is None:
         known = [name for name in library.names(places) if name != child.name]
-        faults.append(Fault(where, "extends", f"no profile {shown(child.extends)}{nearest(child.extends, known)}"))
+        reason = f"no profile {shown(child.extends)}{nearest(child.extends, known)}"
+        faults.append(Fault(child.shown, key, reason, child.extends_line))
     elif any((parent.place, parent.name) == (each.place, each.name) for each in chain):
         ring = " -> ".join([*(each.name for each in chain), parent.name])
-        faults.append(Fault(where, "extends", f"goes round in a circle: {ring}"))
+        faults.append(Fault(child.shown, key, f"goes round in a circle: {ring}", child.extends_line))
         return None
     return parent
 
@@ -175,16 +183,16 @@ def build(stored: Stored, merged: Layer) -> Profile:
 
 
 def _defaults(defaults: Mapping[str, object]) -> Layer:
-    return {path: Value(from_python(keys()[path], value), Origin("default", "default")) for path, value in defaults.items()}
+    origin = Origin("default", "default")
+    return {path: Value(from_python(keys()[path], value), origin) for path, value in defaults.items()}
 
 
 def _environment(env: Mapping[str, str], faults: list[Fault]) -> Layer:
     """An empty variable counts as not set."""
-    layer = {}
-    for path, key in keys().items():
+    layer: dict[str, Value] = {}
+    for key in keys().values():
         if text := env.get(key.variable):
-            where = Origin("environment", f"environment {key.variable}")
-            _add(layer, key, where, faults, lambda key=key, text=text: from_text(key, text))
+            _add(layer, key, from_text, text, Origin("environment", f"environment {key.variable}"), faults)
     return layer
 
 
@@ -202,5 +210,57 @@ def _sets(sets: Sequence[str], faults: list[Fault]) -> Layer:
         elif path not in keys():
             faults.append(Fault(where.text, path, unknown(path)))
         else:
-            _add(layer, keys()[path], where, faults, lambda path=path, text=text: from_text(keys()[path], text))
+            _add(layer, keys()[path], from_text, text, where, faults)
     return layer
+
+
+def _flags(flags: Mapping[str, object], faults: list[Fault]) -> Layer:
+    layer: dict[str, Value] = {}
+    for path, value in flags.items():
+        if value is not None:
+            key = keys()[path]
+            _add(layer, key, from_python, value, Origin("flag", f"flag {key.flag}"), faults)
+    return layer
+
+
+def _add(
+    layer: dict[str, Value],
+    key: Key,
+    read: Callable[[Key, T], object],
+    given: T,
+    origin: Origin,
+    faults: list[Fault],
+) -> None:
+    try:
+        layer[key.path] = Value(read(key, given), origin)
+    except UsageError as error:
+        faults.append(Fault(origin.text, key.path, error.message))
+
+
+def _unknown_variables(env: Mapping[str, str], resolved: Resolved) -> list[str]:
+    known = [*(key.variable for key in keys().values()), *VARIABLES]
+    named = resolved.profile.engine.api_key_env
+    return [
+        f"the environment variable {shown(name)} means nothing here{nearest(name, known)}"
+        for name in env
+        if name.startswith(ENVIRONMENT) and name not in known and name != named
+    ]
+
+
+def _key_leaves(env: Mapping[str, str], resolved: Resolved) -> list[str]:
+    """A project's file comes with somebody's repository: say where it sends this user's key."""
+    engine, origin = resolved.profile.engine, resolved.origins["engine.base_url"]
+    has_key = engine.api_key_env or engine.api_key_file or env.get(DEFAULT_VARIABLE)
+    if origin.place != "project" or engine.chosen_kind != "remote" or not has_key:
+        return []
+    host = urlsplit(engine.base_url or "").hostname or ""
+    if host == "localhost" or _is_loopback(host):
+        return []
+    return [f"the server's key goes to {host}, as {origin} says"]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

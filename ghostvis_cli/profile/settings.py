@@ -1,7 +1,7 @@
 """What a profile may say: every setting with its type, range, default and meaning. Reads no file.
 
-A default lives in one of these dataclasses, in `engines.base.Sampling` or in `images.ImageLimits`, and nowhere
-else. `keys()` lists them all; YAML, environment, --set, the JSON Schema and the starter file read that table.
+A default lives in one of these dataclasses, in `engines.base.Sampling` or in `images.ImageLimits`, and
+nowhere else. `keys()` lists them all; YAML, environment, --set, JSON Schema and starter file read that table.
 """
 
 import re
@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 from urllib.parse import urlsplit
 
 from ghostvis_cli.engines.base import Sampling
@@ -50,7 +60,9 @@ class EngineSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Type of the weights")
     max_batch: int = setting(32, "Sequences in one step of the local engine", low=1, high=4096)
     prefill_tokens: int = setting(512, "Prompt tokens in one step of the local engine", low=1, high=1_000_000)
-    prefix_cache_mb: int = setting(512, "Memory for shared prefixes, local engine; 0 is off", low=0, high=10**7)
+    prefix_cache_mb: int = setting(
+        512, "Memory for shared prefixes, local engine; 0 is off", low=0, high=10**7
+    )
     tensor_parallel_size: int = setting(1, "GPUs that share the model, SGLang", low=1, high=1024)
     gpu_memory_utilization: float | None = setting(
         None, "Share of GPU memory SGLang takes; null leaves it to SGLang", low=0.01, high=1
@@ -96,7 +108,9 @@ class ModelSettings:
 
     base_dir: str | None = setting(None, "Where training put its checkpoints", is_path=True)
     source: Literal["base", "mid", "sft", "rl"] | None = setting(None, "Stage of training")
-    model_tag: str | None = setting(None, "Name of the run, such as d32; null is the one upstream would choose")
+    model_tag: str | None = setting(
+        None, "Name of the run, such as d32; null is the one upstream would choose"
+    )
     step: int | None = setting(None, "Training step; null is the last one", low=0, high=10**12)
     checkpoint_path: str | None = setting(
         None, "A model_*.pt or a directory, instead of source and model_tag", is_path=True
@@ -143,7 +157,7 @@ ABOUT: dict[str, Mapping[str, Any]] = {
     "images.max_bytes": {"about": "Largest encoded picture, in bytes", "low": 1, "high": 2**40},
     "images.max_pixels": {"about": "Largest picture, in pixels", "low": 1, "high": 2**40},
     "images.max_aspect": {"about": "Longest side over the shortest", "low": 1, "high": 10**6},
-    "images.timeout_s": {"about": "Seconds to fetch a picture, redirects included", "low": 0.01, "high": 86_400},
+    "images.timeout_s": {"about": "Seconds to fetch a picture", "low": 0.01, "high": 86_400},
     "images.max_redirects": {"about": "Redirects to follow", "low": 0, "high": 100},
     "images.allow_private": {"about": "Fetch pictures from loopback and private addresses too"},
     "system": {"about": "System message of every conversation; null is none"},
@@ -152,12 +166,22 @@ SECTIONS = ("engine", "model", "sampling", "images")
 ENVIRONMENT = "GHOSTVIS_"
 
 
+Kind: TypeAlias = Literal["bool", "int", "float", "str", "choice", "texts"]
+_KINDS: Mapping[Any, Kind] = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    tuple[str, ...]: "texts",
+}
+
+
 @dataclass(frozen=True)
 class Key:
     """One setting. `kind` is its type once null is taken off; `texts` is a list of strings."""
 
     path: str  # sampling.temperature
-    kind: Literal["bool", "int", "float", "str", "choice", "texts"]
+    kind: Kind
     nullable: bool
     choices: tuple[str, ...]
     default: object
@@ -230,10 +254,8 @@ def _key(path: str, each: "Field[Any]", hint: Any) -> Key:
     assert each.default is not MISSING, f"{path} has no default"
     nullable = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
     plain = next(arg for arg in get_args(hint) if arg is not NoneType) if nullable else hint
-    if get_origin(plain) is Literal:
-        kind, choices = "choice", get_args(plain)
-    else:
-        kind, choices = ("texts" if get_origin(plain) is tuple else plain.__name__), ()
+    choices = get_args(plain) if get_origin(plain) is Literal else ()
+    kind: Kind = "choice" if choices else _KINDS[plain]
     return Key(path, kind, nullable, choices, each.default, **{**each.metadata, **ABOUT.get(path, {})})
 
 

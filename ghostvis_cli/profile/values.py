@@ -1,7 +1,7 @@
 """One value for one setting: from a YAML node, from text (--set, environment) or from Python. Says why not.
 
-Strict on purpose: YAML 1.1 makes `on` a true, 012 the number 10, 1:30 the number 90 and 1e5 a text, and a model
-tag or a limit that was silently turned into something else is worse than a message. Every refusal is a
+Strict on purpose: YAML 1.1 makes `on` a true, 012 the number 10, 1:30 the number 90 and 1e5 a text, and a
+model tag or a limit silently turned into something else is worse than a message. Every refusal is a
 UsageError whose message stands behind a place and a key, so it begins in lower case and names neither.
 """
 
@@ -30,7 +30,7 @@ def from_node(key: Key, node: "Node", base: Path | None) -> object:
 
 
 def from_text(key: Key, text: str) -> object:
-    """As in YAML, but text needs no quotes (and may have them), and a switch may be 1 or 0, as is usual there."""
+    """As in YAML, but text needs no quotes (though it may have them), and a switch may also be 1 or 0."""
     if key.nullable and text.strip() in ("", "null", "~"):
         return None
     if key.kind == "bool" and text in ("0", "1"):
@@ -68,7 +68,10 @@ def from_python(key: Key, value: object) -> object:
 def _checked(key: Key, value: object, base: Path | None) -> object:
     if key.is_path and isinstance(value, str):
         value = _absolute(value, base)
-    key.check(value)
+    try:
+        key.check(value)
+    except UsageError as error:
+        raise UsageError(error.message.removeprefix(f"{key.name} ")) from error
     return value
 
 
@@ -139,7 +142,7 @@ def _number(key: Key, node: "Node") -> int | float:
         raise UsageError(f"takes {key.expects}, not {shown(text)}{hint}")
     if node.tag == YAML_TAG + "float":
         raise UsageError(f"takes {key.expects}, not {shown(text)}")
-    raise UsageError(f"takes {key.expects}; YAML reads {shown(text)} as {what(node)}")
+    raise UsageError(f"takes {key.expects}; YAML reads {shown(text)} as {what(node)}; write plain digits")
 
 
 def _is_whole(text: str) -> bool:
