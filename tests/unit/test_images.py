@@ -1,0 +1,768 @@
+"""Pictures from everywhere, good and bad: real files, a real web server, and every failure an InputError."""
+
+import base64
+import gzip
+import io
+import os
+import random
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps, features
+
+from ghostvis_cli.errors import ExitCode, InputError
+from ghostvis_cli.images import EncodedImage, ImageLimits, crop_notice, from_bytes, load_image
+
+OPEN = ImageLimits(allow_private=True, timeout_s=5)
+
+
+def noise(mode: str = "RGB", size: tuple[int, int] = (7, 5), seed: int = 0) -> Image.Image:
+    """A picture whose pixels all differ, so that no turn or channel swap goes unseen."""
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    return Image.frombytes(mode, size, random.Random(seed).randbytes(size[0] * size[1] * bands))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def oriented(kind: str, tag: int, **options: Any) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    return encoded(noise(), kind, exif=exif, **options)
+
+
+def decoded(image: EncodedImage) -> Image.Image:
+    """What a server makes of the bytes it is sent, if it ignores EXIF."""
+    return Image.open(io.BytesIO(image.data)).convert("RGB")
+
+
+def refusal(source: Any, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load_image(source, **options)
+    assert caught.value.code == ExitCode.INPUT
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    """A greyscale PNG that promises width x height and holds only the given chunks."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_with_nothing_to_change_keeps_its_bytes(tmp_path: Path, kind: str) -> None:
+    original = encoded(noise(), kind)
+    path = tmp_path / "photo"
+    path.write_bytes(original)
+
+    image = load_image(str(path))
+
+    assert (image.data, image.mime, image.name) == (original, f"image/{kind.lower()}", str(path))
+    assert (image.width, image.height) == (7, 5)
+    assert image.pil().mode == "RGB"
+    assert image.pil().tobytes() == decoded(image).tobytes()
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_exif_orientation_is_applied(kind: str, tag: int) -> None:
+    original = oriented(kind, tag, **({"lossless": True} if kind == "WEBP" else {}))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(original)))
+
+    image = from_bytes(original, "photo")
+
+    assert image.pil().tobytes() == expected.tobytes()
+    assert (image.width, image.height) == ((7, 5) if tag < 5 else (5, 7))
+    assert decoded(image).tobytes() == image.pil().tobytes()
+
+
+def test_a_picture_held_sideways_comes_out_upright() -> None:
+    image = from_bytes(oriented("PNG", 6), "photo")
+    assert image.pil().getpixel((4, 0)) == noise().getpixel((0, 0))  # the first pixel ends up top right
+
+
+def test_nothing_turns_an_upright_picture_a_second_time() -> None:
+    image = from_bytes(oriented("JPEG", 6), "photo")
+    assert ImageOps.exif_transpose(image.pil()).size == (image.width, image.height)
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(image.data))).size == (image.width, image.height)
+
+
+def test_damaged_exif_tags_do_not_stop_a_picture_from_being_turned() -> None:
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x011A, 5, 1, 0xFFFFFF)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    assert from_bytes(encoded(noise(), "JPEG", exif=exif), "photo").width == 5
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped_not_blended(mode: str) -> None:
+    picture = noise(mode)
+    image = from_bytes(encoded(picture), "logo.png")
+
+    colours = picture.getchannel("L") if mode == "LA" else Image.merge("RGB", picture.split()[:3])
+    assert image.pil().tobytes() == colours.convert("RGB").tobytes()
+    assert Image.open(io.BytesIO(image.data)).mode == "RGB"
+
+
+def test_a_transparent_palette_or_colour_is_sent_as_plain_rgb() -> None:
+    palette = noise("L").convert("P")
+    keyed = encoded(noise(), transparency=noise().getpixel((0, 0)))
+    for original in (
+        encoded(palette, transparency=b"\0" * 9),
+        encoded(palette, "GIF", transparency=0),
+        keyed,
+    ):
+        sent = Image.open(io.BytesIO(from_bytes(original, "x").data))
+        assert sent.mode == "RGB"
+        assert "transparency" not in sent.info
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("1", "PNG"), ("L", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"),
+                                            ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("RGB", "BMP"),
+                                            ("RGB", "PPM"), ("RGB", "AVIF")])  # fmt: skip
+def test_every_colour_mode_becomes_rgb(mode: str, kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    original = encoded(noise("L").convert("P") if mode == "P" else noise("RGB").convert(mode), kind)
+
+    image = from_bytes(original, "x")
+
+    assert image.pil().mode == "RGB"
+    assert image.pil().tobytes() == Image.open(io.BytesIO(original)).convert("RGB").tobytes()
+    assert decoded(image).tobytes() == image.pil().tobytes()
+
+
+def test_sixteen_bit_grey_keeps_its_shades() -> None:
+    shades = Image.frombytes("I;16", (3, 1), struct.pack("<3H", 0, 257 * 100, 65535))
+    for kind in ("PNG", "TIFF"):
+        assert list(from_bytes(encoded(shades, kind), "scan").pil().getchannel(0).tobytes()) == [0, 100, 255]
+
+
+def test_a_dark_sixteen_bit_picture_stays_dark() -> None:
+    shades = Image.frombytes("I;16", (2, 1), struct.pack("<2H", 0, 200))
+    assert max(from_bytes(encoded(shades), "scan").pil().tobytes()) <= 1
+
+
+@pytest.mark.parametrize(("mode", "code", "values"), [
+    ("F", "f", (0.0, 0.5, 1.0)),
+    ("F", "f", (0, 128, 255)),
+    ("F", "f", (-40, 0, 40)),
+    ("I", "i", (-70000, 0, 70000)),
+    ("I", "i", (0, 32896, 65535)),
+])  # fmt: skip
+def test_wide_and_floating_point_grey_is_scaled_instead_of_clipped(mode: str, code: str, values: Any) -> None:
+    picture = Image.frombytes(mode, (3, 1), struct.pack(f"=3{code}", *values))
+    assert list(from_bytes(encoded(picture, "TIFF"), "scan").pil().getchannel(0).tobytes()) == [0, 128, 255]
+
+
+def test_floats_that_are_no_numbers_do_not_crash() -> None:
+    picture = Image.frombytes("F", (3, 1), struct.pack("=3f", float("nan"), float("inf"), -1.0))
+    with suppress(InputError):
+        assert from_bytes(encoded(picture, "TIFF"), "scan").width == 3
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_the_first_frame_of_several_is_the_picture(kind: str) -> None:
+    first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
+    image = from_bytes(encoded(first, kind, save_all=True, append_images=[second]), "moving")
+
+    red, _, blue = image.pil().getpixel((4, 4))  # type: ignore[misc]
+    assert red > 200 and blue < 50
+    assert not getattr(Image.open(io.BytesIO(image.data)), "is_animated", False) or kind == "MPO"
+
+
+def test_a_phones_two_picture_jpeg_is_sent_as_the_jpeg_it_begins_with() -> None:
+    original = encoded(noise(), "MPO", save_all=True, append_images=[noise(seed=1)])
+    image = from_bytes(original, "phone.jpg")
+    assert (image.data, image.mime) == (original, "image/jpeg")
+
+
+def test_a_sixteen_bit_colour_png_is_sent_as_the_eight_bits_the_local_engine_sees() -> None:
+    row = b"\0" + struct.pack(">3H", 0x12FF, 0x8000, 0xFFFF)
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    original = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(row))
+    image = from_bytes(original + png_chunk(b"IEND", b""), "deep.png")
+    assert image.data[24] == 8
+    assert decoded(image).tobytes() == image.pil().tobytes()
+
+
+# Identity and helpers
+
+
+def test_the_same_pixels_in_another_format_have_the_same_identity() -> None:
+    as_png, as_bmp = (from_bytes(encoded(noise(), kind), kind) for kind in ("PNG", "BMP"))
+    assert as_png.digest == as_bmp.digest
+    assert as_png.digest != from_bytes(encoded(noise(seed=1)), "other").digest
+
+
+def test_size_is_part_of_the_identity() -> None:
+    flat, tall = (from_bytes(encoded(Image.new("RGB", size)), "x") for size in ((4, 2), (2, 4)))
+    assert flat.digest != tall.digest
+
+
+def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = from_bytes(encoded(noise()), "x")
+    monkeypatch.delattr("PIL.Image.open")
+    assert image.pil() is image.pil()
+
+
+def test_an_image_made_by_hand_decodes_its_own_bytes() -> None:
+    loaded = from_bytes(encoded(noise()), "x")
+    by_hand = EncodedImage("x", loaded.data, loaded.mime, loaded.width, loaded.height)
+    assert by_hand.digest == loaded.digest
+    assert by_hand == loaded
+
+
+def test_a_data_url_leads_back_to_the_same_bytes() -> None:
+    image = from_bytes(encoded(noise()), "x")
+    again = load_image(image.data_url())
+    assert (again.data, again.name) == (image.data, "data: URL")
+
+
+def test_a_crop_that_loses_over_a_fifth_is_announced() -> None:
+    notice = crop_notice(from_bytes(encoded(Image.new("RGB", (160, 90))), "wide.png"))
+    assert notice == "wide.png: the model sees the central square, 56 % of the picture"
+
+
+@pytest.mark.parametrize("size", [(100, 100), (100, 80), (80, 100)])
+def test_a_crop_that_loses_a_fifth_or_less_is_not_announced(size: tuple[int, int]) -> None:
+    assert crop_notice(from_bytes(encoded(Image.new("RGB", size)), "x")) is None
+
+
+# Sources
+
+
+def test_paths_bytes_streams_and_pictures_give_the_same_pixels(tmp_path: Path, monkeypatch: Any) -> None:
+    original = encoded(noise())
+    (tmp_path / "a b.png").write_bytes(original)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sources = ["~/a b.png", tmp_path / "a b.png", (tmp_path / "a b.png").as_uri(), original, noise()]
+    digests = {load_image(source).digest for source in sources}
+    digests.add(load_image("-", stdin=io.BytesIO(original)).digest)
+    assert digests == {from_bytes(original, "x").digest}
+
+
+def test_a_leading_tilde_can_be_meant_literally(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "~x.png").write_bytes(encoded(noise()))
+    monkeypatch.chdir(tmp_path)
+    assert load_image("./~x.png").width == 7
+
+
+def test_a_pipe_is_read_like_a_file() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, encoded(noise()))
+    os.close(writer)
+    assert load_image(f"/dev/fd/{reader}").width == 7
+    os.close(reader)
+
+
+def test_the_callers_picture_is_left_alone() -> None:
+    picture = Image.open(io.BytesIO(oriented("PNG", 6)))
+    assert load_image(picture).width == 5
+    assert (picture.size, picture.getexif()[0x0112]) == ((7, 5), 6)
+
+
+@pytest.mark.parametrize("encode", [
+    lambda content: "data:image/png;base64," + base64.b64encode(content).decode(),
+    lambda content: "DATA:;base64," + base64.urlsafe_b64encode(content).decode().rstrip("="),
+    lambda content: "data:image/png;name=x.png;base64," + base64.encodebytes(content).decode(),
+    lambda content: "data:image/png;base64," + base64.b64encode(content).decode().replace("+", "%2B"),
+    lambda content: "data:image/png," + "".join(f"%{byte:02X}" for byte in content),
+])  # fmt: skip
+def test_data_urls_are_read_in_every_spelling(encode: Callable[[bytes], str]) -> None:
+    original = encoded(noise())
+    assert load_image(encode(original)).data == original
+
+
+@pytest.mark.parametrize(("url", "reason"), [
+    ("data:image/png", "no comma"),
+    ("data:image/png;base64,", "empty"),
+    ("data:image/png;base64,%%%", "not valid base64"),
+    ("data:image/png;base64,!" + "A" * 45_000_000, "larger than 32 MiB"),
+    ("data:image/png;base64,aGVsbG8=", "a text file"),
+    ("data:text/html,<html>", "an HTML page"),
+])  # fmt: skip
+def test_a_bad_data_url_is_refused_without_being_repeated(url: str, reason: str) -> None:
+    message = refusal(url)
+    assert message.startswith("data: URL: ")
+    assert reason in message
+
+
+def test_a_closed_stdin_is_refused(monkeypatch: Any) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert "closed" in refusal("-")
+
+
+def test_a_terminal_is_not_waited_for() -> None:
+    controller, terminal = os.openpty()
+    with open(terminal, "rb", buffering=0) as stream:  # noqa: PTH123
+        assert refusal("-", stdin=stream) == "stdin: a terminal, not a picture"
+    os.close(controller)
+
+
+def test_files_that_cannot_be_read_are_refused_by_name_and_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    assert refusal(str(tmp_path / "none.png")) == f"{tmp_path}/none.png: No such file or directory"
+    assert "Is a directory" in refusal(str(tmp_path))
+    assert "empty" in refusal(tmp_path / "empty.png")
+    assert "null byte" in refusal("a\0b.png")
+    assert "too long" in refusal("x" * 5000)
+    assert refusal("") == "'': No such file or directory"
+    assert "No such file" in refusal(Path("-"))
+    assert "another machine" in refusal("file://server/share/a.png")
+    assert "only http" in refusal("ftp://host/a.png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "locked.png").write_bytes(encoded(noise()))
+    (tmp_path / "locked.png").chmod(0)
+    assert "Permission denied" in refusal(tmp_path / "locked.png")
+
+
+def test_names_are_safe_to_print_on_a_terminal() -> None:
+    message = refusal("evil\x1b[31m\nname\udcff.png")
+    assert message == "evil?[31m?name?.png: No such file or directory"
+
+
+# Broken, huge, or something else
+
+
+@pytest.mark.parametrize(("content", "meaning", "command"), [
+    (b"%PDF-1.7 ...", "a PDF document", "pdftoppm"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC photo", "heif-convert"),
+    (b"\0\0\0\x18ftypisom\0\0\0\0", "a video", "ffmpeg"),
+    (b"<?xml version='1.0'?>\n<!-- x -->\n<svg xmlns='...'/>", "an SVG drawing", "rsvg-convert"),
+    (b"\n<!DOCTYPE html><meta charset=utf-8>", "an HTML page", None),
+    (b"dear diary", "a text file", None),
+    (b"\x89PNG\r\n\x1a\n", "a damaged picture", None),
+    (b"\0\1\2\3\4\5", "not a picture in a known format", None),
+    (b"<!>" * 700, "a text file", None),
+])  # fmt: skip
+def test_what_is_not_a_picture_is_called_what_it_is(
+    tmp_path: Path, content: bytes, meaning: str, command: str | None
+) -> None:
+    path = tmp_path / "my file"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=meaning) as caught:
+        load_image(path)
+    if command:
+        assert caught.value.hint is not None
+        assert caught.value.hint.startswith(command)
+        assert f"'{path}'" in caught.value.hint
+
+
+def test_programs_disguised_as_pictures_are_not_run() -> None:
+    assert "a PostScript file" in refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
+def test_size_is_checked_before_decoding() -> None:
+    assert "10000 x 10000 is more than 64,000,000 pixels" in refusal(png(10_000, 10_000))
+    assert "more than 64,000,000 pixels" in refusal(png(100_000, 100_000))
+    assert "more than 64,000,000 pixels" in refusal(png(8_001, 8_000))
+    assert "truncated" in refusal(png(8_000, 8_000))  # within the limit, and no pixels in it
+    assert "more than 30 pixels" in refusal(noise(), limits=ImageLimits(max_pixels=30))
+
+
+def test_a_ribbon_is_refused_before_it_is_resized() -> None:
+    assert "100 times" in refusal(encoded(Image.new("L", (1, 101))))
+    assert load_image(encoded(Image.new("L", (1, 100)))).height == 100
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    refusal(png(0, 5))
+    assert "no pixels" in refusal(Image.new("RGB", (0, 5)))
+    refusal(b"P6 0 5 255\n")
+
+
+@pytest.mark.parametrize("chunk", [
+    png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 80_000_000, 1)),
+    png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"x" * 80_000_000, 1)),
+], ids=["zTXt", "iTXt"])  # fmt: skip
+def test_compressed_metadata_cannot_explode(chunk: bytes) -> None:
+    refusal(png(1, 1, chunk, png_chunk(b"IDAT", zlib.compress(b"\0\0"))))
+
+
+def test_bytes_are_counted_before_they_are_all_read(tmp_path: Path) -> None:
+    limits = ImageLimits(max_bytes=1000)
+    (tmp_path / "sparse.png").touch()
+    os.truncate(tmp_path / "sparse.png", 10**12)
+    for source in (tmp_path / "sparse.png", "/dev/zero", b"x" * 1001, "data:image/png;base64," + "A" * 1400):
+        assert refusal(source, limits=limits).endswith(": larger than 1000 bytes")
+    assert "1000 bytes" in refusal("-", stdin=io.BytesIO(b"x" * 1001), limits=limits)
+    assert "32 MiB" in refusal(tmp_path / "sparse.png")
+
+
+def test_a_file_that_is_too_large_is_not_read_at_all(tmp_path: Path) -> None:
+    (tmp_path / "sparse.png").touch()
+    os.truncate(tmp_path / "sparse.png", 10**9)
+    tracemalloc.start()
+    refusal(tmp_path / "sparse.png")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 5_000_000
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF"])
+def test_a_truncated_file_is_refused_or_whole_but_never_part_of_a_picture(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    original = encoded(noise(size=(24, 16)), kind)
+    whole = from_bytes(original, "x").digest
+    refused = 0
+    for length in range(0, len(original), max(1, len(original) // 150)):
+        try:
+            assert from_bytes(original[:length], "x").digest == whole, f"partial picture at {length}"
+        except InputError:
+            refused += 1
+    assert refused > 75
+
+
+ORIGINALS = [
+    encoded(noise(size=(9, 9)), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+]
+ORIGINALS += [oriented(kind, 6) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(ORIGINALS), st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12)
+)
+def test_flipped_bytes_never_cause_anything_but_an_input_error(original: bytes, flips: Any) -> None:
+    damaged = bytearray(original)
+    for place, value in flips:
+        damaged[place % len(damaged)] = value
+    with suppress(InputError):
+        image = from_bytes(bytes(damaged), "x")
+        assert image.pil().size == (image.width, image.height)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from([b"", *(original[:16] for original in ORIGINALS)]), st.binary(max_size=300))
+def test_random_bytes_never_cause_anything_but_an_input_error(beginning: bytes, rest: bytes) -> None:
+    with suppress(InputError):
+        from_bytes(beginning + rest, "x")
+
+
+def test_pillows_warnings_stay_off_stderr() -> None:
+    damaged = bytearray(encoded(noise(), "TIFF"))
+    damaged[struct.unpack_from("<I", damaged, 4)[0]] += 40  # more tags than there are
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with suppress(InputError):
+            from_bytes(bytes(damaged), "x")
+        assert not caught
+        with suppress(Exception):
+            warnings.simplefilter("always")
+            Image.open(io.BytesIO(damaged)).load()
+        assert caught, "this file is meant to make Pillow warn"
+
+
+# The web
+
+PICTURE = encoded(noise())
+
+
+class Site(BaseHTTPRequestHandler):
+    """Answers by path; as a proxy it gets whole URLs and answers by their path too."""
+
+    protocol_version = "HTTP/1.1"
+    seen: ClassVar[list[tuple[str, str | None]]] = []
+    stop: ClassVar[threading.Event] = threading.Event()
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content_Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(content)
+
+    def drip(self, content: bytes) -> None:
+        with suppress(OSError):
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                if self.stop.wait(0.02):
+                    return
+        self.close_connection = True
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, self.headers.get("Host")))
+        path = self.path if self.path[0] == "/" else "/" + self.path.split("/", 3)[3]
+        target = path.partition("?to=")[2]
+        match path.partition("?")[0]:
+            case "/ok" | "/ok.jpg":
+                self.answer(200, PICTURE, Content_Type="text/plain")
+            case "/to":
+                self.answer(302, Location=target)
+            case "/loop":
+                self.answer(302, Location="/loop")
+            case "/page":
+                self.answer(200, b"<html>", Content_Type="image/png")
+            case "/huge":
+                self.answer(200, Content_Length="99999999999")
+            case "/endless":
+                self.send_response(200)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                with suppress(OSError):
+                    while not self.stop.is_set():
+                        self.wfile.write(bytes(65536))
+                self.close_connection = True
+            case "/gzip":
+                self.answer(200, gzip.compress(PICTURE), Content_Encoding="gzip")
+            case "/gzip-bomb":
+                self.answer(200, gzip.compress(bytes(50_000_000), 1), Content_Encoding="gzip")
+            case "/bad-gzip":
+                self.answer(200, b"no gzip", Content_Encoding="gzip")
+            case "/cut":
+                self.answer(200, PICTURE[:20], Content_Length=str(len(PICTURE)))
+                self.close_connection = True
+            case "/drip":
+                self.drip(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(9999))
+            case "/drip-head":
+                self.drip(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 9999)
+            case _:
+                self.answer(404, b"nothing here")
+
+
+class Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Clients that hang up are what is tested here."""
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    server = Quiet(("127.0.0.1", 0), Site)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    Site.stop.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    Site.seen.clear()
+
+
+def test_a_url_is_fetched_and_known_by_its_bytes_not_its_content_type(site: str) -> None:
+    image = load_image(f"{site}/ok", limits=OPEN)
+    assert (image.data, image.name) == (PICTURE, f"{site}/ok")
+
+
+def test_what_follows_a_question_mark_is_never_repeated(site: str) -> None:
+    assert load_image(f"{site}/ok?token=secret#part", limits=OPEN).name == f"{site}/ok"
+    for path in ("none", "page", "cut", "loop", "huge"):
+        assert "secret" not in refusal(f"{site}/{path}?token=secret", limits=OPEN)
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated(site: str) -> None:
+    message = refusal(site.replace("//", "//ann:secret@") + "/ok", limits=OPEN)
+    assert "password" in message
+    assert "secret" not in message
+    assert Site.seen == []
+    assert "secret" not in refusal("ftp://ann:secret@host/a.png?secret")
+
+
+@pytest.mark.parametrize(("path", "reason"), [
+    ("none", "the server answered 404 Not Found"),
+    ("page", "seems to be an HTML page"),
+    ("huge", "larger than 100000 bytes"),
+    ("endless", "larger than 100000 bytes"),
+    ("gzip-bomb", "larger than 100000 bytes"),
+    ("bad-gzip", "not fetched: "),
+    ("cut", "not fetched: "),
+    ("loop", "more than 3 redirects"),
+    ("to?to=file:///etc/passwd", "not http or https"),
+    ("to?to=ftp://pictures.invalid/", "not http or https"),
+    ("to?to=http://[", "not fetched: "),
+])  # fmt: skip
+def test_a_bad_answer_is_refused_with_the_reason(site: str, path: str, reason: str) -> None:
+    limits = ImageLimits(allow_private=True, timeout_s=5, max_bytes=100_000)
+    assert reason in refusal(f"{site}/{path}", limits=limits)
+
+
+def test_an_encoding_nobody_asked_for_is_undone(site: str) -> None:
+    assert load_image(f"{site}/gzip", limits=OPEN).data == PICTURE
+
+
+def test_redirects_are_followed_up_to_the_limit(site: str) -> None:
+    assert load_image(f"{site}/to?to=/to?to=/ok", limits=OPEN).data == PICTURE
+    refusal(f"{site}/to?to=/to?to=/ok", limits=ImageLimits(allow_private=True, max_redirects=1))
+
+
+@pytest.mark.parametrize("path", ["drip", "drip-head"])
+def test_a_server_that_drips_is_left_at_the_deadline_and_its_thread_ends(site: str, path: str) -> None:
+    started = time.monotonic()
+    message = refusal(f"{site}/{path}", limits=ImageLimits(allow_private=True, timeout_s=0.3))
+    assert "0.3 s" in message
+    assert time.monotonic() - started < 2
+    for thread in threading.enumerate():
+        if thread.name == "image-fetch":
+            thread.join(2)
+            assert not thread.is_alive()
+
+
+def test_a_host_that_does_not_listen_is_an_input_error() -> None:
+    assert "refused" in refusal("http://127.0.0.1:1/a.png", limits=OPEN)
+
+
+@pytest.mark.parametrize("url", ["http://", "http:///a.png", "http://[/", "http://h:x/", "http://127.0.0.1:99999/",
+                                 "http://a..b/", "http://\N{SNOWMAN}/", f"http://{'a' * 300}/"])  # fmt: skip
+def test_impossible_urls_are_input_errors(url: str) -> None:
+    refusal(url, limits=OPEN)
+
+
+PRIVATE = ["127.0.0.1", "localhost", "0x7f000001", "2130706433", "0.0.0.0", "10.0.0.1", "172.16.0.1",
+           "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1", "240.0.0.1", "[::1]", "[::]",
+           "[fe80::1]", "[fc00::1]", "[fec0::1]", "[ff02::1]", "[::ffff:127.0.0.1]", "[::7f00:1]",
+           "[64:ff9b::7f00:1]", "[2002:7f00:1::]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_private_addresses_are_refused_in_every_spelling(host: str) -> None:
+    assert "not a public address" in refusal(f"http://{host}/a.png")
+
+
+def test_private_addresses_are_refused_before_anything_is_asked_of_them(site: str) -> None:
+    assert "not a public address" in refusal(f"{site}/ok")
+    assert Site.seen == []
+
+
+@pytest.fixture
+def proxied(site: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("http_proxy", site)
+    return site
+
+
+def test_a_proxy_is_used_and_resolves_names_itself(proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def only_numbers(host: str, *rest: Any, flags: int = 0, **named: Any) -> Any:
+        assert host != "pictures.invalid" or flags & socket.AI_NUMERICHOST, "looked up here"
+        return real(host, *rest, flags=flags, **named)
+
+    monkeypatch.setattr("socket.getaddrinfo", only_numbers)
+    assert load_image("http://pictures.invalid/ok.jpg?x=1").data == PICTURE
+    assert Site.seen == [("http://pictures.invalid/ok.jpg?x=1", "pictures.invalid")]
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "[64:ff9b::808:808]", "[::ffff:8.8.8.8]"])
+def test_public_addresses_are_let_through(proxied: str, host: str) -> None:
+    assert load_image(f"http://{host}/ok").data == PICTURE
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_a_redirect_to_a_private_address_is_refused(proxied: str, host: str) -> None:
+    message = refusal(f"http://pictures.invalid/to?to=http://{host}/ok")
+    assert message.startswith("http://pictures.invalid/to: ")
+    assert "not a public address" in message
+    assert len(Site.seen) == 1
+
+
+def test_loopback_is_never_proxied(proxied: str, site: str) -> None:
+    assert load_image(f"{site}/ok", limits=OPEN).data == PICTURE
+    assert Site.seen[0][0] == "/ok"
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [(2, 1, 6, "", ("8.8.8.8", 80)), (2, 1, 6, "", ("10.0.0.1", 80))]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answers)
+    assert "10.0.0.1" in refusal("http://mixed.invalid/a.png")
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lookups = socket.getaddrinfo, []
+
+    def rebinding(host: str, *rest: Any, **named: Any) -> Any:
+        if host != "rebind.invalid":
+            return real(host, *rest, **named)
+        lookups.append(host)
+        return real("127.0.0.1" if len(lookups) == 1 else "127.0.0.2", *rest, **named)
+
+    monkeypatch.setattr("socket.getaddrinfo", rebinding)
+    port = site.rpartition(":")[2]
+    assert load_image(f"http://rebind.invalid:{port}/ok", limits=OPEN).data == PICTURE
+    assert lookups == ["rebind.invalid"]
+    assert Site.seen == [("/ok", f"rebind.invalid:{port}")]
+
+
+@pytest.fixture
+def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Starts a TLS server with a certificate for the given name, trusted through SSL_CERT_FILE."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl makes the certificates")
+    servers: list[Quiet] = []
+
+    def start(name: str) -> str:
+        key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+             "-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName=DNS:{name}",
+             "-keyout", str(key), "-out", str(certificate)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server = Quiet(("127.0.0.1", 0), Site)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        return f"https://localhost:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_tls_is_verified_against_the_name_although_the_address_is_dialled(
+    secure_site: Callable[[str], str],
+) -> None:
+    assert load_image(f"{secure_site('localhost')}/ok", limits=OPEN).data == PICTURE
+
+
+def test_a_certificate_for_another_name_is_refused(secure_site: Callable[[str], str]) -> None:
+    assert "certificate" in refusal(f"{secure_site('other.invalid')}/ok", limits=OPEN).lower()
+
+
+def test_a_redirect_from_https_to_http_is_refused(secure_site: Callable[[str], str], site: str) -> None:
+    message = refusal(f"{secure_site('localhost')}/to?to={site}/ok", limits=OPEN)
+    assert "from https to http" in message
+    assert len(Site.seen) == 1
