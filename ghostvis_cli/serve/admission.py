@@ -1,0 +1,125 @@
+"""Who is let in, and for how long: body limits, the number of requests inside, clients leaving, the end."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, TypeVar
+
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest
+from ghostvis_cli.serve.api_errors import ApiError, stopping
+
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """The connection was closed before the answer was complete."""
+
+
+class Gate:
+    """Counts the requests inside and can end them all."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.inside: set[asyncio.Task[Any]] = set()
+        self.closed = False
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        if len(self.inside) >= self.limit:
+            message = f"{self.limit} requests are waiting, no more are taken in"
+            raise ApiError(429, message, code="too_many_requests", retry_after_s=1)
+        task = asyncio.current_task()
+        assert task is not None
+        self.inside.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.closed:
+                raise
+            raise stopping() from None
+        finally:
+            self.inside.discard(task)
+
+    def close(self) -> None:
+        """Cut short what is still inside: there, it looks like an ApiError."""
+        self.closed = True
+        for task in self.inside:
+            task.cancel()
+
+
+async def read_body(headers: Headers, receive: Receive, limit: int, pause_s: float) -> bytes:
+    """The whole body, counted as it comes, for a chunked one declares no length. It may not stand still."""
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    more = True
+    while more:
+        try:
+            message = await asyncio.wait_for(receive(), pause_s)
+        except TimeoutError:
+            raise ApiError(408, f"no more of the body came for {pause_s:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; when the client leaves first, `work` is cancelled and ClientGoneError raised."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    working, watching = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        await _end(working, watching)
+
+
+async def interleaved(
+    engine: Engine, requests: Sequence[GenerateRequest]
+) -> AsyncGenerator[tuple[int, Chunk], None]:
+    """(choice, chunk) of all requests as they come. Closing it aborts those that still run."""
+    arrived: asyncio.Queue[tuple[int, Chunk] | asyncio.Task[None]] = asyncio.Queue()
+
+    async def follow(index: int, request: GenerateRequest) -> None:
+        async with aclosing(engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                arrived.put_nowait((index, chunk))
+
+    tasks = [asyncio.create_task(follow(index, request)) for index, request in enumerate(requests)]
+    for task in tasks:
+        task.add_done_callback(arrived.put_nowait)
+    try:
+        running = len(tasks)
+        while running:
+            item = await arrived.get()
+            if isinstance(item, asyncio.Task):
+                item.result()  # raises what ended it
+                running -= 1
+            else:
+                yield item
+    finally:
+        await _end(*tasks)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

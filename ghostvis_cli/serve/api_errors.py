@@ -1,0 +1,67 @@
+"""Failures as OpenAI's clients expect them: a status, and `{"error": {message, type, param, code}}`."""
+
+import logging
+from typing import Any
+
+from ghostvis_cli.errors import (
+    EngineError,
+    GhostvisError,
+    InputError,
+    MemoryLimitError,
+    RequestError,
+    UsageError,
+)
+
+log = logging.getLogger("ghostvis.serve")
+
+MESSAGE_LIMIT = 500  # characters: whatever a message quotes, a response stays small
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """An answer that is a refusal. Messages say what is wrong and never repeat what was sent."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
+        message = self.message if len(self.message) <= MESSAGE_LIMIT else f"{self.message[:MESSAGE_LIMIT]}..."
+        kind = TYPES.get(self.status, default)
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down", retry_after_s=5)
+
+
+def as_api_error(error: Exception, request_id: str) -> ApiError:
+    """What the client is told. A bug hides its message, and leaves it in the log under the request's id."""
+    match error:
+        case ApiError():
+            return error
+        case InputError() | RequestError() | UsageError():
+            return ApiError(400, error.message)
+        case MemoryLimitError():
+            return ApiError(503, error.message, code="out_of_memory", retry_after_s=1)
+        case EngineError():
+            return ApiError(503, error.message, code="engine_unavailable", retry_after_s=1)
+        case GhostvisError():
+            log.error("%s id=%s", error.message, request_id)
+        case _:
+            log.error("a bug: id=%s", request_id, exc_info=error)
+    return ApiError(500, f"internal error; the server's log has it under {request_id}", code="internal_error")

@@ -1,0 +1,322 @@
+"""OpenAI's routes over any engine: reads, runs and answers requests. Binds no port, loads no weights."""
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ghostvis_cli.serve.admission import ClientGoneError, Gate, interleaved, read_body, unless_gone
+from ghostvis_cli.serve.api_errors import ApiError, as_api_error, stopping
+from ghostvis_cli.serve.metrics import Metrics, RequestMetrics
+from ghostvis_cli.serve.openai_answers import Answer, answer_for
+from ghostvis_cli.serve.openai_types import Call, Kind, RequestReader
+from ghostvis_cli.serve.settings import Served, ServerSettings
+
+T = TypeVar("T")
+log = logging.getLogger("ghostvis.serve")
+
+OPEN_PATHS = ("/healthz", "/readyz")  # for probes, which carry no key
+NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+READER_THREADS = 4  # pictures decoded at once; more would only cost memory
+
+
+class ServerState:
+    """What the routes share. `served` is None until the model has been loaded and warmed up."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.served: Served | None = None
+        self.draining = False
+        self.gate = Gate(settings.max_waiting)
+        self.metrics = Metrics()
+        self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="ghostvis-reader")
+
+    def open(self, served: Served) -> None:
+        self.metrics.model = served.name(self.settings)
+        self.served = served
+
+    @property
+    def status(self) -> str:
+        return "draining" if self.draining else "ready" if self.served else "loading"
+
+    def ready(self) -> Served:
+        if self.draining:
+            raise stopping()
+        if self.served is None:
+            raise ApiError(503, "the model is still being loaded", code="model_loading", retry_after_s=5)
+        return self.served
+
+    async def in_thread(self, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+
+
+def create_app(state: ServerState) -> Starlette:
+    """The whole HTTP surface. Errors of any route leave through `Front`, in OpenAI's shape."""
+    views = _Views(state)
+    return Starlette(
+        routes=[
+            Route("/healthz", views.healthz),
+            Route("/readyz", views.readyz),
+            Route("/metrics", views.metrics),
+            Route("/v1/models", views.models),
+            Route("/v1/models/{model:path}", views.model),
+            Route("/v1/chat/completions", Generation(state, "chat"), methods=["POST"]),
+            Route("/v1/completions", Generation(state, "text"), methods=["POST"]),
+            Route("/tokenize", views.tokenize, methods=["POST"]),
+        ],
+        middleware=[Middleware(Front, state=state)],
+        exception_handlers={HTTPException: _no_such_route},
+    )
+
+
+class Front:
+    """Around every request: its id, the key, one line in the log, and errors turned into answers."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self.app, self.state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = Headers(scope=scope)
+        request_id = scope["request_id"] = _request_id(headers)
+        started_s, status = time.perf_counter(), NO_ANSWER
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            self._check(scope["path"], headers)
+            await self.app(scope, receive, send_with_id)
+        except ClientGoneError:
+            pass
+        except Exception as error:
+            if status != NO_ANSWER:
+                raise
+            refusal = as_api_error(error, request_id)
+            response = JSONResponse(refusal.body(), refusal.status, refusal.headers())
+            await response(scope, receive, send_with_id)
+        finally:
+            self._log(scope, status, started_s, request_id)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        if path in OPEN_PATHS:
+            return
+        key = self.state.settings.api_key
+        if key is not None and not _has_key(headers, key):
+            message = "a valid API key is needed: Authorization: Bearer KEY"
+            raise ApiError(401, message, code="invalid_api_key")
+        # Without a key, any web page that the user opens could otherwise send requests to this server.
+        if key is None and not _from_this_machine(headers.get("origin")):
+            message = "requests from web pages of other hosts need an API key"
+            raise ApiError(403, message, code="forbidden_origin")
+
+    def _log(self, scope: Scope, status: int, started_s: float, request_id: str) -> None:
+        self.state.metrics.responses.labels(str(status)).inc()
+        path = scope["raw_path"].decode("ascii", "replace")[:100]  # %-quoted, so that it stays on one line
+        level = logging.DEBUG if scope["path"] in (*OPEN_PATHS, "/metrics") else logging.INFO
+        elapsed_s = time.perf_counter() - started_s
+        log.log(level, "%s %s %d %.3fs id=%s", scope["method"], path, status, elapsed_s, request_id)
+
+
+class _Views:
+    """The small routes."""
+
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
+
+    async def healthz(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        status = self.state.status
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self.state.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card(self.state.ready())]})
+
+    async def model(self, request: Request) -> Response:
+        card = self._card(self.state.ready())
+        if request.path_params["model"] != card["id"]:
+            raise ApiError(404, f"this server has {card['id']}", param="model", code="model_not_found")
+        return JSONResponse(card)
+
+    async def tokenize(self, request: Request) -> Response:
+        served = self.state.ready()
+        if served.vocabulary is None:
+            raise ApiError(501, "this server's engine does not expose its tokenizer", code="not_supported")
+        with self.state.gate.admit():
+            body = await _json_body(self.state, request.headers, request.receive)
+            reader = RequestReader(self.state.settings, served)
+            prompt = await self.state.in_thread(reader.read_tokenize, body)
+            ids = await self.state.in_thread(served.vocabulary.encode, prompt)
+        return JSONResponse(
+            {"tokens": ids, "count": len(ids), "max_model_len": served.engine.info.context_tokens}
+        )
+
+    def _card(self, served: Served) -> dict[str, Any]:
+        info = served.engine.info
+        return {
+            "id": served.name(self.state.settings),
+            "object": "model",
+            "created": 0,
+            "owned_by": "ghostvis",
+            "max_model_len": info.context_tokens,
+            "ghostvis": {
+                "image_tokens": info.image_tokens,
+                "layout": info.layout,
+                "trained_tokens": info.trained_tokens,
+                "dtype": info.dtype,
+                "device": info.device,
+                "source": info.source,
+                "tag": info.tag,
+                "step": info.step,
+            },
+        }
+
+
+class Generation:
+    """/v1/chat/completions or /v1/completions, an ASGI application."""
+
+    def __init__(self, state: ServerState, kind: Kind) -> None:
+        self.state, self.kind = state, kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        served = self.state.ready()
+        stream = EventStream(send)
+        try:
+            with self.state.gate.admit():
+                body = await _json_body(self.state, Headers(scope=scope), receive)
+                reader = RequestReader(self.state.settings, served)
+                call = await self.state.in_thread(reader.read, self.kind, body)
+                answer = answer_for(call, reader.model, served.vocabulary)
+                await self._run(served, call, answer, receive, stream)
+        except Exception as error:
+            if not stream.begun or isinstance(error, ClientGoneError):
+                raise
+            await stream.fail(as_api_error(error, scope["request_id"]))
+            return
+        if not call.stream:
+            await JSONResponse(answer.whole())(scope, receive, send)
+
+    async def _run(
+        self, served: Served, call: Call, answer: Answer, receive: Receive, stream: "EventStream"
+    ) -> None:
+        with self.state.metrics.request(streaming=call.stream) as watched:
+            work = self._generate(served, call, answer, watched, stream)
+            try:
+                await unless_gone(receive, work)
+            except (ClientGoneError, asyncio.CancelledError):
+                watched.aborted()
+                raise
+            watched.finished(answer.totals())
+
+    async def _generate(
+        self, served: Served, call: Call, answer: Answer, watched: RequestMetrics, stream: "EventStream"
+    ) -> None:
+        """Nothing is sent before the first chunk, so that a refusal by the engine still gets its status."""
+        async with aclosing(interleaved(served.engine, call.requests)) as chunks:
+            async for index, chunk in chunks:
+                watched.saw(index, chunk)
+                if not call.stream:
+                    answer.add(index, chunk)
+                    continue
+                for event in answer.events(index, chunk):
+                    await stream.send(event)
+        if call.stream:
+            if call.include_usage:
+                await stream.send(answer.usage_event())
+            await stream.end()
+
+
+class EventStream:
+    """Server-sent events. ASCII only: some clients split lines at Unicode's line separators too."""
+
+    HEADERS = (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx would collect the events otherwise
+    )
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.ended = False
+
+    async def send(self, event: dict[str, Any]) -> None:
+        if not self.begun:
+            self.begun = True
+            headers = list(self.HEADERS)
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._write(json.dumps(event, separators=(",", ":")), more=True)
+
+    async def fail(self, error: ApiError) -> None:
+        """The last words of an answer that was cut short: no [DONE]. Nothing if it was complete already."""
+        if not self.ended:
+            await self._write(json.dumps(error.body(), separators=(",", ":")), more=False)
+
+    async def end(self) -> None:
+        await self._write("[DONE]", more=False)
+
+    async def _write(self, content: str, *, more: bool) -> None:
+        self.ended = not more
+        body = f"data: {content}\n\n".encode("ascii")
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _json_body(state: ServerState, headers: Headers, receive: Receive) -> bytes:
+    """Other content types are refused: they are what a web page can send without being asked first."""
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(400, "the content type must be application/json")
+    settings = state.settings
+    return await read_body(headers, receive, settings.max_body_bytes, settings.body_pause_s)
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    refusal = ApiError(error.status_code, error.detail, code="unknown_url")
+    return JSONResponse(refusal.body(), error.status_code, error.headers)
+
+
+def _has_key(headers: Headers, key: str) -> bool:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if re.fullmatch(r"[\w.:+/=-]{1,128}", given, re.ASCII) else uuid4().hex
+
+
+def _from_this_machine(origin: str | None) -> bool:
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).hostname in LOOPBACK_NAMES
+    except ValueError:
+        return False

@@ -1,0 +1,64 @@
+"""What a server is told and what it serves: settings, and the loaded model behind them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ghostvis_cli.engines.base import Engine, Sampling
+from ghostvis_cli.errors import UsageError
+from ghostvis_cli.images import ImageLimits
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Where to listen, whom to let in, what a request may cost. One home of the server's defaults.
+
+    `max_waiting` requests may be inside at once, from a body's first byte to the last token of its answer;
+    the next one gets 429. `sampling` fills what a request leaves out.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 30000  # SGLang's; 0 takes a free one
+    api_key: str | None = field(default=None, repr=False)
+    served_model_name: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    allowed_image_hosts: tuple[str, ...] = ()
+    # No redirects: they would lead from an allowed host to any other.
+    image_limits: ImageLimits = field(default_factory=lambda: ImageLimits(max_redirects=0))
+    max_body_bytes: int = 64 * 2**20
+    body_pause_s: float = 30.0  # an upload may take long, but not stand still
+    max_waiting: int = 256
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"port {self.port} is outside 0 to 65535")
+        if self.api_key is not None and not self.api_key.strip():
+            raise UsageError("the API key is empty", hint="export GHOSTVIS_API_KEY=$(openssl rand -hex 16)")
+        for name in ("max_body_bytes", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1")
+        for name in ("body_pause_s", "drain_timeout_s"):
+            if not 0 <= getattr(self, name) <= 86_400:
+                raise UsageError(f"{name} must be within 0 and 86400 seconds")
+
+
+class Vocabulary(Protocol):
+    """What /tokenize and logprobs need to know of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, id_: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model. Without a vocabulary, /tokenize answers 501 and logprobs are refused."""
+
+    engine: Engine
+    vocabulary: Vocabulary | None = None
+
+    def name(self, settings: ServerSettings) -> str:
+        """The model's name in the API. Not its path, which is nobody else's business."""
+        info = self.engine.info
+        return settings.served_model_name or info.tag or Path(info.model).name or "ghostvis"

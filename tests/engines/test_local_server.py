@@ -1,0 +1,396 @@
+"""What the local server answers and refuses, over a real socket: the official openai client and raw HTTP."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import openai
+import pytest
+
+from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
+from ghostvis_cli.errors import (
+    EngineError,
+    InputError,
+    MemoryLimitError,
+    ModelError,
+    RequestError,
+    UsageError,
+)
+from ghostvis_cli.images import load_image
+from ghostvis_cli.prompt import Message
+from ghostvis_cli.serve.settings import Served
+from tests.engines.serving import (
+    PATIENCE_S,
+    USER,
+    BreaksLater,
+    Letters,
+    Recorder,
+    Running,
+    WithLogprobs,
+    image_part,
+    picture,
+    running,
+    user,
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(vocabulary=Letters()) as started:
+        yield started
+
+
+# --- answers
+
+
+def test_a_chat_answer_has_text_finish_reason_and_usage(server: Running) -> None:
+    answer = server.client().chat.completions.create(model="fake", messages=USER)
+    assert (answer.object, answer.model) == ("chat.completion", "fake")
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one two three", "stop")
+    assert answer.usage.to_dict() == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0},
+    }
+
+
+def test_a_stream_begins_with_the_role_and_ends_with_reason_and_usage(server: Running) -> None:
+    chunks = list(
+        server.client().chat.completions.create(
+            model="fake", messages=USER, max_tokens=2, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    deltas = [chunk.choices[0].delta.to_dict() for chunk in chunks[:-1]]
+    role = {"role": "assistant", "content": "", "refusal": None}
+    assert deltas == [role, {"content": "one"}, {"content": " two"}, {}]
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None, None, None, "length"]
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * 4
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 2
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_on_the_wire_is_events_and_done(server: Running) -> None:
+    status, headers, body = server.send("POST", "/v1/chat/completions", {"messages": USER, "stream": True})
+    assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    events = body.decode("ascii").split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(json.loads(event.removeprefix("data: "))["object"] for event in events[:-2])
+    assert "usage" not in events[0]
+
+
+async def test_the_async_client_gets_many_answers_at_once(server: Running) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        calls = [
+            client.chat.completions.create(
+                model="fake", messages=[{"role": "user", "content": f"number {n}"}]
+            )
+            for n in range(20)
+        ]
+        answers = await asyncio.gather(*calls)
+    assert [answer.choices[0].message.content for answer in answers] == [f"number {n}" for n in range(20)]
+
+
+@pytest.mark.parametrize("stop", ["three", ["nothing", "three"]])
+def test_stop_strings_end_the_answer(server: Running, stop: Any) -> None:
+    answer = server.client().chat.completions.create(model="fake", messages=USER, stop=stop)
+    assert answer.choices[0].message.content == "one two "
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_n_choices_have_seeds_of_their_own_and_one_prompt(stream: bool) -> None:
+    engine = Recorder()
+    with running(engine) as server:
+        call = partial(
+            server.client().chat.completions.create, model="fake", messages=USER, n=3, seed=2**63 - 2
+        )
+        if stream:
+            chunks = list(call(stream=True, stream_options={"include_usage": True}))
+            usage, indices = chunks[-1].usage, {c.choices[0].index for c in chunks[:-1]}
+        else:
+            answer = call()
+            usage, indices = answer.usage, {choice.index for choice in answer.choices}
+    assert indices == {0, 1, 2}
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 9)
+    assert {r.sampling.seed for r in engine.requests[1:]} == {2**63 - 2, 2**63 - 1, 0}
+
+
+def test_what_a_request_leaves_out_comes_from_the_settings() -> None:
+    engine = Recorder()
+    defaults = Sampling(max_tokens=7, temperature=0.1, top_k=3, stop=("x",))
+    with running(engine, sampling=defaults) as server:
+        server.client().chat.completions.create(model="fake", messages=USER)
+        server.client().chat.completions.create(
+            model="fake",
+            messages=USER,
+            max_tokens=1,
+            max_completion_tokens=9,
+            temperature=0,
+            top_p=0.5,
+            seed=None,
+            stop="y",
+            extra_body={"top_k": -1, "min_p": 0.25, "repetition_penalty": 1.5, "ignore_eos": True},
+        )
+    plain, full = (request.sampling for request in engine.requests[1:])
+    assert plain == defaults
+    assert full == Sampling(9, 0, 0.5, 0, 0.25, 1.5, ("y",), None, None, True)
+
+
+def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
+    engine = Recorder()
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a"}, image_part(picture()), image_part(picture())],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+        {"role": "user", "content": "c", "name": "someone"},
+    ]
+    with running(engine) as server:
+        answer = server.client().chat.completions.create(model="fake", messages=messages)
+    system, first, reply, last = engine.requests[-1].messages
+    assert [system.role, first.role, reply.role, last.role] == ["system", "user", "assistant", "user"]
+    assert [type(part).__name__ for part in first.parts] == ["Text", "Picture", "Text", "Picture"]
+    assert (first.text, [image.width for image in first.images]) == ("a\n", [8, 8])
+    assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == 2 * IMAGE_TOKENS
+
+
+def test_text_completions_take_several_prompts_and_stream(server: Running) -> None:
+    completions = server.client().completions
+    answer = completions.create(model="fake", prompt=["a b", "c"], n=2)
+    assert [(c.index, c.text) for c in answer.choices] == [(0, "a b"), (1, "a b"), (2, "c"), (3, "c")]
+    assert answer.object == "text_completion"
+    chunks = list(completions.create(model="fake", prompt="a b c", stream=True))
+    assert [chunk.choices[0].text for chunk in chunks] == ["a", " b", " c", ""]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_log_probabilities_have_tokens_bytes_and_alternatives() -> None:
+    with running(WithLogprobs(), vocabulary=Letters()) as server:
+        client = server.client()
+        chat = client.chat.completions.create(
+            model="fake", messages=USER, logprobs=True, top_logprobs=2, extra_body={"return_token_ids": True}
+        )
+        streamed = list(
+            client.chat.completions.create(model="fake", messages=USER, logprobs=True, stream=True)
+        )
+        text = client.completions.create(model="fake", prompt="one two", logprobs=2)
+    entry = chat.choices[0].logprobs.content[0]
+    assert (entry.token, entry.logprob, entry.bytes) == ("a", -0.5, [97])
+    assert [(top.token, top.logprob) for top in entry.top_logprobs] == [("a", -0.5), ("\ufffd", -9999.0)]
+    assert chat.choices[0].to_dict()["token_ids"] == [3, 4, 6]
+    assert sum(len(c.choices[0].logprobs.content) for c in streamed if c.choices[0].logprobs) == 3
+    assert text.choices[0].logprobs.to_dict() == {
+        "tokens": ["a", "a"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"a": -0.5, "\ufffd": -9999.0}] * 2,
+        "text_offset": [0, 1],
+    }
+
+
+def test_models_are_listed_with_what_a_client_must_know(server: Running) -> None:
+    (card,) = server.client().models.list().data
+    assert (card.id, card.owned_by, card.to_dict()["max_model_len"]) == ("fake", "ghostvis", 4096)
+    assert card.to_dict()["ghostvis"]["image_tokens"] == IMAGE_TOKENS
+    assert server.client().models.retrieve("fake") == card
+    with pytest.raises(openai.NotFoundError):
+        server.client().models.retrieve("other")
+
+
+def test_tokenize_counts_and_says_when_it_cannot(server: Running) -> None:
+    status, _, body = server.send("POST", "/tokenize", {"prompt": "héj"})
+    assert (status, json.loads(body)) == (
+        200,
+        {"tokens": [104, 195, 169, 106], "count": 4, "max_model_len": 4096},
+    )
+    assert server.send("POST", "/tokenize", {})[0] == 400
+    with running() as without:
+        assert without.send("POST", "/tokenize", {"prompt": "a"})[0] == 501
+
+
+async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
+    from ghostvis_cli.engines.local import LocalEngine, LocalSettings
+    from tests.engines.tiny import IMAGE_TOKENS as ROWS
+    from tests.engines.tiny import TOKENIZER, tiny_model
+
+    url, text = picture((30, 20)), "What is it?"
+    sampling = Sampling(max_tokens=8, temperature=1.0, seed=5, ignore_eos=True, logprobs=2)
+    question = Message.of("user", text, [load_image(url)])
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu")) as engine:
+        direct = await complete(engine, GenerateRequest((question,), sampling=sampling))
+
+    async def load() -> Served:
+        return Served(LocalEngine(tiny_model(), LocalSettings(device="cpu")), TOKENIZER)
+
+    with running(load=load) as server:
+        assert await asyncio.to_thread(server.ready.wait, PATIENCE_S)
+        answer = server.client().chat.completions.create(
+            model="d2",
+            messages=user(image_part(url), {"type": "text", "text": text}),
+            max_tokens=8,
+            temperature=1.0,
+            seed=5,
+            logprobs=True,
+            top_logprobs=2,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+    choice = answer.choices[0].to_dict()
+    assert (choice["message"]["content"], choice["token_ids"]) == (direct.text, list(direct.token_ids))
+    entries = choice["logprobs"]["content"]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode(errors="replace") == direct.text
+    # Not exactly: the warm-up left <|bos|> in the prefix cache, so the prompt is summed up in other pieces.
+    logprobs = [entry.logprob for entry in direct.logprobs]
+    assert [entry["logprob"] for entry in entries] == pytest.approx(logprobs, abs=1e-5)
+    assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == ROWS
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [5]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": user({"type": "input_audio"})}, "messages[0].content[0].type"),
+        (
+            {"messages": [{"role": "assistant", "content": [image_part("data:,x")]}]},
+            "messages[0].content[0].type",
+        ),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 5.5}, "max_tokens"),
+        ({"temperature": 101}, None),
+        ({"temperature": [1]}, "temperature"),
+        ({"top_p": 0}, None),
+        ({"seed": -1}, None),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"stop": [""]}, None),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, None),
+        ({"tools": [{}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"regex": "a+"}, "regex"),
+        ({"temprature": 0.5}, "temperature"),
+        ({"max_tokens": 5000}, None),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_names_the_field(
+    server: Running, fields: dict[str, Any], param: str | None
+) -> None:
+    status, body = server.chat(**fields)
+    assert status == 400
+    assert (body["error"]["type"], body["error"]["param"]) == ("invalid_request_error", param)
+
+
+def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
+    neutral = {"tools": [], "response_format": {"type": "text"}, "presence_penalty": 0.0, "logit_bias": {}}
+    ignored = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "a_field_of_2030": 1, "n": None}
+    assert server.chat(**neutral, **ignored)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"messages": NaN}',
+        b'{"temperature": -Infinity}',
+        b"[" * 100_000,
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
+    ],
+    ids=lambda body: body[:24].decode("latin-1"),
+)
+def test_bodies_that_are_no_valid_request_get_400(server: Running, body: bytes) -> None:
+    status, _, answer = server.send("POST", "/v1/chat/completions", body)
+    assert status == 400
+    assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_refusal_never_repeats_what_was_sent(server: Running) -> None:
+    secret = "c2VjcmV0" * 50
+    attempts = [
+        {"messages": user(image_part(f"data:image/png;base64,{secret}"))},
+        {"messages": user(image_part(f"https://{secret}.example/"))},
+        {"messages": user({"type": secret})},
+        {"messages": [{"role": secret, "content": ""}]},
+        {"model": secret},
+        {"temprature": secret, secret: secret, "tools": [secret]},
+    ]
+    for fields in attempts:
+        status, body = server.chat(**fields)
+        assert status in (400, 404)
+        assert secret[:20] not in json.dumps(body)
+
+
+def test_errors_outside_the_api_have_its_shape_too(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        server.client().chat.completions.create(model="gpt-4", messages=USER)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    for method, path, expected in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)):
+        status, _, body = server.send(method, path)
+        assert (status, json.loads(body)["error"]["code"]) == (expected, "unknown_url")
+    status, _, body = server.send("POST", "/v1/completions", {"prompt": "a"}, content_type="text/plain")
+    assert (status, json.loads(body)["error"]["message"]) == (
+        400,
+        "the content type must be application/json",
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (InputError("too long"), 400, None),
+        (UsageError("not so"), 400, None),
+        (RequestError("cannot"), 400, None),
+        (EngineError("gone"), 503, "engine_unavailable"),
+        (MemoryLimitError("full"), 503, "out_of_memory"),
+        (ModelError("/home/someone/model is damaged"), 500, "internal_error"),
+        (ValueError("/home/someone"), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_fails_gives_a_status_and_hides_only_bugs(
+    failure: Exception, status: int, code: str | None, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FakeEngine()
+    with running(engine) as server:
+        engine.failure = failure
+        answer = server.send(
+            "POST", "/v1/chat/completions", {"messages": USER, "stream": stream}, x_request_id="r-1"
+        )
+    error = json.loads(answer[2])["error"]
+    assert (answer[0], error["code"]) == (status, code)
+    assert ("/home" not in error["message"]) and (status == 500 or error["message"] == str(failure))
+    assert status != 500 or ("r-1" in error["message"] and "id=r-1" in caplog.text)
+
+
+def test_a_failure_within_a_stream_is_its_last_event() -> None:
+    with running(BreaksLater()) as server:
+        stream = server.client().chat.completions.create(model="fake", messages=USER, stream=True)
+        seen = ""
+        with pytest.raises(openai.APIError, match="the model gave up"):
+            for chunk in stream:
+                seen += chunk.choices[0].delta.content or ""
+        body = server.send("POST", "/v1/chat/completions", {"messages": USER, "stream": True})[2]
+    assert seen == "one two"
+    assert b"[DONE]" not in body

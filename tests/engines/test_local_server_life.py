@@ -1,0 +1,196 @@
+"""The local server from the bound port to the last signal."""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ghostvis_cli.engines.fake import FakeEngine
+from ghostvis_cli.errors import (
+    EngineError,
+    GhostvisError,
+    MemoryLimitError,
+    ModelError,
+    RequestError,
+    UsageError,
+)
+from ghostvis_cli.serve.settings import Served, ServerSettings
+from tests.engines.serving import PATIENCE_S, USER, eventually, running
+
+
+def test_the_port_answers_before_the_model_is_loaded() -> None:
+    loaded = threading.Event()
+
+    async def load() -> Served:
+        await asyncio.to_thread(loaded.wait, PATIENCE_S)
+        return Served(FakeEngine())
+
+    with running(load=load) as server:
+        assert server.send("GET", "/healthz")[0] == 200
+        assert json.loads(server.send("GET", "/readyz")[2]) == {"status": "loading"}
+        status, headers, body = server.send("POST", "/v1/chat/completions", {"messages": USER})
+        assert (status, headers["retry-after"]) == (503, "5")
+        assert json.loads(body)["error"]["code"] == "model_loading"
+        loaded.set()
+        assert server.ready.wait(PATIENCE_S)
+        assert server.send("GET", "/readyz")[0] == 200
+        assert server.chat()[0] == 200
+
+
+def test_a_load_or_a_warm_up_that_fails_ends_the_server() -> None:
+    async def load() -> Served:
+        raise ModelError("the checkpoint is damaged")
+
+    async def load_broken() -> Served:
+        return Served(FakeEngine(failure=MemoryLimitError("does not fit")))
+
+    for loader, message in ((load, "damaged"), (load_broken, "does not fit")):
+        with running(load=loader) as server, pytest.raises(GhostvisError, match=message):
+            server.outcome.result(PATIENCE_S)
+
+
+def test_stopping_closes_the_engine() -> None:
+    engine = FakeEngine()
+    with running(engine):
+        pass
+    assert isinstance(engine.failure, RequestError)
+
+
+def test_a_taken_port_is_found_at_once_and_its_holder_named() -> None:
+    async def never() -> Served:
+        raise AssertionError("the model must not be loaded")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running(load=never, port=port) as server, pytest.raises(EngineError) as error:
+            server.outcome.result(PATIENCE_S)
+    assert f"port {port} is taken by process {os.getpid()} (" in error.value.message
+    assert error.value.hint == "--port 0 takes a free one"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+def test_nothing_beyond_this_machine_without_a_key(host: str) -> None:
+    with (
+        running(load=FakeEngine, host=host) as server,
+        pytest.raises(UsageError, match="no API key") as error,
+    ):
+        server.outcome.result(PATIENCE_S)
+    assert "GHOSTVIS_API_KEY" in (error.value.hint or "")
+
+
+def test_with_a_key_every_interface_may_be_bound() -> None:
+    with running(host="0.0.0.0", api_key="k") as server:
+        assert server.url.startswith("http://0.0.0.0:")
+        server.url = server.url.replace("0.0.0.0", "127.0.0.1")
+        assert server.client("k").models.list().data
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    for wrong in (
+        {"port": 70000},
+        {"api_key": " "},
+        {"max_waiting": 0},
+        {"drain_timeout_s": float("nan")},
+        {"body_pause_s": -1},
+    ):
+        with pytest.raises(UsageError):
+            ServerSettings(**wrong)
+    with running(load=FakeEngine, host="no such host") as server, pytest.raises(UsageError, match="resolved"):
+        server.outcome.result(PATIENCE_S)
+
+
+# --- signals, in a process of its own
+
+PROCESS = """
+import asyncio, sys
+from ghostvis_cli.engines.fake import FakeEngine
+from ghostvis_cli.serve.local_server import serve
+from ghostvis_cli.serve.settings import Served, ServerSettings
+
+async def load():
+    if sys.argv[2] == "loading":
+        await asyncio.sleep(60)
+    return Served(FakeEngine(delay_s=0.05))
+
+def tell(what):
+    sys.stdout.write(what + "\\n")
+    sys.stdout.flush()
+
+settings = ServerSettings(port=0, drain_timeout_s=float(sys.argv[1]))
+sys.exit(asyncio.run(serve(settings, load, on_bound=tell, on_ready=lambda served: tell("ready"))))
+"""
+
+
+class Process:
+    """A server process, with a stream of `words` words running in it where asked for."""
+
+    def __init__(self, drain_timeout_s: float, words: int = 0, mode: str = "ready") -> None:
+        command = [sys.executable, "-c", PROCESS, str(drain_timeout_s), mode]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        url = self.process.stdout.readline().strip()
+        if mode == "ready":
+            assert self.process.stdout.readline() == "ready\n"
+        self.connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE_S)
+        if words:
+            body = {"messages": [{"role": "user", "content": "w " * words}], "stream": True}
+            headers = {"content-type": "application/json"}
+            self.connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            self.response = self.connection.getresponse()
+            assert self.response.readline().startswith(b"data: ")
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.communicate()
+
+    def refuses_new_ones(self) -> bool:
+        try:
+            socket.create_connection((self.connection.host, self.connection.port), timeout=1).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_lets_what_runs_finish(number: int) -> None:
+    with Process(10, words=20) as server:
+        server.process.send_signal(number)
+        eventually(server.refuses_new_ones)
+        assert server.response.read().endswith(b"data: [DONE]\n\n")
+        assert server.process.wait(PATIENCE_S) == 0
+        assert server.process.stderr is not None
+        assert server.process.stderr.read() == ""
+
+
+def test_a_drain_that_takes_too_long_tells_the_client_and_still_ends_well() -> None:
+    with Process(0.2, words=90) as server:
+        server.process.send_signal(signal.SIGTERM)
+        last = server.response.read().rstrip().rsplit(b"\n\n", 1)[-1]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+        assert server.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_the_process_at_once(number: int, code: int) -> None:
+    with Process(30, words=90) as server:
+        server.process.send_signal(signal.SIGTERM)
+        eventually(server.refuses_new_ones)
+        server.process.send_signal(number)
+        assert server.process.wait(PATIENCE_S) == code
+
+
+def test_a_signal_during_the_load_ends_the_process() -> None:
+    with Process(10, mode="loading") as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 0
