@@ -26,7 +26,6 @@ PLACES: tuple[Place, ...] = ("project", "user", "built-in")
 PROJECT_FILE = "ghostvis.yaml"
 REPOSITORY = (".git", ".hg", ".jj", ".svn")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-PACKAGE = Path(__file__).parents[1]
 
 
 class Origin(NamedTuple):
@@ -90,19 +89,21 @@ def project_file(cwd: Path) -> Path | None:
 class Library:
     """The profiles that one directory and one environment see. Files are read when first asked for, once."""
 
-    def __init__(self, env: Mapping[str, str], cwd: Path | None = None) -> None:
+    def __init__(self, env: Mapping[str, str], cwd: Path | None = None, project: Path | None = None) -> None:
         self.notices: list[str] = []
-        self.cwd = cwd
-        if cwd is None:
-            try:
-                self.cwd = Path.cwd()
-            except OSError:  # removed under us
-                self.notices.append("the current directory is gone, so no project file was looked for")
+        self.cwd = cwd or self._current_directory()
+        self.project = project or self._find_project()
         directory = config_dir(env)
         self.user_dir = directory / "profiles" if directory else None
 
-    @cached_property
-    def project(self) -> Path | None:
+    def _current_directory(self) -> Path | None:
+        try:
+            return Path.cwd()
+        except OSError:  # removed under us
+            self.notices.append("the current directory is gone, so no project file was looked for")
+            return None
+
+    def _find_project(self) -> Path | None:
         try:
             return project_file(self.cwd) if self.cwd else None
         except OSError as error:
@@ -127,13 +128,14 @@ class Library:
         return None
 
     def all(self) -> Iterator[Stored]:
-        """Every profile, the built-in ones last. Names can be doubled; what can't be read is left out."""
+        """Every profile, the built-in ones last. Where a name comes twice, the first hides the other."""
         for place in PLACES:
             for name in self.names((place,)):
                 try:
                     found = self.find(name, (place,))
                 except UnreadableError as error:
-                    self.notices.append(error.message)
+                    path = (self.directory(place) or Path()) / f"{name}.yaml"
+                    yield Stored(name, place, path, self.shown(path), faults=(Fault("", "", error.message),))
                     continue
                 if found is not None:
                     yield found
@@ -203,14 +205,21 @@ def _built_in_dir() -> Path:
     return Path(next(iter(profiles.__path__)))
 
 
+def is_project(path: Path) -> bool:
+    """By its name, or by its `profiles:`. OSError where it can't be opened."""
+    document = Document(str(path))
+    root = read(path, document)
+    top = document.mapping(root, "") if root is not None else None
+    return path.name == PROJECT_FILE or (top is not None and "profiles" in document.entries(top))
+
+
 def single_profile(path: Path, name: str, place: Place, shown_as: str) -> Stored:
-    """A file that is one profile. Relative paths in a built-in one start at the package."""
+    """A file that is one profile."""
     document = Document(shown_as)
     root = _opened(path, document)
     if root is None:
         return Stored(name, place, path, shown_as, faults=tuple(document.faults))
-    base = PACKAGE if place == "built-in" else path.parent
-    return _profile(document, Entry(name, 1, root), "", place, path, base)
+    return _profile(document, Entry(name, 1, root), "", place, path, path.parent)
 
 
 def project_profiles(path: Path, document: Document) -> dict[str, Stored]:

@@ -76,9 +76,8 @@ def resolve(
     """
     library = Library(env, cwd)
     named = name or env.get("GHOSTVIS_PROFILE") or None
-    origin = "flag --profile" if name else "environment GHOSTVIS_PROFILE"
     faults: list[Fault] = []
-    chain = ancestry(library, _chosen(library, named, origin), faults)
+    chain = ancestry(library, choose(library, named, from_variable=not name), faults)
     from_files = [dict(stored.values) for stored in reversed(chain)]
     layers = [
         _defaults(defaults),
@@ -110,21 +109,25 @@ def merge(layers: Sequence[Layer]) -> dict[str, Value]:
     return merged
 
 
-def _chosen(library: Library, named: str | None, origin: str) -> Stored:
-    try:
-        found = library.find(named or DEFAULT)
-        refuse(library.project_faults())  # a file that can't be made out may hold any profile
-    except UnreadableError as error:
-        if named:
-            raise
-        library.notices.append(f"{error.message}; the built-in profile is used")
-        found = library.find(DEFAULT, ("built-in",))
-    if found is not None:
-        return found
-    unseen = "".join(f"; {notice}" for notice in library.notices)
+def choose(library: Library, named: str | None, *, from_variable: bool = False) -> Stored:
+    """The profile of that name, or the default one. Only a profile asked for by name must be readable."""
+    for place in PLACES:
+        try:
+            found = library.find(named or DEFAULT, (place,))
+            if place == "project":
+                refuse(library.project_faults())  # a file that can't be made out may hold any profile
+        except UnreadableError as error:
+            if named:
+                raise
+            library.notices.append(f"{error.message}, so it is passed over")
+            continue
+        if found is not None:
+            return found
     known = library.names()
+    reasons = [", which GHOSTVIS_PROFILE names"] if from_variable else []
+    reasons += [f"; {notice}" for notice in dict.fromkeys(library.notices)]
     raise UsageError(
-        f"{origin}: there is no profile {shown(str(named))}{nearest(str(named), known)}{unseen}",
+        f"there is no profile {shown(str(named))}{''.join(reasons)}{nearest(str(named), known)}",
         hint=f"there are: {', '.join(known)}",
     )
 

@@ -107,7 +107,9 @@ class ModelSettings:
     """Which checkpoint, and how it sees pictures. Nothing set: the newest sft checkpoint, else the demo."""
 
     base_dir: str | None = setting(None, "Where training put its checkpoints", is_path=True)
-    source: Literal["base", "mid", "sft", "rl"] | None = setting(None, "Stage of training")
+    source: Literal["base", "mid", "sft", "rl", "demo"] | None = setting(
+        None, "Stage of training; demo is the built-in model"
+    )
     model_tag: str | None = setting(
         None, "Name of the run, such as d32; null is the one upstream would choose"
     )

@@ -159,5 +159,6 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """' (did you mean X?)' or nothing."""
     from difflib import get_close_matches
 
-    found = get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.6)
-    return f" (did you mean {found[0]}?)" if found else ""
+    by_lower = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower().replace("-", "_"), list(by_lower), n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[found[0]]}?)" if found else ""

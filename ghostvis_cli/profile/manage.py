@@ -1,0 +1,136 @@
+"""What `ghostvis profile` does to files: find every fault, begin a new profile without harming an old one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghostvis_cli.errors import UsageError
+from ghostvis_cli.profile.document import Fault
+from ghostvis_cli.profile.files import (
+    NAME,
+    PROJECT_FILE,
+    Library,
+    Stored,
+    UnreadableError,
+    is_project,
+    single_profile,
+)
+from ghostvis_cli.profile.resolve import ancestry, build, choose, merge
+from ghostvis_cli.profile.schema import as_text
+from ghostvis_cli.profile.show import SCHEMA_FILE, starter
+from ghostvis_cli.profile.values import shown
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was looked at, and everything wrong with it."""
+
+    profiles: tuple[Stored, ...]
+    faults: tuple[Fault, ...]
+    notices: tuple[str, ...]
+
+
+def validate(
+    file: Path | None = None, *, env: Mapping[str, str] = os.environ, cwd: Path | None = None
+) -> Report:
+    """One file, or every profile that this directory and environment see. Variables don't count."""
+    try:
+        library, profiles = _all(env, cwd) if file is None else _of_file(file, env, cwd)
+    except OSError as error:
+        raise UsageError(f"{file} can't be read: {error.strerror}") from error
+    faults: list[Fault] = []
+    try:
+        faults += library.project_faults()
+    except UnreadableError as error:
+        faults.append(Fault("", "", error.message))
+    for stored in profiles:
+        faults += _faults(library, stored)
+    return Report(tuple(profiles), tuple(dict.fromkeys(faults)), tuple(dict.fromkeys(library.notices)))
+
+
+def _all(env: Mapping[str, str], cwd: Path | None) -> tuple[Library, list[Stored]]:
+    library = Library(env, cwd)
+    return library, list(library.all())
+
+
+def _of_file(file: Path, env: Mapping[str, str], cwd: Path | None) -> tuple[Library, list[Stored]]:
+    """A project's file brings the profiles that its own may extend; any other stands where a user's would."""
+    if is_project(file):
+        library = Library(env, cwd, project=file)
+        return library, [stored for stored in library.all() if stored.place == "project"]
+    library = Library(env, cwd)
+    return library, [single_profile(file, file.stem, "user", library.shown(file))]
+
+
+def _faults(library: Library, stored: Stored) -> list[Fault]:
+    faults: list[Fault] = []
+    chain = ancestry(library, stored, faults)
+    if not faults:
+        try:
+            build(stored, merge([each.values for each in reversed(chain)]))
+        except UsageError as error:
+            faults.append(Fault("", "", error.message))
+    return faults
+
+
+def begin(
+    name: str,
+    *,
+    project: bool = False,
+    extends: str | None = None,
+    force: bool = False,
+    env: Mapping[str, str] = os.environ,
+    cwd: Path | None = None,
+) -> Path:
+    """Write a commented profile and return its path. Nothing is overwritten unless `force` says so.
+
+    A user's file is for their eyes only (0600) and gets the JSON Schema beside it, for editors.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{shown(name)} can't be a profile's name", hint="letters, digits and . _ - only")
+    library = Library(env, cwd)
+    if extends is not None:
+        choose(library, extends)
+    try:
+        if project:
+            return _begin_project(library, name, extends, force=force)
+        return _begin_user(library, name, extends, force=force)
+    except FileExistsError as error:
+        hint = "add the profile to it by hand, or --force to replace it" if project else "--force replaces it"
+        raise UsageError(f"{error.filename} is there already", hint=hint) from error
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename} can't be written: {error.strerror}", hint="export GHOSTVIS_CONFIG_DIR=DIR"
+        ) from error
+
+
+def _begin_project(library: Library, name: str, extends: str | None, *, force: bool) -> Path:
+    if library.cwd is None:
+        raise UsageError("the current directory is gone")
+    path = library.cwd / PROJECT_FILE
+    _write(path, starter(name, extends=extends, project=True), mode=0o666, force=force)
+    return path
+
+
+def _begin_user(library: Library, name: str, extends: str | None, *, force: bool) -> Path:
+    if library.user_dir is None:
+        raise UsageError(
+            "there is no home directory to write to", hint="export GHOSTVIS_CONFIG_DIR=DIR, or --project"
+        )
+    library.user_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = library.user_dir / f"{name}.yaml"
+    _write(path, starter(name, extends=extends, schema=f"../{SCHEMA_FILE}"), mode=0o600, force=force)
+    _write(library.user_dir.parent / SCHEMA_FILE, as_text(), mode=0o666, force=True)
+    return path
+
+
+def _write(path: Path, text: str, *, mode: int, force: bool) -> None:
+    """FileExistsError rather than overwrite, unless forced. A link is followed and stays a link."""
+    target = path.resolve()
+    place = target.with_name(f".{target.name}.{os.getpid()}") if force else target
+    opened = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(opened, "w", encoding="utf-8") as file:
+        file.write(text)
+    if force:
+        place.replace(target)
