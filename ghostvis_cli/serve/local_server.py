@@ -20,7 +20,7 @@ import uvicorn
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.errors import EngineError, ExitCode, UsageError
 from ghostvis_cli.serve.routes import ServerState, create_app
-from ghostvis_cli.serve.settings import Served, ServerSettings
+from ghostvis_cli.serve.settings import KEY_HINT, Served, ServerSettings
 
 T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
@@ -136,6 +136,8 @@ async def _drain(server: _Server, state: ServerState, serving: asyncio.Task[None
     """Take in nothing more, let what runs finish within the time allowed, cut the rest short."""
     state.draining = True
     server.should_exit = True
+    if state.gate.inside:
+        log.info("stopping; %d requests may still finish", len(state.gate.inside))
     done, _ = await asyncio.wait((serving,), timeout=state.settings.drain_timeout_s)
     if not done:
         log.warning(
@@ -184,7 +186,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     if settings.api_key is None and not all(_is_loopback(str(entry[4][0])) for entry in found):
         raise UsageError(
             f"{host or 'every interface'} can be reached from other machines, and there is no API key",
-            hint="export GHOSTVIS_API_KEY=$(openssl rand -hex 16), and add --api-key-env GHOSTVIS_API_KEY",
+            hint=KEY_HINT,
         )
     # localhost can be both ::1 and 127.0.0.1: take what most clients try.
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)

@@ -172,12 +172,10 @@ class RequestReader:
             "repetition_penalty": fields.number("repetition_penalty"),
             "seed": fields.integer("seed"),
             "stop": fields.texts("stop", MAX_STOPS) or None,
-            "logprobs": self._logprobs(kind, fields),
             "ignore_eos": fields.flag("ignore_eos") or None,
         }
-        return replace(
-            self.settings.sampling, **{name: value for name, value in given.items() if value is not None}
-        )
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(self.settings.sampling, **chosen, logprobs=self._logprobs(kind, fields))
 
     def _logprobs(self, kind: Kind, fields: Fields) -> int | None:
         """How many alternatives a token; None for no log-probabilities at all."""
@@ -298,7 +296,9 @@ class _Pictures:
             hosts = ", ".join(sorted(self.hosts))
             allowed = f"a data: URL, or http(s) from {hosts}" if hosts else "a data: URL"
             raise ApiError(400, f"{name} must be {allowed}", param=name, code="invalid_image_url")
-        limits = replace(self.limits, max_pixels=min(self.limits.max_pixels, self.pixels_left))
+        pixels = min(self.limits.max_pixels, self.pixels_left)
+        # A redirect would lead from an allowed host to any other.
+        limits = replace(self.limits, max_pixels=pixels, max_redirects=0)
         try:
             image = load_image(url, limits=limits)
         except InputError as error:

@@ -1,12 +1,22 @@
-"""What a server is told and what it serves: settings, and the loaded model behind them."""
+"""What a server is told and what it serves: settings, and the loaded model. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
-from ghostvis_cli.images import ImageLimits
+
+if TYPE_CHECKING:
+    from ghostvis_cli.images import ImageLimits
+
+KEY_HINT = "export GHOSTVIS_API_KEY=$(openssl rand -hex 16)"
+
+
+def _default_limits() -> "ImageLimits":
+    from ghostvis_cli.images import ImageLimits  # 30 ms, which --help must not pay
+
+    return ImageLimits()
 
 
 @dataclass(frozen=True)
@@ -23,8 +33,7 @@ class ServerSettings:
     served_model_name: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     allowed_image_hosts: tuple[str, ...] = ()
-    # No redirects: they would lead from an allowed host to any other.
-    image_limits: ImageLimits = field(default_factory=lambda: ImageLimits(max_redirects=0))
+    image_limits: "ImageLimits" = field(default_factory=_default_limits)  # redirects are never followed
     max_body_bytes: int = 64 * 2**20
     body_pause_s: float = 30.0  # an upload may take long, but not stand still
     max_waiting: int = 256
@@ -34,7 +43,7 @@ class ServerSettings:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port} is outside 0 to 65535")
         if self.api_key is not None and not self.api_key.strip():
-            raise UsageError("the API key is empty", hint="export GHOSTVIS_API_KEY=$(openssl rand -hex 16)")
+            raise UsageError("the API key is empty", hint=KEY_HINT)
         for name in ("max_body_bytes", "max_waiting"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1")

@@ -18,9 +18,7 @@ from PIL import Image
 
 from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob
 from ghostvis_cli.engines.fake import FakeEngine
-from ghostvis_cli.errors import (
-    RequestError,
-)
+from ghostvis_cli.errors import RequestError
 from ghostvis_cli.serve.local_server import serve
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
@@ -148,8 +146,8 @@ def running(
         server.stop()
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
+def eventually(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
+    deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.01)

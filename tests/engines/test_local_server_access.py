@@ -79,7 +79,7 @@ class _Pictures(BaseHTTPRequestHandler):
 def test_an_allowed_host_is_asked_and_its_redirects_are_not_followed() -> None:
     with HTTPServer(("127.0.0.1", 0), _Pictures) as host:
         threading.Thread(target=host.serve_forever, daemon=True).start()
-        limits = ImageLimits(max_redirects=0, allow_private=True)
+        limits = ImageLimits(allow_private=True)
         url = f"http://127.0.0.1:{host.server_port}"
         with running(allowed_image_hosts=("127.0.0.1",), image_limits=limits) as server:
             assert server.chat(messages=user(image_part(f"{url}/a.png")))[0] == 200
