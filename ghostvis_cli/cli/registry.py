@@ -11,5 +11,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("generate", "Answer a prompt, with or without pictures.", "generate"),
+    Command("serve", "Serve a model over OpenAI's routes.", "serve"),
     Command("models", "List the checkpoints found.", "models"),
+    Command("profile", "Named settings, and where each value comes from.", "profile"),
 )

@@ -37,9 +37,10 @@ def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
 
 async def make_engine(profile: "Profile") -> Engine:
     """The engine a profile describes, loaded or connected."""
-    if profile.engine.kind in ("auto", "local"):
+    kind = profile.engine.chosen_kind
+    if kind == "local":
         return await _local(profile)
-    raise EngineError(f"this version has no {profile.engine.kind} engine", hint="--set engine.kind=local")
+    raise EngineError(f"this version has no {kind} engine", hint="--engine local")
 
 
 async def _local(profile: "Profile") -> "LocalEngine":

@@ -22,17 +22,20 @@ def rms(x: Tensor) -> Tensor:
 
 
 def rotary_tables(config: DecoderConfig, positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (positions, h/2) float32 holding bfloat16 values: upstream rounds them in every mode."""
+    """[cos cos] and [sin -sin], each (positions, h) float32 holding bfloat16 values, as upstream rounds them."""
     h = config.head_dim
     inverse = config.rope_theta ** -(torch.arange(0, h, 2, dtype=torch.float32, device="cpu") / h)
     angle = torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inverse)
-    return angle.cos().bfloat16().float(), angle.sin().bfloat16().float()
+    cos, sin = angle.cos().bfloat16().float(), angle.sin().bfloat16().float()
+    return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads x (B, T, n, h) by -theta; cos and sin are (B or 1, T, 1, h/2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+    """Rotate heads x (B, T, n, h) by -theta: with halves a and b, [a cos + b sin, b cos - a sin].
+
+    cos and sin are rows of the tables, (B or 1, T, 1, h).
+    """
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
 
 
 @dataclass
@@ -65,8 +68,8 @@ class Step:
     """Where the T new positions of each row go, worked out once and shared by every layer.
 
     positions (B, T) int64; `first_row` is the cache row of the batch's first sequence (rows are contiguous);
-    `length` M is how many cached positions any row may look at; `mask` (B, 1, T, M) bool or None where
-    every new position sees all M; `causal` says that T == M and the usual triangle applies.
+    `length` M is how many cached positions any row may look at; `mask` (B, 1, T, M) is 0 or -inf, in the
+    weights' dtype, or None where every new position sees all M; `causal`: T == M and the triangle applies.
     """
 
     positions: Tensor
@@ -184,7 +187,9 @@ class Decoder(nn.Module):
         causal = length == T
         mask = None
         if not causal and not (B == 1 and T == 1):
-            mask = torch.arange(length, device=positions.device) <= positions[:, None, :, None]
+            hidden = torch.arange(length, device=positions.device) > positions[:, None, :, None]
+            mask = torch.zeros(hidden.shape, dtype=self.lm_head.weight.dtype, device=positions.device)
+            mask.masked_fill_(hidden, -torch.inf)
         return Step(positions, cos, sin, first_row, length, mask, causal and T > 1)
 
     def trunk(self, x: Tensor, step: Step, cache: KVCache | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Programs that measure this project. Results go to docs/measurements.md, with the machine and the spread."""
