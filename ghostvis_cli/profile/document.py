@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LARGEST_BYTES = 2**18  # the parser takes a second for 100 KiB
 MOST_MERGED = 10_000  # entries brought in by <<: a few lines of nested aliases could ask for billions
+DEEPEST_MERGE = 100
 YAML_TAG = "tag:yaml.org,2002:"
 
 
@@ -103,6 +104,8 @@ class Document:
                 self.fault(line_of(node), prefix + "<<", f"merges mappings only, not {what(source)}")
             elif any(source is outer for outer in inside):
                 self.fault(line_of(node), prefix + "<<", "merges a mapping into itself")
+            elif len(inside) > DEEPEST_MERGE:
+                self.fault(line_of(node), prefix + "<<", f"merges through more than {DEEPEST_MERGE} mappings")
             else:
                 yield from self._merged_from(source, prefix, (*inside, source))
 
@@ -170,7 +173,7 @@ def read(path: Path, document: Document) -> "Node | None":
         document.fault(1, "", f"is larger than {LARGEST_BYTES // 1024} KiB")
         return None
     try:
-        text = encoded.decode("utf-8-sig")
+        text = encoded.decode("utf-8")
     except UnicodeDecodeError as error:
         line = encoded.count(b"\n", 0, error.start) + 1
         document.fault(line, "", "is not UTF-8; save the file in that encoding")

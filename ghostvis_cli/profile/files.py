@@ -66,7 +66,7 @@ class UnreadableError(UsageError):
 def config_dir(env: Mapping[str, str]) -> Path | None:
     """GHOSTVIS_CONFIG_DIR, $XDG_CONFIG_HOME/ghostvis, ~/.config/ghostvis; None where there is no home."""
     if chosen := env.get("GHOSTVIS_CONFIG_DIR"):
-        return Path(chosen).absolute()
+        return Path(chosen)
     if (xdg := Path(env.get("XDG_CONFIG_HOME", ""))).is_absolute():  # the specification ignores other values
         return xdg / "ghostvis"
     home = Path(env.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises without one
@@ -115,7 +115,7 @@ class Library:
         return {"project": None, "user": self.user_dir, "built-in": _built_in_dir()}[place]
 
     def find(self, name: str, places: tuple[Place, ...] = PLACES) -> Stored | None:
-        """The first place's profile of that name. Unreadable where it lies in a file that can't be read."""
+        """The first place's profile of that name. UnreadableError if its file is there and can't be read."""
         if not NAME.fullmatch(name):  # a path is none
             return None
         for place in places:
@@ -180,12 +180,10 @@ class Library:
 
     def _listed(self, place: Place) -> list[str]:
         directory = self.directory(place)
+        if directory is None:
+            return []
         try:
-            return (
-                sorted(path.stem for path in directory.iterdir() if path.suffix == ".yaml")
-                if directory
-                else []
-            )
+            return sorted(path.stem for path in directory.iterdir() if path.suffix == ".yaml")
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -256,37 +254,38 @@ def _profile(document: Document, entry: Entry, prefix: str, place: Place, path: 
     name = entry.name
     if not NAME.fullmatch(name):
         document.fault(entry.line, prefix.rstrip("."), f"{shown(name)} can't be a profile's name")
-    values: dict[str, Value] = {}
-    description, extends, extends_line = "", None, 0
     mapping = document.mapping(entry.node, prefix)
-    for top in document.entries(mapping, prefix).values() if mapping is not None else ():
-        if top.name in SECTIONS:
-            section = document.mapping(top.node, prefix + top.name)
-            inner = document.entries(section, f"{prefix}{top.name}.") if section is not None else {}
-            settings = [each._replace(name=f"{top.name}.{each.name}") for each in inner.values()]
-        elif top.name == "description":
-            description = _plain_text(document, top, prefix) or ""
-            continue
-        elif top.name == "extends":
-            extends, extends_line = _plain_text(document, top, prefix), top.line
-            continue
-        else:
-            settings = [top]
-        for each in settings:
-            where = Origin(place, origin_text(place, document.shown, each.line, name))
-            _setting(document, each, prefix, base, where, values)
+    entries = document.entries(mapping, prefix) if mapping is not None else {}
+    description = _plain_text(document, entries.pop("description", None), prefix)
+    extends_entry = entries.pop("extends", None)
+    values: dict[str, Value] = {}
+    for each in _dotted(document, entries, prefix):
+        where = Origin(place, origin_text(place, document.shown, each.line, name))
+        _setting(document, each, prefix, base, where, values)
     return Stored(
         name,
         place,
         path,
         document.shown,
         prefix,
-        description,
-        extends,
-        extends_line,
-        values,
-        tuple(sorted(document.faults, key=lambda fault: fault.line)),
+        description=description or "",
+        extends=_plain_text(document, extends_entry, prefix),
+        extends_line=extends_entry.line if extends_entry is not None else 0,
+        values=values,
+        faults=tuple(sorted(document.faults, key=lambda fault: fault.line)),
     )
+
+
+def _dotted(document: Document, entries: Mapping[str, Entry], prefix: str) -> Iterator[Entry]:
+    """The settings under their full names: `top_p` of the section `sampling` is `sampling.top_p`."""
+    for entry in entries.values():
+        if entry.name not in SECTIONS:
+            yield entry
+            continue
+        section = document.mapping(entry.node, prefix + entry.name)
+        if section is not None:
+            for each in document.entries(section, f"{prefix}{entry.name}.").values():
+                yield each._replace(name=f"{entry.name}.{each.name}")
 
 
 def origin_text(place: Place, shown_as: str, line: int, name: str) -> str:
@@ -307,7 +306,9 @@ def _setting(
         document.fault(entry.line, prefix + entry.name, error.message)
 
 
-def _plain_text(document: Document, entry: Entry, prefix: str) -> str | None:
+def _plain_text(document: Document, entry: Entry | None, prefix: str) -> str | None:
+    if entry is None:
+        return None
     if entry.node.tag == YAML_TAG + "str":
         return str(entry.node.value)
     document.fault(entry.line, prefix + entry.name, f"takes text, not {what(entry.node)}")

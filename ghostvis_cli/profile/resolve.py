@@ -78,16 +78,10 @@ def resolve(
     named = name or env.get("GHOSTVIS_PROFILE") or None
     faults: list[Fault] = []
     chain = ancestry(library, choose(library, named, from_variable=not name), faults)
-    from_files = [dict(stored.values) for stored in reversed(chain)]
-    layers = [
-        _defaults(defaults),
-        *from_files,
-        _environment(env, faults),
-        _sets(sets, faults),
-        _flags(flags, faults),
-    ]
+    variables = _environment(env, faults)
+    typed = {**_sets(sets, faults), **_flags(flags, faults)}
     refuse(faults)
-    merged = merge(layers)
+    merged = merge([_defaults(defaults), *(stored.values for stored in reversed(chain)), variables, typed])
     resolved = Resolved(
         build(chain[0], merged),
         {path: value.origin for path, value in merged.items()},

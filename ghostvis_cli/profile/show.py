@@ -52,7 +52,7 @@ def scalar(value: object) -> str:
 
     if isinstance(value, tuple):
         return "[" + ", ".join(_quoted(redact(each)) for each in value) + "]"
-    if isinstance(value, str) and len(redact(value).splitlines()) > 1:
+    if isinstance(value, str) and value.splitlines() != [value]:
         return _quoted(redact(value))
     dumped: str = yaml.safe_dump(_shown(value), allow_unicode=True, width=WIDE)
     return dumped.removesuffix("...\n").rstrip("\n")

@@ -157,8 +157,8 @@ def test_a_file_typed_replaces_the_source_tag_and_step_of_a_profile(place: Place
 def test_a_base_url_typed_makes_any_profile_remote(place: Place) -> None:
     engine = place.resolve("demo", flags={"engine.base_url": "http://gpu-1:30000"}).profile.engine
     assert engine.chosen_kind == "remote"
-    kind = {"engine.base_url": "http://gpu-1:30000", "engine.kind": "local"}
-    assert place.resolve("demo", flags=kind).profile.engine.chosen_kind == "local"
+    with_kind = place.resolve(flags={"engine.base_url": "http://gpu-1"}, sets=["engine.kind=sglang"])
+    assert with_kind.profile.engine.chosen_kind == "sglang"  # both were typed
 
 
 def test_a_key_file_replaces_an_inherited_key_variable(place: Place) -> None:
@@ -528,6 +528,17 @@ def test_merges_that_would_explode_are_stopped(place: Place) -> None:
     assert "more than 10000 entries" in place.faults("m29")[0]
 
 
+def test_a_long_chain_of_merges_is_a_fault_and_not_a_crash(place: Place) -> None:
+    chain = [
+        "profiles:",
+        "  m0: &m0 {system: a}",
+        *(f"  m{n}: &m{n} {{<<: *m{n - 1}}}" for n in range(1, 2000)),
+    ]
+    place.write("\n".join(chain))
+    assert place.resolve("m99").profile.system == "a"
+    assert "through more than 100 mappings" in place.faults("m1999")[0]
+
+
 def test_a_project_file_wants_its_settings_under_profiles(place: Place) -> None:
     place.write("engine: {kind: local}\nlab: {}\n")
     assert place.faults() == [
@@ -694,6 +705,9 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
     )
     assert place.resolve("lab").notices == ()
     assert place.resolve("own", env).notices == ()
+    for here in ("localhost", "127.0.0.1", "[::1]"):
+        place.write(f"profiles:\n  near:\n    engine: {{base_url: 'http://{here}:30000'}}\n")
+        assert place.resolve("near", env).notices == ()
     assert place.resolve("lab", {**env, "GHOSTVIS_BASE_URL": "http://mine"}).notices == ()
 
 
@@ -722,6 +736,9 @@ def test_what_show_prints_is_a_profile_with_the_same_values(
     printed = resolve(flags=flags, env={"GHOSTVIS_CONFIG_DIR": str(directory)}, cwd=directory)
     (directory / "profiles").mkdir()
     for origin in (False, True):
+        assert (
+            len(as_yaml(printed, origin=origin).split("\n")) == len(keys()) + 6
+        )  # each on a line of its own
         (directory / "profiles" / "again.yaml").write_text(as_yaml(printed, origin=origin), encoding="utf-8")
         again = resolve("again", env={"GHOSTVIS_CONFIG_DIR": str(directory)}, cwd=directory).profile
         assert (again.engine, again.model, again.images) == (
