@@ -57,6 +57,7 @@ def generate(
     logprobs: Annotated[int | None, typer.Option("--logprobs", help="Alternatives per token, in JSON only.")] = None,
     ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")] = None,
     engine: options.EngineKind = None,
+    base_url: options.BaseUrl = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     tensor_parallel_size: options.TensorParallel = None,

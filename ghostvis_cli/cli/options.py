@@ -1,7 +1,7 @@
 """Options that several commands share, and how what was typed becomes a profile.
 
 Every option here defaults to None: None means "not typed", so that environment and profile may speak. The
-defaults themselves live in the dataclasses of profile.py and engines/base.py.
+defaults themselves live in the dataclasses of profile/settings.py and engines/base.py.
 """
 
 from collections.abc import Mapping
@@ -46,6 +46,7 @@ Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Named sett
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any profile key, e.g. sampling.top_k=20.")
 ]
+BaseUrl = Annotated[str | None, typer.Option("--base-url", help="A running OpenAI-compatible server to use.")]
 EngineKind = Annotated[str | None, typer.Option("--engine", help="auto, local, sglang or remote.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
@@ -89,6 +90,7 @@ KEYS = {
     "base_dir": "model.base_dir",
     "layout": "model.layout",
     "engine": "engine.kind",
+    "base_url": "engine.base_url",
     "device": "engine.device",
     "dtype": "engine.dtype",
     "tensor_parallel_size": "engine.tensor_parallel_size",
@@ -116,6 +118,8 @@ def resolve_profile(ctx: typer.Context) -> "Resolved":
     resolved = resolve(typed.get("profile"), flags=flags, sets=typed.get("sets") or ())
     for line in resolved.notices:
         output.notice(line)
+    for file in resolved.files:
+        output.detail(f"profile read from {file}")
     return resolved
 
 

@@ -49,7 +49,7 @@ class LocalEngine:
     """Runs a loaded model. Requests are batched as they come and leave; see `Scheduler` for how."""
 
     def __init__(self, loaded: LoadedModel, settings: LocalSettings = LocalSettings()) -> None:  # noqa: B008
-        self._tokenizer = loaded.tokenizer
+        self.tokenizer = loaded.tokenizer
         self._config = loaded.model.config
         self._layout, layout_notices = _choose_layout(loaded, settings.layout)
         self._scheduler = Scheduler(
@@ -109,9 +109,6 @@ class LocalEngine:
         except (RuntimeError, MemoryError) as error:
             raise _translated(error) from error
 
-    def tokenize(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
-
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if self._closed:
             raise EngineError("the engine is closed")
@@ -152,9 +149,9 @@ class LocalEngine:
 
     def _render(self, request: GenerateRequest) -> Prompt:
         if request.prompt is not None:
-            prompt = render_text(request.prompt, self._tokenizer)
+            prompt = render_text(request.prompt, self.tokenizer)
         else:
-            prompt = render_for_reply(request.messages, self._tokenizer, self._layout, self.info.image_tokens)
+            prompt = render_for_reply(request.messages, self.tokenizer, self._layout, self.info.image_tokens)
         asked, limit = len(prompt.ids) + request.sampling.max_tokens, self._config.decoder.max_positions
         if asked > limit:
             pictures = f" ({prompt.image_tokens} of them for pictures)" if prompt.images else ""

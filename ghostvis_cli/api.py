@@ -1,0 +1,215 @@
+"""The Python API: plain functions over the engine protocol, for scripts and notebooks.
+
+    from ghostvis_cli import create_sglang_engine
+
+    with create_sglang_engine(source="sft", model_tag="vlm_1.5b") as engine:
+        texts = engine.generate(prompts=["What is this?"], images=["photo.jpg"], max_tokens=100)
+
+An event loop of its own runs in a thread of its own, so it works where a loop already runs (a notebook).
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+
+from ghostvis_cli.engines.base import Completion, Engine, EngineInfo, GenerateRequest, complete
+from ghostvis_cli.engines.factory import make_engine
+from ghostvis_cli.errors import EngineError, InputError
+from ghostvis_cli.images import EncodedImage, ImageLimits, load_image
+from ghostvis_cli.profile import Profile, resolve
+from ghostvis_cli.prompt import Message
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+# A path or URL, encoded bytes, a PIL picture, or one that was loaded before.
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image | EncodedImage"
+
+
+def create_sglang_engine(
+    source: str | None = None,
+    model_tag: str | None = None,
+    step: int | None = None,
+    *,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    base_dir: str | os.PathLike[str] | None = None,
+    layout: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    tensor_parallel_size: int | None = None,
+    base_url: str | None = None,
+    profile: str | None = None,
+) -> "GhostVisSGLangEngine":
+    """Load a model (or connect to a server) by the seed's words. What is left out comes from the profile.
+
+    Raises a GhostvisError with a hint where the model or engine can't be used.
+    """
+    flags = {
+        "model.source": source,
+        "model.model_tag": model_tag,
+        "model.step": step,
+        "model.checkpoint_path": os.fspath(checkpoint_path) if checkpoint_path is not None else None,
+        "model.base_dir": os.fspath(base_dir) if base_dir is not None else None,
+        "model.layout": layout,
+        "engine.device": device,
+        "engine.dtype": dtype,
+        "engine.tensor_parallel_size": tensor_parallel_size,
+        "engine.base_url": base_url,
+    }
+    return GhostVisSGLangEngine(resolve(profile, flags=flags).profile)
+
+
+class GhostVisSGLangEngine:
+    """A running engine, called synchronously. Close it, or use it as a context manager."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ghostvis-api", daemon=True)
+        self._thread.start()
+        try:
+            self._engine: Engine = self._wait(make_engine(profile))
+        except BaseException:
+            self._stop()
+            raise
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    def generate(
+        self,
+        prompts: Sequence[str] | str,
+        images: "Sequence[ImageSource | Sequence[ImageSource] | None] | ImageSource | None" = None,
+        **sampling: Any,
+    ) -> list[str]:
+        """One answer per prompt, all run together.
+
+        images: None; one picture, shared by every prompt; or one entry per prompt, each None, a picture or
+        several. sampling: fields of `Sampling` (max_tokens, temperature, top_p, top_k, seed, stop, ...).
+        """
+        return [done.text for done in self.complete(prompts, images, **sampling)]
+
+    def complete(
+        self,
+        prompts: Sequence[str] | str,
+        images: "Sequence[ImageSource | Sequence[ImageSource] | None] | ImageSource | None" = None,
+        **sampling: Any,
+    ) -> list[Completion]:
+        """As `generate`, with token ids, finish reason and usage."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        attached = self._spread(images, len(texts))
+        system = [Message.of("system", self._profile.system)] if self._profile.system else []
+        settings = self._sampling(sampling)
+        requests = [
+            GenerateRequest((*system, Message.of("user", text, pictures)), sampling=settings)
+            for text, pictures in zip(texts, attached, strict=True)
+        ]
+        return self._wait(_complete_all(self._engine, requests))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        images: "Sequence[ImageSource | Sequence[ImageSource] | None] | ImageSource | None" = None,
+        **sampling: Any,
+    ) -> str:
+        """The reply to a conversation of {"role": ..., "content": ...}.
+
+        images: a picture (or a list of pictures) belongs to the last user message; a list with one entry per
+        message, of which some are None, puts each where it stands.
+        """
+        turns = self._turns(messages, images)
+        request = GenerateRequest(turns, sampling=self._sampling({"max_tokens": 200, **sampling}))
+        return self._wait(complete(self._engine, request)).text
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._wait(self._engine.aclose())
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- inside
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on our loop; Ctrl-C here cancels it there, so that the engine stops too."""
+        if not self._thread.is_alive():
+            work.close()
+            raise EngineError("the engine is closed", hint="create_sglang_engine(...) makes a new one")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _sampling(self, changes: Mapping[str, Any]) -> Any:
+        """The profile's sampling with these fields changed; an unknown name is a TypeError, as for any call."""
+        from dataclasses import replace
+
+        stop = changes.get("stop")
+        changes = {**changes, "stop": (stop,) if isinstance(stop, str) else tuple(stop)} if stop else changes
+        return replace(self._profile.sampling, **changes)
+
+    def _spread(self, images: Any, count: int) -> list[list[EncodedImage]]:
+        """Pictures per prompt. One picture for several prompts is loaded once."""
+        if images is None:
+            return [[] for _ in range(count)]
+        if not isinstance(images, list | tuple):
+            shared = [self._load(images)]
+            return [shared for _ in range(count)]
+        if len(images) != count:
+            raise InputError(f"{len(images)} entries of images for {count} prompts", hint="one entry per prompt")
+        return [self._entry(entry) for entry in images]
+
+    def _entry(self, entry: Any) -> list[EncodedImage]:
+        if entry is None:
+            return []
+        return [self._load(one) for one in entry] if isinstance(entry, list | tuple) else [self._load(entry)]
+
+    def _turns(self, messages: Sequence[Mapping[str, str]], images: Any) -> tuple[Message, ...]:
+        by_turn: list[list[EncodedImage]] = [[] for _ in messages]
+        if isinstance(images, list | tuple) and len(images) == len(messages) and None in images:
+            by_turn = [self._entry(entry) for entry in images]
+        elif images is not None:
+            asked = [number for number, message in enumerate(messages) if message.get("role") == "user"]
+            if not asked:
+                raise InputError("there is no user message that a picture could belong to")
+            by_turn[asked[-1]] = self._entry(images)
+        turns = [_message(message, pictures) for message, pictures in zip(messages, by_turn, strict=True)]
+        if self._profile.system and (not turns or turns[0].role != "system"):
+            turns.insert(0, Message.of("system", self._profile.system))
+        return tuple(turns)
+
+    def _load(self, source: Any) -> EncodedImage:
+        limits: ImageLimits = self._profile.images
+        return source if isinstance(source, EncodedImage) else load_image(source, limits=limits)
+
+
+def _message(message: Mapping[str, str], pictures: Sequence[EncodedImage]) -> Message:
+    role, content = message.get("role"), message.get("content")
+    if role not in ("system", "user", "assistant") or not isinstance(content, str):
+        raise InputError('a message is {"role": "system" | "user" | "assistant", "content": text}')
+    return Message.of(role, content, pictures)  # type: ignore[arg-type]
+
+
+async def _complete_all(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Completion]:
+    """All at once; where one fails, the others are cancelled and its error is raised."""
+    tasks = [asyncio.create_task(complete(engine, request)) for request in requests]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
