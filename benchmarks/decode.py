@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.nanochat import nanochat
 from benchmarks.report import Spread, machine
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint.load import LoadedModel
@@ -43,38 +44,6 @@ def random_model(config: DecoderConfig) -> GhostVis:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=parameter.size(-1) ** -0.5)
     return model.eval().requires_grad_(False)
-
-
-def transformers_model(model: GhostVis) -> Any:
-    """The same weights in transformers' class, on its default (SDPA) attention."""
-    from transformers import NanoChatConfig, NanoChatForCausalLM
-
-    c, decoder = model.config.decoder, model.decoder
-    config = NanoChatConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.n_embd,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head,
-        num_key_value_heads=c.n_kv_head,
-        max_position_embeddings=c.max_positions,
-        rms_norm_eps=2.0**-23,
-        tie_word_embeddings=False,
-    )
-    theirs = NanoChatForCausalLM(config).eval()
-    q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-    state = {"model.embed_tokens.weight": decoder.wte.weight, "lm_head.weight": decoder.lm_head.weight}
-    for i, block in enumerate(decoder.blocks):
-        name = f"model.layers.{i}"
-        parts = block.attn.qkv.weight.split([q, kv, kv])  # type: ignore[union-attr, operator]
-        state |= {
-            f"{name}.self_attn.{p}_proj.weight": w for p, w in zip(("q", "k", "v"), parts, strict=True)
-        }
-        state[f"{name}.self_attn.o_proj.weight"] = block.attn.proj.weight  # type: ignore[union-attr, assignment]
-        state[f"{name}.mlp.fc1.weight"] = block.mlp.up.weight  # type: ignore[union-attr, assignment]
-        state[f"{name}.mlp.fc2.weight"] = block.mlp.down.weight  # type: ignore[union-attr, assignment]
-    theirs.load_state_dict(state, strict=True)
-    return theirs
 
 
 class Ours:
@@ -108,7 +77,7 @@ class Ours:
 
 class Theirs:
     def __init__(self, size: str) -> None:
-        self.model = transformers_model(random_model(SIZES[size]))
+        self.model = nanochat(random_model(SIZES[size]).decoder)
 
     def run(self, batch: int, new_tokens: int) -> float:
         ids = torch.tensor(prompts(batch))
@@ -199,7 +168,9 @@ def bandwidth_share(ours: Worker, new_tokens: int, repeats: int) -> tuple[Spread
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     arguments = parser.parse_args()
@@ -209,11 +180,16 @@ def main() -> None:
         tokens = 192 if name == "demo-sized" else 32
         for batch in (1, 8):
             speed, ratio = compare(ours, theirs, batch, tokens, arguments.repeats)
-            print(f"{name}, batch {batch}: {speed.show(0, ' tok/s')}; x transformers: {ratio.show()}", flush=True)
+            print(
+                f"{name}, batch {batch}: {speed.show(0, ' tok/s')}; x transformers: {ratio.show()}",
+                flush=True,
+            )
         theirs.close()
         if name != "demo-sized":
             speed, share = bandwidth_share(ours, tokens, arguments.repeats)
-            print(f"{name}, batch 1: {share.show(0, ' %')} of the bound at {speed.show(1, ' GB/s')}", flush=True)
+            print(
+                f"{name}, batch 1: {share.show(0, ' %')} of the bound at {speed.show(1, ' GB/s')}", flush=True
+            )
         ours.close()
 
 

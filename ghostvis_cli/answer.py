@@ -66,7 +66,9 @@ class Answer:
         return record
 
 
-async def ask(engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] | None = None) -> Answer:
+async def ask(
+    engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] | None = None
+) -> Answer:
     """Run one request; `on_text` is called with each piece of text as it comes."""
     started = time.perf_counter()
     first: float | None = None

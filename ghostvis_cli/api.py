@@ -171,7 +171,9 @@ class GhostVisSGLangEngine:
             shared = [self._load(images)]
             return [shared for _ in range(count)]
         if len(images) != count:
-            raise InputError(f"{len(images)} entries of images for {count} prompts", hint="one entry per prompt")
+            raise InputError(
+                f"{len(images)} entries of images for {count} prompts", hint="one entry per prompt"
+            )
         return [self._entry(entry) for entry in images]
 
     def _entry(self, entry: Any) -> list[EncodedImage]:

@@ -1,12 +1,12 @@
 """The error tree and the exit codes: every failure a user can cause has a class, a code and a next step.
 
-    GhostvisError
-    ├── UsageError        2   flags, profile
-    ├── InputError        3   image, prompt, JSONL row
-    ├── ModelError        4   checkpoint missing, damaged, unsafe, of an unsupported kind
-    ├── EngineError       5   not reachable, not installed, not ready in time
-    ├── RequestError      6   the engine answered with an error, or cannot do what was asked
-    └── MemoryLimitError  7   out of memory; the hint says what to lower
+GhostvisError
+├── UsageError        2   flags, profile
+├── InputError        3   image, prompt, JSONL row
+├── ModelError        4   checkpoint missing, damaged, unsafe, of an unsupported kind
+├── EngineError       5   not reachable, not installed, not ready in time
+├── RequestError      6   the engine answered with an error, or cannot do what was asked
+└── MemoryLimitError  7   out of memory; the hint says what to lower
 """
 
 from enum import IntEnum

@@ -93,7 +93,10 @@ class Prompt:
 
 
 def render(
-    messages: Sequence[Message], tokenizer: "Tokenizer", layout: "Layout" = "inline", num_image_tokens: int = 0
+    messages: Sequence[Message],
+    tokenizer: "Tokenizer",
+    layout: "Layout" = "inline",
+    num_image_tokens: int = 0,
 ) -> Prompt:
     """The whole conversation, every turn closed (format specification, section 6.5)."""
     out = _Writer(tokenizer, layout, num_image_tokens)
@@ -111,7 +114,10 @@ def render(
 
 
 def render_for_reply(
-    messages: Sequence[Message], tokenizer: "Tokenizer", layout: "Layout" = "inline", num_image_tokens: int = 0
+    messages: Sequence[Message],
+    tokenizer: "Tokenizer",
+    layout: "Layout" = "inline",
+    num_image_tokens: int = 0,
 ) -> Prompt:
     """The conversation up to the point where the assistant begins to speak."""
     if not messages or messages[-1].role != "user":
@@ -137,7 +143,9 @@ def _system_merged(messages: Sequence[Message]) -> list[Message]:
         if system.images:
             raise InputError("a system message can't hold a picture: attach it to a user message")
         turns[0] = Message("user", (Text(f"{system.text}\n\n"), *turns[0].parts))
-    for number, (turn, role) in enumerate(zip(turns, ("user", "assistant") * len(turns), strict=False), start=1):
+    for number, (turn, role) in enumerate(
+        zip(turns, ("user", "assistant") * len(turns), strict=False), start=1
+    ):
         if turn.role != role:
             raise InputError(f"message {number} is from the {turn.role}, where one from the {role} belongs")
     return turns
@@ -180,7 +188,8 @@ class _Writer:
     def picture(self, part: Picture) -> None:
         if not self.rows:
             raise RequestError(
-                "this model reads text only, so it can't be given a picture", hint="choose a vision checkpoint"
+                "this model reads text only, so it can't be given a picture",
+                hint="choose a vision checkpoint",
             )
         self.images.append(part.image)
         if self.layout == "inline":

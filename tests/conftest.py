@@ -1,4 +1,4 @@
-"""What several test folders share: where the recorded references are, and a model small enough to build at will."""
+"""What several test folders share: where the recorded references are, and a clean environment."""
 
 import json
 from collections.abc import Mapping

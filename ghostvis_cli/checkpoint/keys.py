@@ -33,7 +33,10 @@ WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 # Later nanochat generations share the plain names but not the mathematics, and the files do not hold the
 # constants that changed with them. The newest mark found names the generation.
 LATER_GENERATIONS = (
-    (re.compile(r"smear_gate|smear_lambda|backout_lambda"), "of March 2026 or later (smear and backout gates)"),
+    (
+        re.compile(r"smear_gate|smear_lambda|backout_lambda"),
+        "of March 2026 or later (smear and backout gates)",
+    ),
     (re.compile(r"value_embeds|ve_gate"), "of January to March 2026 (value embeddings)"),
     (re.compile(r"resid_lambdas|x0_lambdas"), "of January 2026 (residual scaling)"),
 )
@@ -153,7 +156,9 @@ class _Classifier:
         value = self.stored.get(name)
         value = default if value is None else value
         if value is None:
-            raise ModelError(f"the meta file does not say {name}, and no tensor does", hint=f'add "{name}" to it')
+            raise ModelError(
+                f"the meta file does not say {name}, and no tensor does", hint=f'add "{name}" to it'
+            )
         if type(value) is not int or value < 1:
             raise ModelError(f"the meta file's {name} is {value!r}, not a positive whole number")
         return value
@@ -169,15 +174,24 @@ class _Classifier:
     def decoder(self) -> DecoderConfig:
         rows, width = self.shape("transformer.wte.weight")
         if self.shape("lm_head.weight") != (rows, width):
-            raise ModelError(f"lm_head.weight has shape {list(self.shape('lm_head.weight'))}, not [{rows}, {width}]")
+            raise ModelError(
+                f"lm_head.weight has shape {list(self.shape('lm_head.weight'))}, not [{rows}, {width}]"
+            )
         layers = self.count(r"transformer\.h\.(\d+)\.")
         heads = self.number("n_head")
         if not layers or width % heads or (width // heads) % 2:
-            raise ModelError(f"{heads} heads do not divide a width of {width} with {layers} layers into even sizes")
+            raise ModelError(
+                f"{heads} heads do not divide a width of {width} with {layers} layers into even sizes"
+            )
         head_dim = width // heads
         kv_rows = self.shape("transformer.h.0.attn.c_k.weight")[0]
         kv_heads = kv_rows // head_dim
-        if kv_rows % head_dim or not kv_heads or heads % kv_heads or self.number("n_kv_head", kv_heads) != kv_heads:
+        if (
+            kv_rows % head_dim
+            or not kv_heads
+            or heads % kv_heads
+            or self.number("n_kv_head", kv_heads) != kv_heads
+        ):
             raise ModelError(
                 f"n_head = {heads} in the meta file does not fit the key projection's {kv_rows} rows",
                 hint="n_head and n_kv_head in the meta file must be those it was trained with",
@@ -235,7 +249,9 @@ class _Classifier:
                     tuple(f"{theirs}.attn.{name}.{kind}" for name in ("c_q", "c_k", "c_v"))
                 )
             self.parts[f"{ours}.attn.proj.weight"] = Part((f"{theirs}.attn.c_proj.weight",))
-            self.parts[f"{ours}.mlp.up.weight"] = Part(tuple(f"{theirs}.mlp.{name}.weight" for name in gate_up))
+            self.parts[f"{ours}.mlp.up.weight"] = Part(
+                tuple(f"{theirs}.mlp.{name}.weight" for name in gate_up)
+            )
             self.parts[f"{ours}.mlp.down.weight"] = Part((f"{theirs}.mlp.c_proj.weight",))
 
     # --- vision
@@ -257,7 +273,9 @@ class _Classifier:
         name = self.stored.get("vision_encoder_name")
         mean, std = normalisation(str(name or ""))
         if tower.family == "clip" and "clip" not in str(name):
-            self.notices.append(f"a CLIP tower under the name {name!r}: pixels are normalised to ±1, as upstream does")
+            self.notices.append(
+                f"a CLIP tower under the name {name!r}: pixels are normalised to ±1, as upstream does"
+            )
         self.compare("vision_image_size", tower.image_size)
         self.compare("vision_num_tokens", num_tokens)
         return VisionConfig(tower, num_tokens, mode, depth, heads, hidden, mean, std)
@@ -272,7 +290,9 @@ class _Classifier:
         """Mode, rows a picture, depth. Average pooling leaves no trace in the file: the meta must say it."""
         if not any(name.startswith("vision_resampler.") for name in self.tensors):
             if self.stored.get("vision_resampler_mode") != "avgpool":
-                raise ModelError("it has a vision tower but no resampler, and its meta file does not say avgpool")
+                raise ModelError(
+                    "it has a vision tower but no resampler, and its meta file does not say avgpool"
+                )
             return "avgpool", self.number("vision_num_tokens", 64), 0
         self.compare("vision_resampler_mode", "perceiver")
         num_tokens = self.shape("vision_resampler.queries", 3)[1]
@@ -295,7 +315,9 @@ class _Classifier:
             root += "vision_model."
         if f"{root}embeddings.patch_embedding.weight" not in self.tensors:
             raise ModelError("its vision tower is none of HF CLIP, HF SigLIP and timm")
-        return self.hf_tower(root, "clip" if f"{root}embeddings.class_embedding" in self.tensors else "siglip")
+        return self.hf_tower(
+            root, "clip" if f"{root}embeddings.class_embedding" in self.tensors else "siglip"
+        )
 
     def tower_config(
         self, family: TowerFamily, patch_key: str, rows: int, layers: int, mlp_width: int
@@ -303,7 +325,9 @@ class _Classifier:
         width, channels, patch, other = self.shape(patch_key, 4)
         side = isqrt(rows - (family != "siglip"))
         if channels != 3 or patch != other or side * side != rows - (family != "siglip"):
-            raise ModelError(f"its vision tower is not for square pictures: {rows} positions, {patch}x{other} patches")
+            raise ModelError(
+                f"its vision tower is not for square pictures: {rows} positions, {patch}x{other} patches"
+            )
         heads = self.number("vision_encoder_heads", tower_heads(width))
         if width % heads:
             raise ModelError(f"{heads} vision heads do not divide a width of {width}")
@@ -352,7 +376,9 @@ class _Classifier:
         for i in range(layers):
             theirs = f"encoder.layers.{i}"
             for kind in ("weight", "bias"):
-                qkv = tuple(f"{root}{theirs}.self_attn.{name}.{kind}" for name in ("q_proj", "k_proj", "v_proj"))
+                qkv = tuple(
+                    f"{root}{theirs}.self_attn.{name}.{kind}" for name in ("q_proj", "k_proj", "v_proj")
+                )
                 self.parts[f"{ours}.blocks.{i}.qkv.{kind}"] = Part(qkv)
             names |= {
                 f"blocks.{i}.norm1": f"{theirs}.layer_norm1",
@@ -388,8 +414,11 @@ class _Classifier:
     def layout(self) -> Layout | None:
         """Where picture rows go, if the file records it: only files this project writes do."""
         stored = self.meta.get("layout", self.stored.get("layout"))
-        if stored is None or stored in LAYOUTS:
-            return stored
+        if stored is None:
+            return None
+        for layout in LAYOUTS:
+            if stored == layout:
+                return layout
         raise ModelError(f"the meta file's layout is {stored!r}", hint=f"one of {', '.join(LAYOUTS)}")
 
 

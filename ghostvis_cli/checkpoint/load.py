@@ -84,7 +84,9 @@ def load_model(
     expected = model.state_dict()
     try:
         state = {
-            name: _assemble(name, tensors, part, expected[name].shape, torch.device(device), dtype or torch.float32)
+            name: _assemble(
+                name, tensors, part, expected[name].shape, torch.device(device), dtype or torch.float32
+            )
             for name, part in classified.parts.items()
         }
     except ModelError as error:
@@ -129,7 +131,11 @@ def _assemble(
         stored = ", ".join(f"{key} {list(tensors[key].shape)}" for key in part.keys)
         raise ModelError(f"{stored} can't make {name} {list(shape)}")
     # A tensor that is still the mapped file would die with it, and its pages with another process's write.
-    return whole.reshape(shape).clone() if whole.data_ptr() == tensors[part.keys[0]].data_ptr() else whole.reshape(shape)
+    return (
+        whole.reshape(shape).clone()
+        if whole.data_ptr() == tensors[part.keys[0]].data_ptr()
+        else whole.reshape(shape)
+    )
 
 
 def _named(path: Path, error: ModelError) -> ModelError:

@@ -156,7 +156,9 @@ def _refuse_deepspeed(directory: Path) -> None:
 
 
 def _what_is_there(base_dir: Path) -> str:
-    found = [f"--source {source} --model-tag {tag}" for source in SOURCE_DIRS for tag in tags(base_dir, source)]
+    found = [
+        f"--source {source} --model-tag {tag}" for source in SOURCE_DIRS for tag in tags(base_dir, source)
+    ]
     if found:
         return "there is: " + "; ".join(found)
     return "choose another place with --base-dir DIR or NANOCHAT_BASE_DIR, or a file with --checkpoint-path"

@@ -40,7 +40,9 @@ class Tokenizer:
         self.pattern, self.ranks, self.specials = pattern, ranks, specials
         missing = [name for name in REQUIRED_SPECIALS if name not in specials]
         if missing:
-            raise ModelError(f"the tokenizer lacks {', '.join(missing)}", hint="use the one trained with the model")
+            raise ModelError(
+                f"the tokenizer lacks {', '.join(missing)}", hint="use the one trained with the model"
+            )
         self._names = {id_: name for name, id_ in specials.items()}
 
     @cached_property

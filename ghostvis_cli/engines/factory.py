@@ -32,7 +32,9 @@ def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
         return locate.find(base_dir, model.source or "sft", model.model_tag, model.step), []
     others = [source for source in locate.SOURCE_DIRS if locate.tags(base_dir, source)]
     hint = f"; there is --source {others[-1]}" if others else ""
-    return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [f"no sft checkpoint in {base_dir}: the built-in demo model answers{hint}"]
+    return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [
+        f"no sft checkpoint in {base_dir}: the built-in demo model answers{hint}"
+    ]
 
 
 async def make_engine(profile: "Profile") -> Engine:

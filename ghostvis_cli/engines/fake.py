@@ -33,7 +33,9 @@ class FakeEngine:
             raise self.failure
         text = request.messages[-1].text if request.messages else request.prompt or ""
         pictures = sum(len(message.images) for message in request.messages)
-        prompt_tokens = IMAGE_TOKENS * pictures + sum(len(message.text.split()) for message in request.messages)
+        prompt_tokens = IMAGE_TOKENS * pictures + sum(
+            len(message.text.split()) for message in request.messages
+        )
         limit = self.info.context_tokens
         if limit is not None and prompt_tokens + request.sampling.max_tokens > limit:
             raise RequestError(f"{prompt_tokens} + {request.sampling.max_tokens} tokens do not fit {limit}")

@@ -51,8 +51,8 @@ class KVCache:
     ) -> "KVCache":
         shape = (rows, config.n_kv_head, capacity, config.head_dim)
         # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
-        make = lambda: [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]  # noqa: E731
-        return cls(make(), make())
+        k, v = ([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)] for _ in "kv")
+        return cls(k, v)
 
     @property
     def rows(self) -> int:

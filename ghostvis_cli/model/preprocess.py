@@ -37,7 +37,10 @@ def crop(image: Image.Image, size: int) -> Image.Image:
     target = resized_size(*image.size, size)
     if target != image.size:
         image = image.resize(target, Image.Resampling.BICUBIC)
-    left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)  # Python's rounding: half to even
+    left, top = (
+        round((target[0] - size) / 2),
+        round((target[1] - size) / 2),
+    )  # Python's rounding: half to even
     return image.crop((left, top, left + size, top + size))
 
 
@@ -49,5 +52,7 @@ def preprocess(
 
     pixels = np.asarray(crop(image, size), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
     shape = (3, 1, 1)
-    normalised = (pixels - np.asarray(mean, np.float32).reshape(shape)) / np.asarray(std, np.float32).reshape(shape)
+    normalised = (pixels - np.asarray(mean, np.float32).reshape(shape)) / np.asarray(std, np.float32).reshape(
+        shape
+    )
     return np.ascontiguousarray(normalised)

@@ -118,11 +118,15 @@ class Projector(nn.Module):
         super().__init__()
         # The indices are the file's: 1 is the activation, 2 a dropout that inference has no use for.
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, n_embd), nn.LayerNorm(n_embd)
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Identity(),
+            nn.Linear(hidden, n_embd),
+            nn.LayerNorm(n_embd),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x)  # type: ignore[no-any-return]
+        return self.mlp(x)
 
 
 class Vision(nn.Module):

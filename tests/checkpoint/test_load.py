@@ -40,7 +40,9 @@ class Copy:
         path = self.checkpoint.meta_path
         meta = json.loads(path.read_text())
         meta["model_config"] |= config
-        meta["model_config"] = {key: value for key, value in meta["model_config"].items() if value != "absent"}
+        meta["model_config"] = {
+            key: value for key, value in meta["model_config"].items() if value != "absent"
+        }
         path.write_text(json.dumps(meta))
         return self
 
@@ -85,9 +87,20 @@ def chat_logits(checkpoint: locate.Checkpoint) -> np.ndarray:
         lambda s: rename(s, "mlp.c_gate", "mlp.swiglu.gate") or rename(s, "mlp.c_up", "mlp.swiglu.up"),
         lambda s: {k: torch.nn.Parameter(v) for k, v in s.items()},
     ],
-    ids=["compiled", "ddp", "fsdp", "compiled inside", "under model", "under state_dict", "fused names", "parameters"],
+    ids=[
+        "compiled",
+        "ddp",
+        "fsdp",
+        "compiled inside",
+        "under model",
+        "under state_dict",
+        "fused names",
+        "parameters",
+    ],
 )
-def test_wrapped_and_renamed_files_are_the_same_model(swiglu: Copy, change: Callable[[State], object]) -> None:
+def test_wrapped_and_renamed_files_are_the_same_model(
+    swiglu: Copy, change: Callable[[State], object]
+) -> None:
     swiglu.change(change)
     recorded = Reference("text_swiglu").arrays["fp32/logits/chat"]
     assert np.abs(chat_logits(swiglu.checkpoint) - recorded).max() <= 1e-4
@@ -106,7 +119,9 @@ def test_two_names_for_one_tensor_are_refused(swiglu: Copy) -> None:
 
 
 def test_config_the_meta_lacks_is_read_off_the_tensors(swiglu: Copy) -> None:
-    swiglu.meta(n_layer="absent", n_embd="absent", n_kv_head="absent", mlp_type="absent", intermediate_size="absent")
+    swiglu.meta(
+        n_layer="absent", n_embd="absent", n_kv_head="absent", mlp_type="absent", intermediate_size="absent"
+    )
     config = inspect(swiglu.checkpoint).config.decoder
     assert (config.n_layer, config.n_embd, config.n_kv_head, config.intermediate_size) == (4, 64, 2, 172)
 
@@ -137,7 +152,9 @@ def test_padded_vocabulary_rows_are_cut_off() -> None:
         ({"window_pattern": "SSSL"}, "sliding windows"),
     ],
 )
-def test_a_meta_that_can_not_be_right_is_refused(swiglu: Copy, changes: dict[str, object], reason: str) -> None:
+def test_a_meta_that_can_not_be_right_is_refused(
+    swiglu: Copy, changes: dict[str, object], reason: str
+) -> None:
     assert reason in swiglu.meta(**changes).refusal().message
 
 
@@ -160,7 +177,9 @@ def test_a_meta_that_can_not_be_right_is_refused(swiglu: Copy, changes: dict[str
         (lambda s: {"model.embed_tokens.weight": torch.ones(2, 2)}, "not a GhostVis or nanochat"),
     ],
 )
-def test_files_of_other_kinds_are_refused_by_name(swiglu: Copy, change: Callable[[State], object], reason: str) -> None:
+def test_files_of_other_kinds_are_refused_by_name(
+    swiglu: Copy, change: Callable[[State], object], reason: str
+) -> None:
     def changed(state: State) -> object:
         result = change(state)
         return result if isinstance(result, dict) else None

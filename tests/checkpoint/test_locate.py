@@ -27,7 +27,10 @@ def test_the_codes_spelling_wins_over_the_readmes(tmp_path: Path) -> None:
 
 
 def test_the_deepest_tag_is_chosen_and_a_plain_one_before_its_namesakes(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"base_checkpoints/{tag}/model_000001.pt" for tag in ("d4", "d32-old", "d32", "d20", "zzz")))
+    touch(
+        tmp_path,
+        *(f"base_checkpoints/{tag}/model_000001.pt" for tag in ("d4", "d32-old", "d32", "d20", "zzz")),
+    )
     assert list(locate.tags(tmp_path, "base"))[:3] == ["d32", "d32-old", "d20"]
     assert locate.find(tmp_path, "base").tag == "d32"
 

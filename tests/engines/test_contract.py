@@ -62,7 +62,9 @@ async def test_a_picture_takes_the_tokens_that_info_says(engine: Engine) -> None
 
 
 async def test_requests_run_at_the_same_time_and_answer_as_if_alone(engine: Engine) -> None:
-    requests = [ask(f"question number {i}", picture(c)) for i, c in enumerate(("red", "lime", "blue", "gray") * 3)]
+    requests = [
+        ask(f"question number {i}", picture(c)) for i, c in enumerate(("red", "lime", "blue", "gray") * 3)
+    ]
     alone = [await complete(engine, request) for request in requests]
     together = await asyncio.gather(*(complete(engine, request) for request in requests))
     assert [done.token_ids for done in together] == [done.token_ids for done in alone]

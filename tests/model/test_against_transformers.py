@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.nanochat import nanochat
 from ghostvis_cli.model.config import TowerConfig
 from ghostvis_cli.model.vision import Tower
 from tests.conftest import Reference
@@ -34,38 +35,6 @@ def test_relu2_logits_equal_transformers_nanochat_closely_with_the_same_rotary_t
     with torch.inference_mode():
         difference = (ours(ours.embed(ids)) - theirs(ids).logits).abs().max()
     assert difference <= 1e-4
-
-
-def nanochat(decoder):
-    """transformers' NanoChatForCausalLM with our relu2 decoder's weights."""
-    c = decoder.config
-    config = transformers.NanoChatConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.n_embd,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head,
-        num_key_value_heads=c.n_kv_head,
-        max_position_embeddings=c.max_positions,
-        rms_norm_eps=2.0**-23,
-        final_logit_softcapping=15.0,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        tie_word_embeddings=False,
-        attention_bias=c.attention_bias,
-    )
-    model = transformers.NanoChatForCausalLM(config).eval()
-    q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-    state = {"model.embed_tokens.weight": decoder.wte.weight, "lm_head.weight": decoder.lm_head.weight}
-    for i, block in enumerate(decoder.blocks):
-        name = f"model.layers.{i}"
-        parts = block.attn.qkv.weight.split([q, kv, kv])
-        for part, weight in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-            state[f"{name}.self_attn.{part}.weight"] = weight
-        state[f"{name}.self_attn.o_proj.weight"] = block.attn.proj.weight
-        state[f"{name}.mlp.fc1.weight"] = block.mlp.up.weight
-        state[f"{name}.mlp.fc2.weight"] = block.mlp.down.weight
-    model.load_state_dict(state, strict=True)
-    return model
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
@@ -101,7 +70,9 @@ def _tower_state(theirs, family):
     from ghostvis_cli.checkpoint.header import TensorInfo
     from ghostvis_cli.checkpoint.keys import _Classifier
 
-    tensors = {f"vision_encoder.encoder.{key.removeprefix('vision_model.')}": value for key, value in theirs.items()}
+    tensors = {
+        f"vision_encoder.encoder.{key.removeprefix('vision_model.')}": value for key, value in theirs.items()
+    }
     classifier = _Classifier(
         {key: TensorInfo(tuple(value.shape), "float32", 4) for key, value in tensors.items()},
         {"model_config": {"vision_encoder_heads": 4}},

@@ -36,7 +36,10 @@ def test_each_prompt_is_answered_in_its_place(engine: GhostVisSGLangEngine) -> N
 def test_one_picture_is_shared_by_all_prompts_in_every_form(engine: GhostVisSGLangEngine) -> None:
     expected = engine.generate(["What shape is it?", "What color is it?"], images=RED, temperature=0)
     for picture in (str(RED), RED.read_bytes(), Image.open(RED), load_image(RED)):
-        assert engine.generate(["What shape is it?", "What color is it?"], images=picture, temperature=0) == expected
+        assert (
+            engine.generate(["What shape is it?", "What color is it?"], images=picture, temperature=0)
+            == expected
+        )
     assert "circle" in expected[0] and "red" in expected[1]
 
 

@@ -5,7 +5,15 @@ import pytest
 from ghostvis_cli.errors import GhostvisError, InputError, RequestError
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.model.config import LAYOUTS
-from ghostvis_cli.prompt import VISION_ROW, Message, Picture, Text, render_for_reply, render_text, with_line_breaks
+from ghostvis_cli.prompt import (
+    VISION_ROW,
+    Message,
+    Picture,
+    Text,
+    render_for_reply,
+    render_text,
+    with_line_breaks,
+)
 from tests.engines.tiny import TOKENIZER
 
 N = 3

@@ -24,8 +24,14 @@ def test_every_cut_of_the_bytes_gives_the_text_in_whole_characters(text: str, si
     assert not any("\ufffd" in piece for piece in shown) or "\ufffd" in text
 
 
-@given(st.text("ab<|>"), st.lists(st.text("ab<|>", min_size=1), min_size=1, max_size=3), st.lists(st.integers(1, 4)))
-def test_text_ends_where_the_first_stop_string_completes(text: str, stops: list[str], sizes: list[int]) -> None:
+@given(
+    st.text("ab<|>"),
+    st.lists(st.text("ab<|>", min_size=1), min_size=1, max_size=3),
+    st.lists(st.integers(1, 4)),
+)
+def test_text_ends_where_the_first_stop_string_completes(
+    text: str, stops: list[str], sizes: list[int]
+) -> None:
     stream = TextStream(stops)
     shown = ""
     for piece in pieces(text.encode(), sizes):

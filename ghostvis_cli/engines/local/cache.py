@@ -61,7 +61,8 @@ class PrefixCache:
     def best(self, ids: "Identity") -> tuple[int, Entry | None]:
         """The entry that shares the longest beginning with `ids`, and how long that is."""
         length, best = max(
-            ((common_prefix(entry.ids, ids), index) for index, entry in enumerate(self.entries)), default=(0, -1)
+            ((common_prefix(entry.ids, ids), index) for index, entry in enumerate(self.entries)),
+            default=(0, -1),
         )
         if not length:
             return 0, None
@@ -71,7 +72,9 @@ class PrefixCache:
 
     def put(self, ids: "Identity", rows: Rows, row: int) -> None:
         """Keep the first len(ids) positions of a row, and drop entries that say nothing beyond them."""
-        if not self.capacity_bytes or any(common_prefix(entry.ids, ids) == len(ids) for entry in self.entries):
+        if not self.capacity_bytes or any(
+            common_prefix(entry.ids, ids) == len(ids) for entry in self.entries
+        ):
             return
         self.entries = [e for e in self.entries if common_prefix(e.ids, ids) < len(e.ids)]
         self.entries.append(Entry(ids.copy(), rows.copy_out(row, len(ids))))

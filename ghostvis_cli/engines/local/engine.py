@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Ordered
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,7 @@ class LocalSettings:
 class LocalEngine:
     """Runs a loaded model. Requests are batched as they come and leave; see `Scheduler` for how."""
 
-    def __init__(self, loaded: LoadedModel, settings: LocalSettings = LocalSettings()) -> None:  # noqa: B008
+    def __init__(self, loaded: LoadedModel, settings: LocalSettings = LocalSettings()) -> None:
         self.tokenizer = loaded.tokenizer
         self._config = loaded.model.config
         self._layout, layout_notices = _choose_layout(loaded, settings.layout)
@@ -75,13 +76,15 @@ class LocalEngine:
             notices=(*loaded.notices, *layout_notices),
         )
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._owners: dict[Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]] = {}
+        self._owners: dict[
+            Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]
+        ] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
         self._thread.start()
 
     @classmethod
-    async def load(cls, checkpoint: Checkpoint, settings: LocalSettings = LocalSettings()) -> "LocalEngine":  # noqa: B008
+    async def load(cls, checkpoint: Checkpoint, settings: LocalSettings = LocalSettings()) -> "LocalEngine":
         """Read a checkpoint and start its engine, without blocking the loop.
 
         A daemon thread, not the loop's executor: Ctrl-C must not wait for gigabytes to arrive.
@@ -158,7 +161,9 @@ class LocalEngine:
             raise InputError(
                 f"the prompt's {len(prompt.ids)} tokens{pictures} and max_tokens {request.sampling.max_tokens} "
                 f"make {asked}, the model has {limit} positions",
-                hint=f"--max-tokens {limit - len(prompt.ids)}" if len(prompt.ids) < limit else "shorten the prompt",
+                hint=f"--max-tokens {limit - len(prompt.ids)}"
+                if len(prompt.ids) < limit
+                else "shorten the prompt",
             )
         return prompt
 
@@ -199,7 +204,7 @@ class LocalEngine:
                 return False
             job()
 
-    def _deliver(self, events: "list[tuple[Sequence, Chunk]] | list[tuple[Sequence, GhostvisError]]") -> None:
+    def _deliver(self, events: "Ordered[tuple[Sequence, Chunk | GhostvisError]]") -> None:
         """Hand a step's results over, waking each event loop once."""
         by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = defaultdict(list)
         for sequence, event in events:
@@ -250,7 +255,9 @@ def _choose_layout(loaded: LoadedModel, wanted: Layout | None) -> tuple[Layout, 
     recorded = wanted or loaded.model.config.layout
     if recorded or loaded.model.config.vision is None:
         return recorded or "inline", []
-    notice = "the checkpoint does not record its layout: taking prepend_slots, as the published trainer (--layout)"
+    notice = (
+        "the checkpoint does not record its layout: taking prepend_slots, as the published trainer (--layout)"
+    )
     return "prepend_slots", [notice]
 
 

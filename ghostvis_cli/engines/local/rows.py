@@ -34,7 +34,6 @@ class Rows:
         for layer in self.cache.k + self.cache.v:
             layer[target, :, :length] = layer[source, :, :length]
 
-
     def copy_in(self, row: int, layers: Tensor, length: int) -> None:
         """Begin a row with `length` positions of an entry (2L, K, n, h)."""
         for ours, theirs in zip(self.cache.k + self.cache.v, layers, strict=True):

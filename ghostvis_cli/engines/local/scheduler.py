@@ -147,7 +147,10 @@ class Scheduler:
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.best(sequence.identity[:most])
         live, source = max(
-            ((common_prefix(s.identity[: s.filled], sequence.identity[:most]), i) for i, s in enumerate(self.running)),
+            (
+                (common_prefix(s.identity[: s.filled], sequence.identity[:most]), i)
+                for i, s in enumerate(self.running)
+            ),
             default=(0, 0),
         )
         if live > shared:
@@ -181,7 +184,9 @@ class Scheduler:
                 for image, pixels in zip(images, sequence.pixels, strict=True)
                 if pixels is not None and image.digest not in self.images
             }
-            known = {image.digest: rows for image in images if (rows := self.images.get(image.digest)) is not None}
+            known = {
+                image.digest: rows for image in images if (rows := self.images.get(image.digest)) is not None
+            }
             if new:
                 batch = torch.from_numpy(np.stack(list(new.values()))).to(self.device)
                 encoded = self.model.encode_images(batch)
@@ -213,7 +218,9 @@ class Scheduler:
                 adjusted = row
                 if sampling.repetition_penalty != 1:
                     seen = {*sequence.prompt.ids, *sequence.output} - {VISION_ROW}
-                    adjusted = penalise(row, torch.tensor(sorted(seen), device=self.device), sampling.repetition_penalty)
+                    adjusted = penalise(
+                        row, torch.tensor(sorted(seen), device=self.device), sampling.repetition_penalty
+                    )
                 token = sample(adjusted, sampling, sequence.generator)
             self._accept(sequence, token, row)
 
@@ -242,7 +249,9 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out of its row, keep what it computed, and close the gap."""
         sequence.done = True
-        ids = np.concatenate((sequence.identity, np.asarray(sequence.output, dtype=np.int64)))[: sequence.filled]
+        ids = np.concatenate((sequence.identity, np.asarray(sequence.output, dtype=np.int64)))[
+            : sequence.filled
+        ]
         if sequence is self.reading:
             self.prefixes.put(ids, self.rows, len(self.running))
             self.reading = None
