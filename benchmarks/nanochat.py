@@ -26,7 +26,7 @@ def nanochat(decoder: Decoder) -> Any:
         attention_bias=c.attention_bias,
         tie_word_embeddings=False,
     )
-    model = NanoChatForCausalLM(config).eval()
+    model = NanoChatForCausalLM(config).eval()  # type: ignore[no-untyped-call]
     q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
     state: dict[str, Tensor] = {
         "model.embed_tokens.weight": decoder.wte.weight,
@@ -35,7 +35,7 @@ def nanochat(decoder: Decoder) -> Any:
     for i, block in enumerate(decoder.blocks):
         assert isinstance(block, Block)
         name = f"model.layers.{i}"
-        parts = block.attn.qkv.weight.split([q, kv, kv])
+        parts = block.attn.qkv.weight.split([q, kv, kv])  # type: ignore[no-untyped-call]
         state |= {f"{name}.self_attn.{p}_proj.weight": w for p, w in zip("qkv", parts, strict=True)}
         state[f"{name}.self_attn.o_proj.weight"] = block.attn.proj.weight
         state[f"{name}.mlp.fc1.weight"] = block.mlp.up.weight
