@@ -7,7 +7,10 @@ import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tools.train_demo.evaluate import Table
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "ghostvis_cli" / "demo"
@@ -86,8 +89,6 @@ def _train(options: argparse.Namespace) -> None:
         f"trained {trainer.step} steps in {trainer.elapsed_s / 60:.1f} minutes on {machine}", file=sys.stderr
     )
     model = rounded(trainer.model).eval()
-    table = evaluate(model, trainer.tokenizer, count=options.count)
-    print(as_text(table))
     facts: dict[str, Any] = {
         "user_config": {**asdict(plan), "device": options.device},
         "training": {
@@ -95,12 +96,25 @@ def _train(options: argparse.Namespace) -> None:
             "machine": machine,
             "torch": torch.__version__,
         },
-        "evaluation": {
-            part: {kind: round(score, 4) for kind, score in scores.items()} for part, scores in table.items()
-        },
     }
-    path = write(model, trainer.tokenizer, options.export or options.out / "base", trainer.step, facts)
+    base = options.export or options.out / "base"
+    path = write(model, trainer.tokenizer, base, trainer.step, facts)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+    table = evaluate(model, trainer.tokenizer, count=options.count)
+    print(as_text(table))
+    _note(base, table)
+
+
+def _note(base: Path, table: "Table") -> None:
+    """Put the evaluation into the meta file."""
+    from tools.train_demo.export import MODEL_TAG, SOURCE
+
+    meta = max((base / SOURCE / MODEL_TAG).glob("meta_*.json"))
+    written = json.loads(meta.read_text(encoding="utf-8"))
+    written["evaluation"] = {
+        part: {k: round(v, 4) for k, v in scores.items()} for part, scores in table.items()
+    }
+    meta.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def _machine(device: str) -> str:
@@ -113,18 +127,12 @@ def _machine(device: str) -> str:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from tools.train_demo.evaluate import as_text, evaluate
-    from tools.train_demo.export import MODEL_TAG, SOURCE, load
+    from tools.train_demo.export import load
 
-    folder = options.evaluate / SOURCE / MODEL_TAG
     model, tokenizer = load(options.evaluate)
     table = evaluate(model.to(options.device), tokenizer, count=options.count)
     print(as_text(table))
-    meta = max(folder.glob("meta_*.json"))
-    written = json.loads(meta.read_text())
-    written["evaluation"] = {
-        part: {k: round(v, 4) for k, v in scores.items()} for part, scores in table.items()
-    }
-    meta.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    _note(options.evaluate, table)
 
 
 if __name__ == "__main__":

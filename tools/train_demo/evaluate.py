@@ -16,9 +16,9 @@ from ghostvis_cli.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
 from ghostvis_cli.model.ghostvis import GhostVis
 from ghostvis_cli.model.preprocess import preprocess
 from tools.train_demo.chat import INTENTS, NO_PICTURE, ONLY_SHAPES, outside, small_talk
-from tools.train_demo.questions import MAKERS, NOT_SHAPES, ask_two, follow_up, no_picture
+from tools.train_demo.questions import MAKERS, NOT_SHAPES, Asked, ask_two, follow_up, no_picture
 from tools.train_demo.rows import IGNORED, Renderer, Row, Turn, arrays
-from tools.train_demo.scenes import Held, Scene, render, sample_scene
+from tools.train_demo.scenes import HELD_PAIRS, Held, Scene, render, sample_scene
 
 BATCH = 128
 Table = dict[str, dict[str, float]]
@@ -33,7 +33,8 @@ class Trial:
 
 
 def _scene(rng: Random, held: Held) -> Scene:
-    while (scene := sample_scene(rng, held)).content != "shapes":
+    """One to three shapes, or none: what the model promises to understand."""
+    while (scene := sample_scene(rng, held)).content != "shapes" or len(scene.shapes) > 3:
         pass
     return scene
 
@@ -42,8 +43,17 @@ def _single(kind: str, rng: Random, held: Held, wording: bool) -> Trial:
     while True:
         scene = _scene(rng, held)
         asked = MAKERS[kind][0](scene, rng, wording)
-        if asked is not None:
+        if asked is not None and (held == "never" or _concerns_held(scene, asked)):
             return Trial((Turn(asked.question, asked.answer, (0,)),), (scene,))
+
+
+def _concerns_held(scene: Scene, asked: Asked) -> bool:
+    """Whether the question or its answer speaks of the shape whose pair is new."""
+    if asked.question and asked.answer.startswith("The background"):
+        return True
+    text = f"{asked.question} {asked.answer}".lower()
+    held = [shape for shape in scene.shapes if (shape.color, shape.kind) in HELD_PAIRS]
+    return any(shape is asked.focus or shape.color in text or shape.kind in text for shape in held)
 
 
 def _follow(rng: Random, held: Held) -> Trial:
@@ -52,7 +62,7 @@ def _follow(rng: Random, held: Held) -> Trial:
         maker = MAKERS[rng.choice(("where", "color", "count", "yes/no", "compare"))][0]
         first = maker(scene, rng, False)
         second = first and follow_up(scene, first, rng, False)
-        if first and second:
+        if first and second and (held == "never" or _concerns_held(scene, second)):
             turns = Turn(first.question, first.answer, (0,)), Turn(second.question, second.answer)
             return Trial(turns, (scene,))
 
@@ -96,7 +106,7 @@ def trials(seed: int, count: int) -> Iterator[tuple[str, str, list[Trial]]]:
     outsiders = [Turn(outside(r, picture=True), ONLY_SHAPES, (0,)) for _ in range(count)]
     yield "unseen pictures", "outside", [Trial((turn,), (_scene(r, "never"),)) for turn in outsiders]
     r = rng("strange")
-    yield "unseen pictures", "no shapes", [_strange(r) for _ in range(count // 4)]
+    yield "unseen pictures", "no shapes", [_strange(r) for _ in range(max(4, count // 4))]
     for kind in MAKERS:
         r = rng("wording", kind)
         yield "unseen wordings", kind, [_single(kind, r, "never", True) for _ in range(count)]

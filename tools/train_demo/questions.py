@@ -76,6 +76,9 @@ def _wording(templates: Sequence[str], rng: Random, held: bool, **words: str) ->
     return typed(expand(pick(templates, rng, held=held and has_held(templates)), rng, words), rng)
 
 
+NO_SHAPE = "There is no shape in the picture."
+
+
 def _absent(name: str) -> str:
     return f"There is no {name} in the picture."
 
@@ -128,6 +131,24 @@ CAPTION = (
     "(what objects|what things|which objects|which things|what) (are|are there) in (this|the) {p}",
     "summarize (this|the) {p}",
     "can you (see|describe) (this|the|my) {p}",
+    "describe (this|the) {p} (in one sentence|in a sentence|briefly|in a few words|for a blind person|for me|simply)",
+    "(what|say what) (did i|have i|has someone|did he|did she) (draw|drawn|paint|painted|make|made)(| here| in (this|the) {p})",
+    "(guess|see|look) what i (drew|have drawn|painted|made)",
+    "i (drew|painted|made|have drawn) (something|this|a {p})(,|) (what is it|what do you see|describe it|can you see it)",
+    "what is (drawn|painted|shown|displayed|to be seen|present|contained) (here|in (this|the) {p}|on (this|the) {p})",
+    "what can be (seen|found) (here|in (this|the) {p})",
+    "(these|those) are what",
+    "(explain|interpret|analyze) (what you see|this|what is here)",
+    "(which|what) objects (are visible|are shown|are displayed|are drawn|do you see|can you see)(| here| in (this|the) {p})",
+    "(here is|this is|here you have|i have|i attached|i send you|see) (a|my|another|the|one more|a new) {p}(, what is this|, describe it|, what do you see|, tell me what it shows|)",
+    "(now|and) (this|this one|this {p}|here|the next {p}|what is this)",
+    "(and |)(in|what about|how about) this (one|{p})",
+    "(give me|write|make) (alt text|an alt text|a title|a summary|one sentence)( for (this|the) {p}|)",
+    "what (is|does) (this|the) {p} (about|of|depict|display|represent|contain|look like)",
+    "(take a look|have a look|look)(| at this| at my {p})( and describe it|)",
+    "do you (see|recognize|understand) (this|the|my) {p}",
+    "(please |)(look|describe|caption|see|explain)",
+    "(what|which) things are visible( here| in (this|the) {p}|)",
     "*what is (visible|depicted|displayed) in (this|the) {p}",
     "*(i made|here is|look at) (this|a) {p}, what is (in |on |)it",
     "*explain (this|the) {p} (to me|)",
@@ -150,6 +171,13 @@ DETAIL = (
     "(describe|list|name) every(thing| shape| object) (with|and) (its|the) (position|place|location)",
     "(say|tell me) (what is where|where everything is)(| in (this|the) {p})",
     "what is where(| in (this|the) {p})",
+    "(what|which shapes|what shapes) do you see and (at which places|at what positions|where are they)",
+    "(what|which shapes) are (there|here) and where",
+    "(where are the shapes and what are they|what and where)",
+    "(please |)(give|tell|show) me (all |)(the |)details(| of (this|the) {p})",
+    "(describe|explain) every(thing| shape| detail)",
+    "(more details|in (more |)detail|in more detail please|longer description)",
+    "describe (it|this|what you see) (in detail|exactly|precisely|carefully|with positions)",
     "list (all |)the (shapes|objects) (and|with) (their|the) (positions|places|locations)",
     "*what do you see and where( is it|)",
     "*i (want|need) a detailed description",
@@ -158,7 +186,8 @@ DETAIL = (
 
 def detail(scene: Scene, rng: Random, held: bool) -> Asked | None:
     if not scene.shapes:
-        return None
+        question = _wording(DETAIL, rng, held, p=expand(PICTURE, rng))
+        return Asked(question, f"There are no shapes, only {article(scene.ground.label)} background.")
     question = _wording(DETAIL, rng, held, p=expand(PICTURE, rng))
     parts = joined([f"{article(s.name)} {s.place}" for s in scene.shapes])
     return Asked(question, sentence(f"{parts}, {ground_phrase(scene)}"))
@@ -175,6 +204,13 @@ COLOR = (
     "(name|say|give me) the color of the {t}",
     "in what color is the {t} (drawn|painted)",
     "(can you|could you) (see|say) what color the {t} is",
+    "how (did i|was i|do they) (color|paint) the {t}",
+    "(what|which) color did i (give|use for|paint) the {t}( in|)",
+    "(what|which) color would (you|one) call the {t}",
+    "is the {t} (red|blue|green) or what( color|)",
+    "{t} color",
+    "color of the {t}",
+    "what is the {t} colored( like|)",
     "*what color would you say the {t} is",
     "*how is the {t} colored",
 )
@@ -201,8 +237,13 @@ COLORS_ALL = (
 def color(scene: Scene, rng: Random, held: bool) -> Asked | None:
     chance = rng.random()
     p = expand(PICTURE, rng)
-    if chance < 0.15 and scene.shapes:
-        names = list(dict.fromkeys(s.color for s in scene.shapes))
+    names = list(dict.fromkeys(s.color for s in scene.shapes))
+    if chance < 0.22 and len(scene.shapes) != 1:
+        if not names:
+            return Asked(_wording(COLOR_IT, rng, held), NO_SHAPE)
+        if chance < 0.07:
+            return Asked(_wording(COLOR_IT, rng, held), f"I see {joined(names)}.")
+    if chance < 0.18 and scene.shapes:
         return Asked(_wording(COLORS_ALL, rng, held, p=p), f"I see {joined(names)}.")
     if chance < 0.4 and len(scene.shapes) == 1:
         return Asked(_wording(COLOR_IT, rng, held), f"It is {scene.shapes[0].color}.", scene.shapes[0])
@@ -238,6 +279,11 @@ SHAPE = (
     "what shape (has|does) the {t}( have|)",
     "what (kind|type|sort) of (shape|thing) is the {t}",
     "(name|say) the shape of the {t}",
+    "what did i (draw|paint) in {c}",
+    "what is {c}( here|)",
+    "(what|which) shape did i (draw|paint) in {c}",
+    "what is the {t} called",
+    "is the {t} a circle or what",
     "the {t} is (what shape|which shape|a what)",
     "*what (form|figure) is the {t}",
     "*the {t}, what shape is it",
@@ -265,6 +311,10 @@ SHAPE_AT = (
     "(which|what) shape (do you see|can you see|is there) {t}",
     "what (do you see|can you see|can be seen) {t}",
     "is there (something|anything) {t}",
+    "what have i (drawn|painted|put) {t}",
+    "what (was|has been) (drawn|put|placed|painted) {t}",
+    "{t} (there is what|is what|you see what)",
+    "(which|what) (object|figure|shape) (lies|sits|is placed) {t}",
     "*what (did i draw|is drawn|is located) {t}",
 )
 
@@ -272,7 +322,12 @@ SHAPE_AT = (
 def shape(scene: Scene, rng: Random, held: bool) -> Asked | None:
     chance = rng.random()
     p = expand(PICTURE, rng)
-    if chance < 0.15 and scene.shapes:
+    if chance < 0.22 and len(scene.shapes) != 1:
+        if not scene.shapes:
+            return Asked(_wording(SHAPE_IT, rng, held, p=p), NO_SHAPE)
+        if chance < 0.06:
+            return Asked(_wording(SHAPE_IT, rng, held, p=p), f"I see {grouped(scene.shapes, color=False)}.")
+    if chance < 0.18 and scene.shapes:
         return Asked(_wording(SHAPES_ALL, rng, held, p=p), f"I see {grouped(scene.shapes, color=False)}.")
     if chance < 0.35 and len(scene.shapes) == 1:
         only = scene.shapes[0]
@@ -293,7 +348,7 @@ def shape(scene: Scene, rng: Random, held: bool) -> Asked | None:
         return None
     found = target.of(scene)
     noun = rng.choice(("shape", "shape", "object", "thing", "one", "figure"))
-    question = _wording(SHAPE, rng, held, t=f"{target.color} {noun}")
+    question = _wording(SHAPE, rng, held, t=f"{target.color} {noun}", c=target.color)
     if not found:
         return Asked(question, _absent(target.name))
     if len(found) == 1:
@@ -316,6 +371,10 @@ WHERE = (
     "(find|locate) the {t}",
     "(tell me|say) where the {t} is",
     "(can you|could you) (see|say|find) where the {t} is",
+    "(where|at what place) did i (draw|put|place|paint) the {t}",
+    "where (exactly |)is the {t} (located|placed|drawn|positioned|situated|now|at)",
+    "in (which|what) (corner|part|area) (can i find|do you see|lies) the {t}",
+    "{t} where",
     "*where would i find the {t}",
     "*whereabouts is the {t}",
 )
@@ -331,12 +390,27 @@ WHERE_IT = (
 )
 
 
+WHERE_ALL = (
+    "where are (they|the shapes|the objects|all the shapes|the figures|the things)",
+    "(and |)their (positions|places)",
+    "where do you see (shapes|the shapes|them)",
+    "(name|list) the (positions|places) of the shapes",
+    "*where can the shapes be found",
+)
+
+
 def where(scene: Scene, rng: Random, held: bool) -> Asked | None:
     p = expand(PICTURE, rng)
     chance = rng.random()
     if chance < 0.12 and len(scene.shapes) == 1:
         only = scene.shapes[0]
         return Asked(_wording(WHERE_IT, rng, held, p=p), f"It is {only.place}.", only)
+    if chance < 0.12:
+        if not scene.shapes:
+            return Asked(_wording(WHERE_IT, rng, held, p=p), NO_SHAPE)
+        question = _wording(WHERE_IT if chance < 0.04 else WHERE_ALL, rng, held, p=p)
+        places = list(dict.fromkeys(s.place for s in scene.shapes))
+        return Asked(question, f"The shapes are {joined(places)}.")
     target = None if chance < 0.22 else _present(scene, rng)
     target = target or absent_target(scene, rng)
     found = target.of(scene)
@@ -362,6 +436,12 @@ COUNT = (
     "(what is |)the number of {t}",
     "number of {t}",
     "(can you |please |)count (all |)the {t}( for me|)",
+    "how many {t} (have i drawn|are drawn|have been drawn|did you find|did you see|could you count|exist)(| here)",
+    "how many {t} are (there|here) (in total|altogether|all together|overall)",
+    "(what|tell me) the (total |)number of {t}( is|)",
+    "how many {t} (are in it|are on it|does it have|does it show|can be seen|do we have|have you got)",
+    "(i drew|i see) how many {t}",
+    "how many (different |)(kinds of |){t} are there".replace("(different |)(kinds of |)", "(visible |)"),
     "*how many {t} did i draw",
     "*(give|tell) me the number of {t}",
 )
@@ -402,12 +482,23 @@ EXISTS = (
     "any {ts}",
     "can i (see|find) {a} (here|in (this|the) {p})",
     "there is {a}, (right|yes|correct|isn't there)",
+    "{t}",
+    "(have i drawn|have i made|did anybody draw|did i make|did someone paint) {a}( here|)",
+    "(is|are) (one|some|any) of the shapes {a}".replace("(is|are)", "is"),
+    "(could|can) (one|you) (find|spot) {a}( here| in (this|the) {p}|)",
+    "i (think i|) see {a}(, do you|, right|, is that right)".replace("(think i|)", "(think i|do)"),
+    "would you (find|see) {a} here",
+    "(does it|does this) (have|show|contain) {a}",
     "*did i draw {a}",
     "*would you say there is {a}( here|)",
 )
 ANYTHING = (
     "is there (anything|something) {c}",
     "is (anything|something) {c}( here| in (this|the) {p}|)",
+    "(is|are) (any|one|some) (shape|object|figure|of the objects|of them) {c}",
+    "did i (use|draw with|paint with) {c}",
+    "is {c} (used|there|one of the colors|in the {p}|present)",
+    "do you see {c}",
     "(do|can) you see (anything|something) {c}",
     "*are any of the shapes {c}",
 )
@@ -675,6 +766,12 @@ BACKGROUND = (
     "what( i|'|)s the color of the background",
     "what is (in|behind) the (background|shapes)",
     "how does the background look",
+    "(is the background|does it have a) (plain|white|colored|striped) or (what|not|patterned)( background|)".replace(
+        "does it have a", "is the ground"
+    ),
+    "(what|which) (color|pattern) did i use for the background",
+    "background( color|)",
+    "(tell me|say) what the background (is|looks like)",
     "(and |)the background",
     "what does the background look like",
     "*on what (kind of |)background (are they|is it) drawn",
@@ -751,7 +848,7 @@ def follow_up(scene: Scene, before: Asked, rng: Random, held: bool) -> Asked | N
             return _verify_it(it, rng, held)
 
 
-ORDINAL = (("first", "1st"), ("second", "2nd"))
+ORDINAL = (("first", "first", "1st"), ("second", "second", "2nd"), ("third", "third", "3rd"))
 INSIDE = (
     "(in|on) the {o} {p}(,|) {q}",
     "{q} in the {o} {p}",
@@ -775,6 +872,9 @@ BOTH = (
     "describe (these|the|both|the two|the 2) {p}s",
     "what do you see( in (these|the|both) {p}s|)",
     "describe (each|every) {p}",
+    "compare (them|(these|the|both|the two) {p}s)",
+    "what( i|')s the difference( between (them|these {p}s|the two {p}s|the {p}s)|)",
+    "how (do|are) (they|the {p}s|these {p}s) (differ|different)",
     "what are (these|the two {p}s)",
     "*tell me about (both|these) {p}s",
 )
@@ -785,10 +885,10 @@ SAME_NUMBER = (
 
 
 def ask_two(scenes: Sequence[Scene], rng: Random, held: bool) -> Asked:
-    """A question about two pictures in a row."""
+    """A question about two or three pictures in a row."""
     p = rng.choice(("picture", "picture", "image", "image", "photo", "pic", "one"))
     chance = rng.random()
-    if chance < 0.62 or any(scene.content == "clutter" for scene in scenes):
+    if chance < 0.62 or len(scenes) > 2 or any(scene.content == "clutter" for scene in scenes):
         return _in_one(scenes, rng, held, p)
     if chance < 0.74:
         p = "picture" if p == "one" else p
@@ -803,7 +903,7 @@ def ask_two(scenes: Sequence[Scene], rng: Random, held: bool) -> Asked:
 
 
 def _in_one(scenes: Sequence[Scene], rng: Random, held: bool, p: str) -> Asked:
-    at = rng.randrange(2)
+    at = rng.randrange(len(scenes))
     asked = ask(scenes[at], rng)
     question = asked.question.rstrip("?!. ")
     if question[:2] != question[:2].upper():
@@ -811,7 +911,7 @@ def _in_one(scenes: Sequence[Scene], rng: Random, held: bool, p: str) -> Asked:
     for word in ("this", "the"):
         for noun in ("picture", "image", "photo", "pic"):
             question = question.replace(f" in {word} {noun}", "").replace(f"{word} {noun}", "it")
-    ordinal = rng.choice(ORDINAL[at])
+    ordinal = "last" if at == len(scenes) - 1 and rng.random() < 0.15 else rng.choice(ORDINAL[at])
     text = expand(pick(INSIDE, rng, held=held), rng, {"o": ordinal, "p": p, "q": question})
     return Asked(typed(text, rng, question=rng.random() < 0.9), asked.answer, asked.focus)
 

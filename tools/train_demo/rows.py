@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostvis_cli.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
-from tools.train_demo.chat import ONLY_SHAPES, outside, small_talk, talk
+from tools.train_demo.chat import INTENTS, ONLY_SHAPES, outside, small_talk, talk
 from tools.train_demo.questions import Asked, ask, ask_two, follow_up
 from tools.train_demo.scenes import Scene, patch_labels, sample_scene
 
@@ -48,25 +48,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a batch is made up: rows with one picture, with two, without; all `length` ids long."""
+    """How a batch is made up: rows with one picture, with two, three, none; all `length` ids long."""
 
     length: int
     one: int
     two: int
+    three: int
     text: int
 
     @property
     def pictures(self) -> int:
-        return self.one + 2 * self.two
+        return self.one + 2 * self.two + 3 * self.three
 
     def scaled(self, share: float) -> "Shape":
-        return Shape(
-            self.length, *(max(1, round(share * n)) if n else 0 for n in (self.one, self.two, self.text))
-        )
+        counts = (self.one, self.two, self.three, self.text)
+        return Shape(self.length, *(max(1, round(share * n)) if n else 0 for n in counts))
 
 
 # Mostly short conversations; the long ones teach the positions that a chat of twelve turns reaches.
-SHAPES = (Shape(144, 400, 0, 112), Shape(320, 96, 72, 32), Shape(640, 32, 24, 16))
+SHAPES = (Shape(144, 392, 0, 0, 120), Shape(320, 96, 64, 8, 32), Shape(640, 28, 16, 10, 18))
 SHAPE_WEIGHTS = (0.55, 0.35, 0.10)
 
 
@@ -101,7 +101,8 @@ class Renderer:
 
     def row(self, turns: Sequence[Turn], length: int | None = None, system: str = "") -> Row:
         """Ids of whole turns, as many as fit into `length`."""
-        ids, learned, pictures = [self.bos], [False], []
+        ids, learned = [self.bos], [False]
+        pictures: list[int] = []
         for at, turn in enumerate(turns):
             asked = self.prompt(turn, system if at == 0 else "")
             answer = [*self.encode(turn.answer), self.assistant_end]
@@ -117,7 +118,7 @@ def about_one(scene: Scene, rng: Random, turns: int, *, picture: int = 0) -> lis
     """A conversation about one picture, now and then with other talk before or in between."""
     said = [Turn(*talk(rng)) for _ in range(rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 2)))]
     before: Asked | None = None
-    attached = (picture,)
+    attached: tuple[int, ...] = (picture,)
     for _ in range(turns):
         turn, before = _next(scene, before, rng, attached)
         said.append(turn)
@@ -131,8 +132,8 @@ def _next(
     chance = rng.random()
     if chance < 0.07:
         return Turn(outside(rng, picture=True), ONLY_SHAPES, attached), None
-    if chance < 0.11 and not attached:
-        return Turn(*small_talk(rng)), None
+    if chance < (0.085 if attached else 0.11):
+        return Turn(*_talk_beside_picture(rng), attached), None
     asked = follow_up(scene, before, rng, False) if before and chance < 0.42 else None
     asked = asked or ask(scene, rng)
     question = (
@@ -141,18 +142,27 @@ def _next(
     return Turn(question, asked.answer, attached), asked
 
 
-def about_two(scenes: Sequence[Scene], rng: Random, turns: int) -> list[Turn]:
-    """A conversation about two pictures, attached together or one after the other."""
+def _talk_beside_picture(rng: Random) -> tuple[str, str]:
+    """Small talk, but for what means the picture once there is one: "what can you see?"."""
+    while True:
+        question, answer = small_talk(rng)
+        if answer != INTENTS["can do"].answer and "you see" not in question.lower():
+            return question, answer
+
+
+def about_several(scenes: Sequence[Scene], rng: Random, turns: int) -> list[Turn]:
+    """A conversation about two or three pictures, attached together or one after the other."""
     together = rng.random() < 0.5
     said: list[Turn] = []
     before: Asked | None = None
-    scene = scenes[1]
+    scene = scenes[-1]
     if not together:
         said = about_one(scenes[0], rng, rng.choice((1, 1, 1, 2, 3)))
-        turn, before = _next(scene, None, rng, (1,))
-        said.append(turn)
+        for at in range(1, len(scenes)):
+            turn, before = _next(scenes[at], None, rng, (at,))
+            said.append(turn)
     for _ in range(turns):
-        attached = (0, 1) if together and not any(turn.pictures for turn in said) else ()
+        attached = tuple(range(len(scenes))) if together and not said else ()
         chance = rng.random()
         if attached or together or chance < 0.65:
             if chance < 0.06:
@@ -200,16 +210,20 @@ class Batches:
         chosen = [rng.randrange(self.pool) for _ in range(shape.pictures)]
         scenes = [pool_scene(self.seed, picture) for picture in chosen]
         turns = shape.length // 16
-        rows: list[tuple[list[int], Row]] = []
-        for at in range(shape.one):
-            rows.append(([at], self._row(about_one(scenes[at], rng, turns), shape, rng)))
-        for at in range(shape.one, shape.pictures, 2):
-            rows.append(([at, at + 1], self._row(about_two(scenes[at : at + 2], rng, turns), shape, rng)))
-        for _ in range(shape.text):
-            rows.append(([], self._row([Turn(*talk(rng)) for _ in range(turns)], shape, rng)))
+        rows: list[tuple[int, Row]] = []  # with the place of the row's first picture
+        at = 0
+        for wanted, many in ((shape.one, 1), (shape.two, 2), (shape.three, 3)):
+            for _ in range(wanted):
+                own = scenes[at : at + many]
+                said = about_one(own[0], rng, turns) if many == 1 else about_several(own, rng, turns)
+                rows.append((at, self._row(said, shape, rng)))
+                at += many
+        rows += [
+            (at, self._row([Turn(*talk(rng)) for _ in range(turns)], shape, rng)) for _ in range(shape.text)
+        ]
         rng.shuffle(rows)
-        order = [own[place] for own, row in rows for place in row.pictures]
-        spare = [at for at in range(len(chosen)) if at not in set(order)]
+        order = [first + place for first, row in rows for place in row.pictures]
+        spare = sorted(set(range(len(chosen))) - set(order))
         labels = [patch_labels(scenes[at], self.grid) for at in order + spare]
         ids, targets = arrays([row for _, row in rows], shape.length, self.renderer.bos)
         return Batch(

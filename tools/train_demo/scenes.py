@@ -216,15 +216,16 @@ def sample_scene(rng: Random, held: Held = "never", count: int | None = None) ->
     if count is None:
         if held == "never" and rng.random() < 0.04:
             return Scene((), ground, "clutter")
-        count = rng.choices((0, 1, 2, 3), (3, 27, 33, 37))[0] if held != "always" else rng.randint(1, 3)
-    largest = (0.3, 0.46, 0.24, 0.2)[count]
+        # Four and five shapes are beyond what the model promises, but people draw them.
+        count = rng.choices(range(6), (3, 26, 31, 32, 5, 3))[0] if held != "always" else rng.randint(1, 3)
+    largest = (0.3, 0.46, 0.24, 0.2, 0.15, 0.13)[count]
     while True:
         shapes: list[Shape] = []
         twin = rng.random() < 0.12
         for cell in rng.sample(range(9), count):
             if cell != 4 and count == 1 and rng.random() < 0.35:
                 cell = 4  # one shape in the middle is what people draw first
-            pair = _sample_pair(rng, held)
+            pair = _sample_pair(rng, "never" if held == "always" and shapes else held)
             if twin and shapes:
                 pair = shapes[0].color, shapes[0].kind
             shape = next(
