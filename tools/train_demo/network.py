@@ -62,9 +62,8 @@ def tiny_config() -> GhostVisConfig:
     )
 
 
-def first_weights(model: GhostVis, seed: int) -> None:
+def first_weights(model: GhostVis) -> None:
     """Random, but blocks start as identities and vision row i starts by looking at patch i."""
-    torch.manual_seed(seed)
     assert model.vision is not None
     decoder = model.decoder
     nn.init.normal_(decoder.wte.weight)
