@@ -1,4 +1,4 @@
-"""python -m tools.train_demo: train, resume, evaluate, export, draw the examples. See the README beside this file."""
+"""python -m tools.train_demo: train, resume, evaluate, export, draw the examples. See README.md here."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Exact match per question type, on pictures, colour-and-shape pairs and wordings that training never had.
+"""Exact match per question type, on pictures, colour-and-shape pairs and wordings new to the model.
 
 An answer counts when every token of it, its end included, is the model's first choice: the same truth value as
 decoding it greedily, in one pass.

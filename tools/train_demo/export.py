@@ -1,4 +1,4 @@
-"""Training weights -> the files that ship: a GhostVis base directory in the native layout, all in bfloat16."""
+"""Training weights -> the files that ship: a GhostVis base directory, native names, all in bfloat16."""
 
 import json
 from pathlib import Path
@@ -105,7 +105,7 @@ def model_config(config: GhostVisConfig) -> dict[str, Any]:
 
 
 def write(model: GhostVis, tokenizer: Tokenizer, base: Path, step: int, facts: dict[str, Any]) -> Path:
-    """Write tokenizer, weights and meta under `base`, in place of any earlier step; gives back the weights' path."""
+    """Write tokenizer, weights and meta under `base`, in place of any earlier step; -> the weights' path."""
     save(tokenizer, base / "tokenizer")
     folder = base / SOURCE / MODEL_TAG
     folder.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def _punctuated(text: str, rng: Random, question: bool) -> str:
 
 def _slip(text: str, rng: Random) -> str:
     """One letter dropped, doubled or swapped with its neighbour: never in a short word, to keep the meaning."""
-    words = [match for match in re.finditer(r"[a-zA-Z]{6,}", text)]
+    words = list(re.finditer(r"[a-zA-Z]{6,}", text))
     if not words:
         return text
     match = rng.choice(words)

@@ -1,8 +1,8 @@
 """The demonstration model's dimensions, its first weights, and the auxiliary task that gives it eyes.
 
 A tower trained only through the answers finds nothing for a long time: at first most of the loss is wording.
-So every patch, and the vision row that belongs to it, also has to say which colour and kind of shape it sees and
-which patch it is. The heads that say so are not shipped.
+So every patch, and the vision row that belongs to it, also has to say which colour and kind of shape it sees
+and which patch it is. The heads that say so are not shipped.
 """
 
 import math

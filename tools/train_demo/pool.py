@@ -1,4 +1,4 @@
-"""The training pictures: rendered once by all processor cores, kept in one file, shown many times with new questions."""
+"""The training pictures: rendered once, by all cores, into one file; shown many times with new questions."""
 
 import multiprocessing
 from pathlib import Path

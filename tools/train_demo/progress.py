@@ -1,4 +1,4 @@
-"""How far along we are, on stderr: a bar where rich is installed and someone watches, else a line now and then."""
+"""How far along we are, on stderr: a bar where rich is installed and someone watches, else lines."""
 
 import sys
 import time

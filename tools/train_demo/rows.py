@@ -1,4 +1,4 @@
-"""From questions to batches: conversations, their token rows, and batch number i as a pure function of (seed, i).
+"""From questions to batches: conversations, their rows of ids, and batch i as a function of (seed, i) alone.
 
 A picture takes 64 rows in place of 64 `<|image|>` ids, then a line break and the question (layout `inline`).
 Only answers and their end token are learned.

@@ -1,4 +1,4 @@
-"""The demonstration's tokenizer: byte-level BPE learned from the generated text, in GhostVis's own file form."""
+"""The demonstration's tokenizer: byte-level BPE learned from the generated text, in GhostVis's file form."""
 
 import pickle
 from pathlib import Path
@@ -9,7 +9,10 @@ from tools.train_demo.chat import talk
 from tools.train_demo.questions import ask, ask_two
 from tools.train_demo.scenes import sample_scene
 
-PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 SPECIALS = (
     "<|bos|>",
     "<|user_start|>",
