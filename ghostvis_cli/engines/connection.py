@@ -1,0 +1,378 @@
+"""One HTTP server: how it is reached, when a request is repeated, what its failures are called.
+
+Knows addresses, proxies, certificates and streams of events; nothing of models, messages or tokens.
+"""
+
+import asyncio
+import ipaddress
+import json
+import os
+import random
+import re
+import resource
+import socket
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies_environment
+
+import httpx2
+
+from ghostvis_cli import __version__
+from ghostvis_cli.engines.sse import SSEParser
+from ghostvis_cli.errors import EngineError, GhostvisError, RequestError, UsageError
+
+DONE = "[DONE]"  # the event that ends a stream
+RETRY_S = 0.2  # before the first repeat, doubled for each further one
+DRAIN_S = 0.1  # for the end of the body after [DONE]; with it the connection can be used again
+KEEPALIVE_S = 2.0  # uvicorn closes idle connections after 5 s: use none that may be closing just now
+KEEPALIVE_MOST = 100  # httpx2 looks at every idle one whenever a request begins or ends
+WORDS_BYTES, WORDS_CHARS, WORDS_S = 65_536, 500, 5.0  # what is read and shown of a refusal
+BODY_BYTES = 1 << 22
+SPARE_FILES = 64  # file descriptors left to the rest of the process
+
+
+@dataclass(frozen=True)
+class RemoteSettings:
+    """Where the server is and how long to wait. `ca_file` is trusted besides the system's certificates."""
+
+    base_url: str
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    connect_timeout_s: float = 5.0
+    timeout_s: float = 600.0  # for one request, from its start to its last byte
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        root_of(self.base_url)
+        if self.api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", self.api_key):
+            raise UsageError("the API key holds a space or a character that no header may carry")
+
+
+class RefusedError(RequestError):
+    """The server answered with a status that is not 200."""
+
+    def __init__(self, message: str, status: int, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class _TemporaryError(Exception):
+    """The server has not taken the request, and another try may go better."""
+
+    def __init__(self, failure: GhostvisError, after_s: float = 0.0) -> None:
+        super().__init__(failure.message)
+        self.failure, self.after_s = failure, after_s
+
+
+class Connection:
+    """A pool of connections to one server: at `root`, its address without /v1; called `where` in messages."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self.settings = settings
+        self.root = root_of(settings.base_url)
+        self.proxy = route(settings.base_url)
+        self.where = self.root if self.proxy is None else f"{self.root} (through the proxy {self.proxy})"
+        self._client: httpx2.AsyncClient | None = None
+        self._closed = False
+
+    async def get(self, path: str, deadline: float) -> bytes:
+        started = now()
+        response = await self.open("GET", path, b"", deadline)
+        body = bytearray()
+        try:
+            await _read_into(body, response, BODY_BYTES, deadline)
+        except TimeoutError as error:
+            raise self._too_slow(f"has not finished its answer to {path}", started) from error
+        except httpx2.TransportError as error:
+            raise self._silent(path, error) from error
+        finally:
+            await response.aclose()
+        return bytes(body)
+
+    async def open(self, method: str, path: str, content: bytes, deadline: float) -> httpx2.Response:
+        """The head of a 200, its body to come. Repeats only what the server has not taken.
+
+        `deadline` is a time of the running loop's clock. RefusedError or EngineError when there is none.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await self._try(method, path, content, deadline)
+            except _TemporaryError as temporary:
+                # Spread out, so that many requests refused together don't come back together.
+                wait_s = temporary.after_s + RETRY_S * 2**attempt * random.uniform(0.5, 1)
+                if attempt == self.settings.retries or now() + wait_s >= deadline:
+                    raise temporary.failure from temporary.__cause__
+            await asyncio.sleep(wait_s)
+            attempt += 1
+
+    async def events(self, response: httpx2.Response, deadline: float) -> AsyncGenerator[str, None]:
+        """The data of each event, up to and with [DONE], or until the stream ends in whatever way."""
+        parser, heard, done = SSEParser(), now(), False
+        async with aclosing(response.aiter_bytes()) as pieces:
+            while True:
+                try:
+                    # Not around the whole loop: nothing may time out while the caller holds an event.
+                    async with asyncio.timeout_at(deadline):
+                        piece = await anext(pieces, None)
+                    events = [] if done or piece is None else parser.feed(piece)
+                except TimeoutError as error:
+                    if done:
+                        return
+                    raise self._too_slow(
+                        f"was given {self.settings.timeout_s:g} s, and has sent no data", heard
+                    ) from error
+                except ValueError as error:
+                    raise RequestError(f"{self.where} sent {error}") from error
+                except httpx2.TransportError:
+                    return
+                if piece is None:
+                    return
+                heard = now()
+                for event in events:
+                    if not done:
+                        yield event
+                    done = done or event == DONE
+                if done:
+                    deadline = min(deadline, now() + DRAIN_S)
+
+    async def words(self, response: httpx2.Response) -> str:
+        """What a server that refuses says for itself. Closes the response."""
+        body = bytearray()
+        try:
+            with suppress(TimeoutError, httpx2.TransportError):
+                await _read_into(body, response, WORDS_BYTES, now() + WORDS_S)
+        finally:
+            await response.aclose()
+        text = body.decode("utf-8", errors="replace")
+        with suppress(ValueError, RecursionError):
+            text = said(json.loads(text))
+        return self.plain(response.headers.get("location") or text or response.reason_phrase)
+
+    def plain(self, text: str) -> str:
+        """The server's text in one line of ours: bounded, without control characters, never with our key."""
+        if self.settings.api_key is not None:
+            text = text.replace(self.settings.api_key, "***")
+        line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        return line if len(line) <= WORDS_CHARS else f"{line[: WORDS_CHARS - 1]}…"
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _try(self, method: str, path: str, content: bytes, deadline: float) -> httpx2.Response:
+        client, started = self._http(), now()
+        headers = {"Content-Type": "application/json"} if content else {}
+        request = client.build_request(method, self.root + path, content=content, headers=headers)
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await client.send(request, stream=True)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise self._unreachable(error) from error
+        except TimeoutError as error:
+            raise self._too_slow(f"has not answered {path}", started) from error
+        except httpx2.TransportError as error:
+            raise self._silent(path, error) from error
+        if response.status_code == 200:
+            return response
+        failure = self._refusal(response.status_code, path, await self.words(response))
+        if response.status_code in (429, 503):
+            raise _TemporaryError(failure, _retry_after_s(response.headers.get("retry-after", "")))
+        raise failure
+
+    def _http(self) -> httpx2.AsyncClient:
+        """Made on first use, so that it belongs to the loop that uses it."""
+        if self._closed:
+            raise RequestError("the engine is closed")
+        if self._client is None:
+            key, proxy = self.settings.api_key, _proxy(self.root)
+            try:
+                self._client = httpx2.AsyncClient(
+                    headers={
+                        "User-Agent": f"ghostvis/{__version__}",
+                        "Accept-Encoding": "identity",  # compression would hold tokens back
+                        **({} if key is None else {"Authorization": f"Bearer {key}"}),
+                    },
+                    verify=self._certificates(),
+                    proxy=proxy,
+                    trust_env=False,  # the proxy is chosen by `route`, which never sends loopback through one
+                    timeout=httpx2.Timeout(None, connect=self.settings.connect_timeout_s),
+                    limits=httpx2.Limits(
+                        max_connections=_most_connections(),
+                        max_keepalive_connections=KEEPALIVE_MOST,
+                        keepalive_expiry=KEEPALIVE_S,
+                    ),
+                )
+            except (ImportError, ValueError) as error:  # SOCKS without its package; an unknown kind of proxy
+                host = urlsplit(self.root).hostname
+                raise EngineError(
+                    f"can't go through the proxy {self.proxy}",
+                    hint=f"pip install 'httpx2[socks]' for SOCKS, or export NO_PROXY={host}",
+                ) from error
+        return self._client
+
+    def _certificates(self) -> ssl.SSLContext:
+        if not self.root.startswith("https:"):
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and saves reading them: 50 ms
+        context, ca_file = httpx2.create_ssl_context(), self.settings.ca_file
+        if ca_file is not None:
+            try:
+                context.load_verify_locations(ca_file)
+            except OSError as error:  # ssl.SSLError is one
+                raise UsageError(f"no certificates can be read from {ca_file}: {_reason(error)}") from error
+        return context
+
+    def _refusal(self, status: int, path: str, words: str) -> GhostvisError:
+        message = f"{self.where} answered {path} with {status}: {words}"
+        match status:
+            case 401 | 403:
+                hint = "export GHOSTVIS_API_KEY=..., or name another variable with engine.api_key_env"
+            case 404:
+                hint = f"curl {self.root}/v1/models"
+            case 413:
+                hint = "send fewer or smaller pictures"
+            case 429:
+                hint = "ask for less at once: --concurrency 1"
+            case 503:
+                return EngineError(message, hint="wait until the server has its model, or read its log")
+            case _:
+                return RefusedError(message, status)
+        return RefusedError(message, status, hint=hint)
+
+    def _unreachable(self, error: httpx2.TransportError) -> Exception:
+        reason = _reason(error)
+        hint = "start a server with: ghostvis serve; or correct engine.base_url"
+        if isinstance(error, httpx2.ConnectTimeout):
+            reason = f"no connection within {self.settings.connect_timeout_s:g} s"
+            hint = "--set engine.connect_timeout_s=30"
+        if self.proxy is not None:
+            hint = f"export NO_PROXY={urlsplit(self.root).hostname}, if the server is to be reached directly"
+        message = f"can't reach {self.where}: {reason}"
+        if "CERTIFICATE" in str(error):  # another try would meet the same certificate
+            return EngineError(message, hint="--set engine.ca_file=/path/to/ca.pem")
+        return _TemporaryError(EngineError(message, hint=hint))
+
+    def _silent(self, path: str, error: httpx2.TransportError) -> EngineError:
+        hint = "read the server's log; is it http:// or https://?"
+        return EngineError(f"{self.where} gave no answer to {path}: {self.plain(_reason(error))}", hint=hint)
+
+    def _too_slow(self, what: str, since: float) -> EngineError:
+        hint = f"read the server's log, or --set engine.timeout_s={2 * self.settings.timeout_s:g}"
+        return EngineError(f"{self.where} {what} for {now() - since:.1f} s", hint=hint)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def said(body: Any) -> str:
+    """The message in an error: SGLang's flat shape, OpenAI's nested one, FastAPI's `detail`, or all of it."""
+    while isinstance(body, dict):
+        inner = body.get("error") or body.get("message") or body.get("detail")
+        if inner is None:
+            break
+        body = inner
+    return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+
+
+def root_of(base_url: str) -> str:
+    """The address without a slash or /v1 at its end. UsageError, without any secret, if it can't be one."""
+    try:
+        url = urlsplit(base_url)
+        if url.username is not None or url.password is not None:
+            raise UsageError("base_url holds a user or a password", hint="export GHOSTVIS_API_KEY=...")
+        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and httpx2.URL(base_url)
+    except (ValueError, httpx2.InvalidURL):
+        usable = None
+    if not usable or re.search(r"[\s?#]", base_url):
+        raise UsageError(
+            "base_url is no server's address", hint="--set engine.base_url=http://localhost:30000"
+        )
+    return url._replace(path=url.path.rstrip("/").removesuffix("/v1").rstrip("/")).geturl()
+
+
+def route(base_url: str) -> str | None:
+    """The proxy on the way to this address, without its password; None where the way is direct."""
+    proxy = _proxy(base_url)
+    if proxy is None:
+        return None
+    scheme, _, rest = proxy.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _proxy(base_url: str) -> str | None:
+    """As the environment says. Loopback never has one, though NO_PROXY may forget to say so."""
+    url, proxies = urlsplit(base_url), getproxies_environment()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or _is_loopback(url.hostname or "") or _is_exempt(url, proxies.get("no", "")):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _is_exempt(url: SplitResult, no_proxy: str) -> bool:
+    """True where NO_PROXY has the host: gpu.test, .gpu.test, *.gpu.test, gpu.test:30000, 10.0.0.0/8, *."""
+    host = url.hostname or ""
+    for entry in re.split(r"[,\s]+", no_proxy.lower()):
+        with suppress(ValueError):
+            if "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
+                return True
+        name = entry.removeprefix("*").removeprefix(".").strip("[]")
+        if entry == "*" or (
+            name and any(f".{known}".endswith(f".{name}") for known in (host, url.netloc.lower()))
+        ):
+            return True
+    return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)  # 0.0.0.0 as a destination is this machine
+
+
+async def _read_into(body: bytearray, response: httpx2.Response, limit: int, deadline: float) -> None:
+    async with asyncio.timeout_at(deadline), aclosing(response.aiter_bytes()) as pieces:
+        async for piece in pieces:
+            body += piece[: limit - len(body)]
+            if len(body) == limit:
+                return
+
+
+def _retry_after_s(header: str) -> float:
+    """Seconds that a Retry-After header asks for, in either of its forms."""
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", header):
+        return float(header)
+    with suppress(ValueError):
+        at = parsedate_to_datetime(header)
+        return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return 0.0
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words, from the bottom of a chain of wrapped errors."""
+    text = str(error) or type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError | socket.gaierror):
+            text = cause.strerror or text
+        elif isinstance(cause, OSError) and cause.errno:
+            text = os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return text
+
+
+def _most_connections() -> int | None:
+    """As many as the process may open; further requests wait for one instead of failing."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else max(8, soft - SPARE_FILES)

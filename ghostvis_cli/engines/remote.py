@@ -1,0 +1,333 @@
+"""A server as an engine: SGLang, `ghostvis serve`, or any other with OpenAI's routes. No torch, no PIL.
+
+Decides what a request looks like on the wire and what the events of an answer mean. Pictures arrive as bytes
+and leave as `data:` URLs: the server is never given a path or an address to open for us.
+"""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import httpx2
+
+from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, TokenLogprob, Usage
+from ghostvis_cli.engines.connection import DONE, Connection, RefusedError, RemoteSettings, now, route, said
+from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError
+from ghostvis_cli.prompt import Message, Picture, Text
+
+__all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
+
+PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
+UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
+# Fields beyond OpenAI's, each with the value that changes nothing.
+EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
+# What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
+OUR_FACTS = ("dtype", "image_tokens", "trained_tokens", "layout", "source", "tag", "step")
+# Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
+FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """Who answers. Only SGLang and `ghostvis serve` are sent fields beyond OpenAI's."""
+
+    kind: Literal["sglang", "ghostvis", "openai"] = "openai"
+    version: str | None = None
+    cache_report: bool | None = None  # whether it counts cached tokens; None: it does not say
+
+
+class RemoteEngine:
+    """A connection to a server. `connect` asks the server who it is; a bare one is taken for plain OpenAI."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self.settings = settings
+        self.server = Server()
+        self.info = EngineInfo("remote", settings.model or "", "remote", "unknown", context_tokens=None)
+        self._connection = Connection(settings)
+        self._stream_options = True
+        self._noticed: set[str] = set()
+
+    @classmethod
+    async def connect(cls, settings: RemoteSettings) -> Self:
+        """An engine whose server is there, ready and known. EngineError when it is not."""
+        engine = cls(settings)
+        try:
+            await engine._probe(now() + min(PROBE_TIMEOUT_S, settings.timeout_s))
+        except BaseException:
+            await engine.aclose()
+            raise
+        return engine
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        path, body = self._body(request)
+        deadline = now() + self.settings.timeout_s
+        response = await self._open(path, body, deadline)
+        answer = _Answer()
+        try:
+            async with aclosing(self._connection.events(response, deadline)) as events:
+                async for event in events:
+                    chunk = self._read(answer, event)
+                    if chunk is not None:
+                        yield chunk
+            if answer.finish_reason is None:
+                raise RequestError(
+                    f"{self._connection.where} closed the connection in the middle of the answer"
+                )
+            usage = self._usage(answer, request)
+            yield Chunk("", answer.late_token_ids, finish_reason=answer.finish_reason, usage=usage)
+        finally:
+            await response.aclose()  # where the answer is not at its end, the server aborts it
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    # Who is there
+
+    async def _probe(self, deadline: float) -> None:
+        cards = await self._models(deadline)
+        model = self._choose(cards)
+        card: dict[str, Any] = next((card for card in cards if card["id"] == model), {})
+        length = card.get("max_model_len")  # of SGLang, vLLM and `ghostvis serve`
+        self.info = replace(
+            self.info, model=model, context_tokens=length if isinstance(length, int) else None
+        )
+        owner = cards[0].get("owned_by") if cards else None
+        if owner == "ghostvis":
+            self.server = Server("ghostvis")
+            about = card.get("ghostvis") or {}
+            facts = {name: about[name] for name in OUR_FACTS if about.get(name) is not None}
+            self.info = replace(self.info, **facts)
+            return
+        # A gateway in front of SGLang may sign the list of models with its own name.
+        if owner != "sglang" and "is_generation" not in await self._ask("/model_info", deadline):
+            return
+        with suppress(RefusedError):  # 0.5.17 has no such route; where there is one, 503 says "not ready"
+            await self._connection.get("/ready", deadline)
+        about = await self._ask("/server_info", deadline)
+        self.server = Server("sglang", about.get("version"), about.get("enable_cache_report"))
+        self.info = replace(self.info, dtype=str(about.get("dtype", "unknown")))
+
+    async def _models(self, deadline: float) -> list[dict[str, Any]]:
+        try:
+            body = await self._connection.get("/v1/models", deadline)
+            return [card for card in json.loads(body)["data"] if isinstance(card["id"], str)]
+        except RefusedError as error:
+            if error.status == 404 and self.settings.model is not None:
+                return []  # a server of few routes; we know the model's name without asking
+            raise
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise EngineError(
+                f"{self._connection.where} is no OpenAI-compatible server: /v1/models gave no list of models",
+                hint=f"curl {self._connection.root}/v1/models",
+            ) from error
+
+    def _choose(self, cards: list[dict[str, Any]]) -> str:
+        if self.settings.model is not None:
+            return self.settings.model
+        names: list[str] = [card["id"] for card in cards if not card.get("parent")]  # an adapter has a parent
+        where, plain = self._connection.where, self._connection.plain
+        if not names:
+            raise EngineError(f"{where} serves no model", hint="read the server's log")
+        if len(names) > 1:
+            raise UsageError(
+                f"{where} serves {len(names)} models, and none was chosen: {plain(', '.join(names))}",
+                hint=f"--set engine.model={plain(names[0])}",
+            )
+        return names[0]
+
+    async def _ask(self, path: str, deadline: float) -> dict[str, Any]:
+        """What an optional route says, or nothing."""
+        with suppress(GhostvisError, ValueError, RecursionError):
+            found = json.loads(await self._connection.get(path, deadline))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    # What is sent
+
+    def _body(self, request: GenerateRequest) -> tuple[str, dict[str, Any]]:
+        """Route and JSON body of a request, in words that this server knows."""
+        sampling = request.sampling
+        body: dict[str, Any] = {
+            "model": self.info.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stream": True,
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        self._add_extensions(body, request)
+        if request.prompt is not None:
+            logprobs = {} if sampling.logprobs is None else {"logprobs": sampling.logprobs}
+            return "/v1/completions", {**body, "prompt": request.prompt, **logprobs}
+        if request.messages[-1].role != "user":  # SGLang would take the assistant's words for the user's
+            raise InputError("the conversation must end with a user message, since the model answers it")
+        if sampling.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+        messages = [{"role": message.role, "content": _content(message)} for message in request.messages]
+        return "/v1/chat/completions", {**body, "messages": messages}
+
+    def _add_extensions(self, body: dict[str, Any], request: GenerateRequest) -> None:
+        for name, no_effect in EXTENSIONS.items():
+            value = getattr(request.sampling, name)
+            if self.server.kind != "openai":  # even without effect: the server may have other defaults
+                body[name] = -1 if name == "top_k" and value == 0 else value
+            elif value != no_effect:
+                self._notice(name, f"this server was not sent {name} = {value}: it is no field of OpenAI's")
+        if self.server.kind == "sglang" and request.messages:
+            body["return_output_ids_in_sglext"] = True  # this route gives token ids only at a stream's end
+        elif self.server.kind != "openai":
+            body["return_token_ids"] = True
+
+    def _notice(self, key: str, line: str) -> None:
+        """Tell the user once for each key, not once for each request."""
+        if key not in self._noticed:
+            self._noticed.add(key)
+            self.info = replace(self.info, notices=(*self.info.notices, line))
+
+    async def _open(self, path: str, body: dict[str, Any], deadline: float) -> httpx2.Response:
+        usage = {"stream_options": {"include_usage": True}} if self._stream_options else {}
+        try:
+            response = await self._connection.open("POST", path, json.dumps(body | usage).encode(), deadline)
+        except RefusedError as error:
+            if not usage or error.status != 400 or "stream_options" not in error.message:
+                raise
+            self._stream_options = False
+            return await self._open(path, body, deadline)
+        kind = response.headers.get("content-type", "").lower()
+        if kind.startswith("text/event-stream"):
+            return response
+        where, words = self._connection.where, await self._connection.words(response)
+        raise RequestError(f"{where} answered {path} with {self._connection.plain(kind)}, no stream: {words}")
+
+    # What comes back
+
+    def _read(self, answer: "_Answer", event: str) -> Chunk | None:
+        if event == DONE:
+            answer.finish_reason = answer.finish_reason or "stop"
+            return None
+        where, plain = self._connection.where, self._connection.plain
+        try:
+            payload = json.loads(event)
+            failure = _failure_in(payload)
+            if failure is None:
+                return answer.read(payload)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RequestError(f"{where} sent an event of an unknown shape: {plain(event)}") from error
+        raise RequestError(f"{where} broke the answer off: {plain(failure)}")
+
+    def _usage(self, answer: "_Answer", request: GenerateRequest) -> Usage:
+        usage = answer.usage
+        if usage is None:
+            self._notice("usage", "this server does not count tokens: its counts are shown as 0")
+            return Usage(0, 0)
+        if self.server.kind == "sglang":
+            if not usage.image_tokens and any(message.images for message in request.messages):
+                self._notice("images", "this server counted no tokens for a picture: it may not have seen it")
+            if self.server.cache_report is False:
+                # Without --enable-cache-report SGLang still writes cached_tokens: 0 beside its image_tokens.
+                usage = replace(usage, cached_tokens=None)
+        return usage
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    """OpenAI's form of a turn: plain text, or parts in their order where there is a picture.
+
+    The line break after a picture belongs to the template that GhostVis was trained with, and the server's
+    own template puts it there. So one is taken away here: sent as text, it would stand in the prompt twice.
+    """
+    if message.role == "system" and message.images:
+        raise InputError("a system message can't hold a picture: attach it to a user message")
+    parts: list[dict[str, Any]] = []
+    after_picture = False
+    for part in message.parts:
+        if isinstance(part, Picture):
+            parts.append({"type": "image_url", "image_url": {"url": part.image.data_url()}})
+        elif isinstance(part, Text):
+            text = part.text.removeprefix("\n") if after_picture else part.text
+            if parts and parts[-1]["type"] == "text":
+                parts[-1]["text"] += text
+            elif text:
+                parts.append({"type": "text", "text": text})
+        else:
+            raise RequestError("a server can't be sent tool turns: OpenAI's messages have no such part")
+        after_picture = isinstance(part, Picture)
+    return parts if message.images else message.text
+
+
+def _failure_in(payload: dict[str, Any]) -> str | None:
+    """What went wrong on the server in the middle of an answer, in any of the shapes it is told."""
+    if payload.get("object") == "error" or payload.get("error"):
+        return said(payload)
+    for choice in payload.get("choices") or ():
+        reason = choice.get("finish_reason")
+        # An abort that somebody asked for has no status: it is an end, not an error.
+        if isinstance(reason, dict) and reason.get("type") == "abort" and reason.get("status_code"):
+            return said(reason)
+    return None
+
+
+@dataclass
+class _Answer:
+    """What the events of a stream add up to, besides its text."""
+
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    late_token_ids: tuple[int, ...] = ()
+
+    def read(self, payload: dict[str, Any]) -> Chunk | None:
+        if payload.get("usage"):
+            self.usage = _usage(payload["usage"])
+        late = (payload.get("sglext") or {}).get("output_ids")
+        if late:
+            self.late_token_ids = tuple(late[0])
+        for choice in payload.get("choices") or ():
+            reason = choice.get("finish_reason")
+            if reason:
+                name = reason["type"] if isinstance(reason, dict) else reason
+                self.finish_reason = FINISH_REASONS.get(name, "stop")
+            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            ids = tuple(choice.get("token_ids") or ())
+            logprobs = _logprobs(choice.get("logprobs") or {}, ids)
+            if not isinstance(text, str):
+                raise TypeError("text that is no text")
+            if text or ids or logprobs:
+                return Chunk(text, ids, logprobs)
+        return None
+
+
+def _usage(usage: dict[str, Any]) -> Usage:
+    details = usage.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens")
+    return Usage(
+        prompt_tokens=int(usage["prompt_tokens"]),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=None if cached is None else int(cached),
+        image_tokens=int(details.get("image_tokens") or 0),
+    )
+
+
+def _logprobs(given: dict[str, Any], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+    """The chat route lists an object for each token, the completion route has a list for each property."""
+    if "content" in given:
+        entries = given["content"] or []
+        chosen = [entry["logprob"] for entry in entries]
+        tops = [[top["logprob"] for top in entry.get("top_logprobs") or ()] for entry in entries]
+    else:
+        chosen = given.get("token_logprobs") or []
+        tops = [list((top or {}).values()) for top in given.get("top_logprobs") or [{}] * len(chosen)]
+    known = ids if len(ids) == len(chosen) else (UNKNOWN_TOKEN,) * len(chosen)
+    return tuple(
+        TokenLogprob(id_, float(logprob), tuple((UNKNOWN_TOKEN, float(other)) for other in top))
+        for id_, logprob, top in zip(known, chosen, tops, strict=True)
+    )

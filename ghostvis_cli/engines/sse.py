@@ -1,0 +1,58 @@
+"""Server-sent events: bytes in any pieces -> the data of each event. Knows the framing, not the meaning.
+
+Lines are cut while they are bytes: no byte of a multi-byte UTF-8 character is a line end, so a piece may end
+anywhere. Of the fields only `data` is kept; the others are for browsers that reconnect.
+"""
+
+import re
+
+LARGEST_EVENT_BYTES = 1 << 24  # a server that never ends its line must not fill our memory
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class SSEParser:
+    """An event that the stream ends within is not given out: half of it may be missing."""
+
+    def __init__(self, limit_bytes: int = LARGEST_EVENT_BYTES) -> None:
+        self._limit = limit_bytes
+        self._line: list[bytes] = []  # the pieces of a line whose end has not come
+        self._data: list[str] = []  # the data lines of an event whose end has not come
+        self._size = 0  # bytes since an event ended, give or take a piece
+        self._first_line = True
+        self._after_cr = False
+
+    def feed(self, piece: bytes) -> list[str]:
+        """The events that this piece completes. ValueError when one is beyond the limit."""
+        if not piece:
+            return []
+        if self._after_cr:  # that CR ended a line already; its LF may come only now
+            piece = piece.removeprefix(b"\n")
+        self._after_cr = piece.endswith(b"\r")
+        *ended, rest = _LINE_END.split(piece)
+        events = []
+        for end in ended:
+            event = self._take(b"".join([*self._line, end]))
+            self._line.clear()
+            if event is not None:
+                events.append(event)
+        self._line.append(rest)
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise ValueError(f"an event of more than {self._limit} bytes")
+        return events
+
+    def _take(self, line: bytes) -> str | None:
+        """Take in one whole line; an empty one completes the event."""
+        if self._first_line:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+            self._first_line = False
+        if not line:
+            self._size = 0
+            event = "\n".join(self._data) if self._data else None
+            self._data.clear()
+            return event
+        name, _, value = line.partition(b":")  # a comment has an empty name
+        if name == b"data":
+            self._data.append(value.removeprefix(b" ").decode("utf-8", errors="replace"))
+        return None

@@ -1,0 +1,30 @@
+"""Servers for the tests of engines that talk to one."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from tests.engines.scripted import Reply, ScriptedServer, Serve
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    async with AsyncExitStack() as stack:
+
+        async def start(*replies: Reply, **options: Any) -> ScriptedServer:
+            tls = options.pop("tls", None)
+            server = ScriptedServer(*replies, **options)
+            await server.start(tls=tls)
+            stack.push_async_callback(server.stop)
+            return server
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
