@@ -92,7 +92,7 @@ def load_model(
     except ModelError as error:
         raise _named(checkpoint.path, error) from None
     model.load_state_dict(state, strict=True, assign=True)
-    model.decoder.grow_rotary(classified.config.decoder.sequence_len)
+    model.to(device)  # the rotary tables, which are in no file
     model.eval().requires_grad_(False)
     return LoadedModel(model, tokenizer, checkpoint, tuple(classified.notices))
 

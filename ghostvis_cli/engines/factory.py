@@ -65,6 +65,8 @@ async def _local(profile: "Profile") -> "LocalEngine":
         max_batch=settings.max_batch,
         prefill_tokens=settings.prefill_tokens,
         prefix_cache_mb=settings.prefix_cache_mb,
+        cuda_graphs=settings.cuda_graphs,
+        compile=settings.compile,
     )
     engine = await LocalEngine.load(checkpoint, local)
     engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))

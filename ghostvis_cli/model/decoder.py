@@ -113,7 +113,7 @@ def _extend(cache: KVCache, layer: int, step: Step, k: Tensor, v: Tensor) -> tup
     B, _, T, _ = k.shape
     rows = slice(step.first_row, step.first_row + B)
     keys, values = cache.k[layer][rows], cache.v[layer][rows]
-    if B == 1:
+    if B == 1 and (T > 1 or step.mask is None):
         new = slice(step.length - T, step.length)
         keys[:, :, new], values[:, :, new] = k, v
     else:
@@ -165,7 +165,9 @@ class Decoder(nn.Module):
         self.grow_rotary(config.sequence_len)
 
     def grow_rotary(self, positions: int) -> None:
-        """Make the tables long enough; they are derived, so never part of a file."""
+        """Make the tables at least this long; they are derived, so never part of a file."""
+        if hasattr(self, "cos") and positions <= self.cos.size(0):
+            return
         cos, sin = rotary_tables(self.config, min(positions, self.config.max_positions))
         device = self.lm_head.weight.device
         if device.type != "meta":
@@ -177,16 +179,22 @@ class Decoder(nn.Module):
         """Token rows (B, T) -> (B, T, D) float32, not yet normalised: vision rows join them first."""
         return self.wte(ids).float()
 
-    def plan(self, positions: Tensor, *, first_row: int = 0, length: int | None = None) -> Step:
-        """Shared work of one forward. positions (B, T); `length` is max(positions) + 1 where the caller knows."""
+    def plan(
+        self, positions: Tensor, *, first_row: int = 0, length: int | None = None, padded: bool = False
+    ) -> Step:
+        """Shared work of one forward. positions (B, T).
+
+        `length` is max(positions) + 1, where the caller knows it; with `padded` it may be more, and what lies
+        beyond a position is masked.
+        """
         B, T = positions.shape
         length = int(positions.max()) + 1 if length is None else length
         if length > self.cos.size(0):
             self.grow_rotary(max(length, 2 * self.cos.size(0)))
         cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
-        causal = length == T
+        causal = length == T and not padded
         mask = None
-        if not causal and not (B == 1 and T == 1):
+        if padded or not (causal or (B == 1 and T == 1)):
             hidden = torch.arange(length, device=positions.device) > positions[:, None, :, None]
             mask = torch.zeros(hidden.shape, dtype=self.lm_head.weight.dtype, device=positions.device)
             mask.masked_fill_(hidden, -torch.inf)

@@ -63,6 +63,8 @@ class EngineSettings:
     prefix_cache_mb: int = setting(
         512, "Memory for shared prefixes, local engine; 0 is off", low=0, high=10**7
     )
+    cuda_graphs: bool = setting(True, "Decode with CUDA graphs, local engine")
+    compile: bool = setting(False, "Compile decoding on a CPU, local engine; for long runs of small models")
     tensor_parallel_size: int = setting(1, "GPUs that share the model, SGLang", low=1, high=1024)
     gpu_memory_utilization: float | None = setting(
         None, "Share of GPU memory SGLang takes; null leaves it to SGLang", low=0.01, high=1

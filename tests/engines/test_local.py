@@ -10,6 +10,7 @@ import torch
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
+from ghostvis_cli.engines.local.decode import Eager, Padded, one_step
 from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
 from ghostvis_cli.errors import (
     EngineError,
@@ -303,3 +304,53 @@ async def test_bfloat16_on_a_cpu_stays_close_to_the_recorded_outputs(text_refere
         ours = decoder(decoder.embed(ids))[0]
     recorded = torch.from_numpy(text_reference.arrays["bf16/logits/chat"].astype("float32"))
     assert (ours - recorded).abs().max() <= 0.35
+
+
+async def test_compiled_decoding_changes_no_token() -> None:
+    """Batch sizes that are no power of two, and a prompt read in pieces while others decode."""
+    requests = [
+        ask(f"number {i} " * (i + 1), picture("red"), max_tokens=6, ignore_eos=True) for i in range(3)
+    ]
+    async with LocalEngine(tiny_model(), CPU) as engine:
+        eager = await asyncio.gather(*(complete(engine, request) for request in requests))
+    settings = LocalSettings(device="cpu", compile=True, prefill_tokens=9)
+    async with LocalEngine(tiny_model(), settings) as engine:
+        compiled = await asyncio.gather(*(complete(engine, request) for request in requests))
+    assert [done.token_ids for done in compiled] == [done.token_ids for done in eager]
+
+
+class PaddedEager(Padded):
+    """The padding alone, without a compiler behind it."""
+
+    def run(self, tokens, positions, length, cache):
+        return one_step(self.decoder, tokens, positions, length, cache)
+
+
+@pytest.mark.parametrize("prefill_tokens", [2, 5, 512])
+def test_padded_rows_disturb_neither_neighbours_nor_the_prompt_being_read(prefill_tokens: int) -> None:
+    def run(decode: type) -> list[list[int]]:
+        loaded = tiny_model()
+        scheduler = Scheduler(
+            loaded.model,
+            TOKENIZER,
+            prefill_tokens=prefill_tokens,
+            prefix_cache_bytes=0,
+            decode=decode(loaded.model.decoder),
+        )
+        sequences = [
+            Sequence.start(
+                Prompt(tuple(range(40, 60 + 7 * i)), (0,) * (20 + 7 * i)),
+                [],
+                Sampling(max_tokens=10 + 5 * i, temperature=0, ignore_eos=True),
+                0,
+            )
+            for i in range(7)
+        ]
+        with torch.inference_mode():
+            for sequence in sequences:
+                scheduler.submit(sequence)
+            while scheduler.busy:
+                scheduler.step()
+        return [sequence.output for sequence in sequences]
+
+    assert run(PaddedEager) == run(Eager)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.engines.base import Chunk, FinishReason, Sampling, Usage
 from ghostvis_cli.engines.local.cache import ImageCache, PrefixCache, common_prefix, identities
+from ghostvis_cli.engines.local.decode import Decode, Eager
 from ghostvis_cli.engines.local.rows import Rows
 from ghostvis_cli.engines.local.sampling import logprob, penalise, sample
 from ghostvis_cli.engines.local.text_stream import TextStream
@@ -77,12 +78,14 @@ class Scheduler:
         max_batch: int = 32,
         prefill_tokens: int = 512,
         prefix_cache_bytes: int = 512 * 1024**2,
+        decode: Decode | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         weight = model.decoder.lm_head.weight
         self.device = weight.device
         self.rows = Rows(model.config.decoder, device=weight.device, dtype=weight.dtype)
+        self.decode = decode or Eager(model.decoder)
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self.images = ImageCache()
         self.waiting: deque[Sequence] = deque()
@@ -198,15 +201,16 @@ class Scheduler:
     # --- decoding
 
     def _decode(self) -> None:
-        batch, decoder = list(self.running), self.model.decoder
-        last = torch.tensor([[sequence.output[-1]] for sequence in batch], device=self.device)
-        positions = torch.tensor([[sequence.filled] for sequence in batch], device=self.device)
-        length = max(sequence.filled for sequence in batch) + 1
-        step = decoder.plan(positions, length=length)
-        hidden = decoder.trunk(decoder.embed(last), step, self.rows.cache)
+        batch = list(self.running)
+        logits = self.decode(
+            self.rows,
+            [sequence.output[-1] for sequence in batch],
+            [sequence.filled for sequence in batch],
+            self.reading.filled if self.reading else 0,
+        )
         for sequence in batch:
             sequence.filled += 1
-        self._choose(batch, decoder.logits(hidden[:, -1]))
+        self._choose(batch, logits)
 
     def _choose(self, batch: list[Sequence], logits: Tensor) -> None:
         """The next token of each sequence from logits (B, V), and what follows from it."""
