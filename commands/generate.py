@@ -70,12 +70,16 @@ def generate(
         bool | None, typer.Option("--stream/--no-stream", help="Show text as it comes (default: on a terminal).")
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="A line of statistics per answer, on stderr.")] = False,
+    timeout: options.Timeout = None,
+    lock: options.Lock = None,
+    log_file: options.LogFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
 ) -> None:
     """Answer a prompt, with or without pictures."""
     options.talk(quiet, verbose, color)
+    options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     if json and jsonl:
         raise UsageError("--json and --jsonl exclude each other", hint="--jsonl prints one object a line")
@@ -157,12 +161,15 @@ async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", sho
     from ghostvis_cli.engines.factory import make_engine
 
     async with await make_engine(profile) as engine:
-        for line in engine.info.notices:
-            output.notice(line)
+        told = engine.info.notices
+        output.notices(told)
         if len(requests) == 1:
             await _answer_one(engine, requests[0], show)
-            return ExitCode.OK
-        return await _answer_many(engine, requests, show)
+            code = int(ExitCode.OK)
+        else:
+            code = await _answer_many(engine, requests, show)
+        output.notices(line for line in engine.info.notices if line not in told)  # learnt from the answers
+        return code
 
 
 async def _answer_one(engine: "Engine", request: "GenerateRequest", show: _Show) -> None:

@@ -73,3 +73,18 @@ class RequestError(GhostvisError):
 class MemoryLimitError(GhostvisError):
     code = ExitCode.MEMORY
     kind = "memory"
+
+
+class LockedError(GhostvisError):
+    code = ExitCode.LOCKED
+    kind = "locked"
+
+
+class DeadlineError(GhostvisError):
+    code = ExitCode.TIMEOUT
+    kind = "timeout"
+
+
+class OutputError(GhostvisError):
+    code = ExitCode.BUG
+    kind = "output"

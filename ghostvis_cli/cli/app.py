@@ -1,43 +1,25 @@
 """The `ghostvis` command: finds the subcommand, runs it, and turns whatever ends it into an exit code."""
 
 import os
-import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ghostvis_cli import __version__
+from ghostvis_cli.cli import guard
 from ghostvis_cli.errors import ExitCode, GhostvisError
 
 if TYPE_CHECKING:
     import typer
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception: nothing but the top may swallow it."""
-
-
 def main() -> NoReturn:
     """The console script. Never returns: the process ends with one of the documented codes."""
-    if sys.argv[1:] in (["--version"], ["-V"]):
-        _leave(_write_version())
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    _leave(_run())
-
-
-def _run() -> int:
-    try:
-        build()()
-    except SystemExit as stop:
-        return _finish_stdout(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
-    except BrokenPipeError:
-        return _reader_gone()
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except Terminated:
-        return ExitCode.TERMINATED
-    return _finish_stdout(ExitCode.OK)
+    _occupy_closed_streams()
+    guard.own_process()
+    code = _code_of(_write_version if sys.argv[1:] in (["--version"], ["-V"]) else _run)
+    _leave(_code_of(lambda: _finish(code)))
 
 
 def build() -> "typer.Typer":
@@ -58,7 +40,9 @@ def build() -> "typer.Typer":
 
     @app.callback()
     def ghostvis(
-        version: bool = typer.Option(False, "--version", "-V", help="Print the version and leave.", is_eager=True),
+        version: bool = typer.Option(
+            False, "--version", "-V", help="Print the version and leave.", is_eager=True
+        ),
     ) -> None:
         """Run, serve and measure the GhostVis models you train."""
         if version:
@@ -76,46 +60,63 @@ def exit_code_of(error: BaseException) -> int:
     return int(error.code) if isinstance(error, GhostvisError) else int(ExitCode.BUG)
 
 
-def _write_version() -> int:
-    sys.stdout.write(f"ghostvis {__version__}\n")
+def _run() -> int:
+    build()()
     return ExitCode.OK
 
 
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _write_version() -> int:
+    return _to_stdout(lambda: sys.stdout.write(f"ghostvis {__version__}\n"))
 
 
-def _finish_stdout(code: int) -> int:
-    """Flush while an error can still be told; a reader that left early is not an error of ours."""
+def _code_of(step: Callable[[], int]) -> int:
+    """Run a step to its end, or to the signal, deadline or exit that ends it."""
+    try:
+        return step()
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _finish(code: int) -> int:
+    """Flush while a failure can still be told."""
+    if code and (output := _output_where_used()):
+        output.end_line()
+    failed = _to_stdout(lambda: sys.stdout.flush())
+    return code or failed
+
+
+def _to_stdout(write: Callable[[], object]) -> int:
     try:
         if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        return _reader_gone()
+            write()
+    except BrokenPipeError:  # a reader that left early is no error of ours
+        return ExitCode.READER_GONE
     except OSError as error:  # a full disk
         if sys.stderr is not None:
             sys.stderr.write(f"ghostvis: error: the output could not be written: {error.strerror}\n")
-        _discard_stdout()
-        return code or ExitCode.BUG
-    return code
-
-
-def _reader_gone() -> int:
-    _discard_stdout()
-    return ExitCode.READER_GONE
-
-
-def _discard_stdout() -> None:
-    """Let the interpreter's last flush go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BUG
+    return ExitCode.OK
 
 
 def _leave(code: int) -> NoReturn:
     """End at once: loader threads may still be reading weights that nobody waits for any more."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError:
-            continue
+    if output := _output_where_used():
+        output.end_log(code)
+    if code == ExitCode.INTERRUPTED:
+        guard.die_of_interrupt()
     os._exit(code)
+
+
+def _output_where_used() -> Any:
+    return sys.modules.get("ghostvis_cli.cli.output")  # --version does without
+
+
+def _occupy_closed_streams() -> None:
+    """Put /dev/null where the caller closed a stream; else the next file opened gets its number, and its text."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

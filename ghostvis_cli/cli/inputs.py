@@ -24,14 +24,17 @@ def read_stdin() -> str:
     if sys.stdin is None:
         raise InputError("stdin is closed, so - has nothing to read")
     stream = getattr(sys.stdin, "buffer", None)
-    content = stream.read(TEXT_LIMIT_BYTES + 1) if stream is not None else sys.stdin.read().encode()
+    try:
+        content = stream.read(TEXT_LIMIT_BYTES + 1) if stream is not None else sys.stdin.read().encode()
+    except OSError as error:
+        raise InputError(f"stdin can't be read: {error.strerror}") from error
     return _text(content, "stdin")
 
 
 def read_text(path: Path) -> str:
     """A text file, without its last line break."""
     try:
-        with path.expanduser().open("rb") as file:
+        with Path(os.path.expanduser(path)).open("rb") as file:  # noqa: PTH111 - the other raises without a home
             return _text(file.read(TEXT_LIMIT_BYTES + 1), str(path))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error

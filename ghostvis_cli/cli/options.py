@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghostvis_cli.cli import output
+from ghostvis_cli.cli import guard, output
 from ghostvis_cli.engines.base import Sampling
+from ghostvis_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Resolved
 
-MODEL, SAMPLING, ENGINE = "Model", "Sampling", "Engine"
+LONGEST_TIMEOUT_S = 1e8  # three years; the system's timer takes no infinity
 _DEFAULT = Sampling()
 
 
@@ -25,33 +26,45 @@ def _default(name: str) -> str:
 
 # --- which model
 
-Source = Annotated[str | None, typer.Option("--source", help="Checkpoint source: sft, mid, rl, base, or demo.")]
-ModelTag = Annotated[str | None, typer.Option("--model-tag", "-g", help="Tag, such as d32 (default: the largest).")]
+Source = Annotated[
+    str | None, typer.Option("--source", help="Checkpoint source: sft, mid, rl, base, or demo.")
+]
+ModelTag = Annotated[
+    str | None, typer.Option("--model-tag", "-g", help="Tag, such as d32 (default: the largest).")
+]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Training step (default: the newest).")]
 CheckpointPath = Annotated[
     str | None, typer.Option("--checkpoint-path", help="A model_*.pt file, or a directory that holds some.")
 ]
 BaseDir = Annotated[
     str | None,
-    typer.Option("--base-dir", help="Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat)."),
+    typer.Option(
+        "--base-dir", help="Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat)."
+    ),
 ]
 LayoutOption = Annotated[
     str | None,
-    typer.Option("--layout", help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal."),
+    typer.Option(
+        "--layout", help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal."
+    ),
 ]
 
 # --- how to run it
 
-Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Named settings; see ghostvis profile list.")]
+Profile = Annotated[
+    str | None, typer.Option("--profile", "-p", help="Named settings; see ghostvis profile list.")
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any profile key, e.g. sampling.top_k=20.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any profile key, e.g. sampling.top_k=20."),
 ]
 BaseUrl = Annotated[str | None, typer.Option("--base-url", help="A running OpenAI-compatible server to use.")]
 EngineKind = Annotated[str | None, typer.Option("--engine", help="auto, local, sglang or remote.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 TensorParallel = Annotated[
-    int | None, typer.Option("--tensor-parallel-size", min=1, help="Devices to spread the model over (SGLang).")
+    int | None,
+    typer.Option("--tensor-parallel-size", min=1, help="Devices to spread the model over (SGLang)."),
 ]
 GpuMemory = Annotated[
     float | None, typer.Option("--gpu-memory-utilization", help="Share of GPU memory to take (SGLang).")
@@ -63,17 +76,27 @@ MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", help=f"Most tokens in an answer ({_default('max_tokens')}).")
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", "-t", help=f"0 takes the likeliest ({_default('temperature')}).")
+    float | None,
+    typer.Option("--temperature", "-t", help=f"0 takes the likeliest ({_default('temperature')})."),
 ]
 TopP = Annotated[float | None, typer.Option("--top-p", help=f"Nucleus mass ({_default('top_p')}).")]
-TopK = Annotated[int | None, typer.Option("--top-k", "-k", help=f"Likeliest tokens kept; 0: all ({_default('top_k')}).")]
-MinP = Annotated[float | None, typer.Option("--min-p", help=f"Least share of the likeliest ({_default('min_p')}).")]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", "-k", help=f"Likeliest tokens kept; 0: all ({_default('top_k')}).")
+]
+MinP = Annotated[
+    float | None, typer.Option("--min-p", help=f"Least share of the likeliest ({_default('min_p')}).")
+]
 RepetitionPenalty = Annotated[
-    float | None, typer.Option("--repetition-penalty", help=f"Above 1 discourages ({_default('repetition_penalty')}).")
+    float | None,
+    typer.Option("--repetition-penalty", help=f"Above 1 discourages ({_default('repetition_penalty')})."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text. Repeatable.")]
-System = Annotated[str | None, typer.Option("--system", "-s", help="Instructions put before the first message.")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", help="End the answer before this text. Repeatable.")
+]
+System = Annotated[
+    str | None, typer.Option("--system", "-s", help="Instructions put before the first message.")
+]
 
 # --- how to talk
 
@@ -81,6 +104,27 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stder
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr; tracebacks with errors.")]
 Color = Annotated[str, typer.Option("--color", help="auto, always or never.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+# --- how to be run by others: shells, cron, systemd
+
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="End after this long, loading included, with code 124."
+    ),
+]
+Lock = Annotated[
+    str | None,
+    typer.Option(
+        "--lock",
+        metavar="FILE|auto",
+        help="Refuse with code 10 while another run holds FILE; auto: this command line.",
+    ),
+]
+LogFile = Annotated[
+    str | None,
+    typer.Option("--log-file", metavar="FILE", help="Append stderr to FILE too, each line with the time."),
+]
 
 KEYS = {
     "source": "model.source",
@@ -128,3 +172,11 @@ def talk(quiet: bool, verbose: bool, color: str) -> None:
     if color not in ("auto", "always", "never"):
         raise typer.BadParameter("--color is auto, always or never")
     output.configure(quiet=quiet, verbose=verbose, color=color)  # type: ignore[arg-type]
+
+
+def guarded(ctx: typer.Context) -> None:
+    """Put --timeout, --lock and --log-file into effect, until the command's context closes."""
+    timeout_s = ctx.params.get("timeout")
+    if timeout_s is not None and not 0 < timeout_s < LONGEST_TIMEOUT_S:
+        raise UsageError("--timeout is a number of seconds above 0")
+    guard.start(ctx, timeout_s=timeout_s, lock=ctx.params.get("lock"), log_file=ctx.params.get("log_file"))

@@ -9,10 +9,16 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TextIO
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from ghostvis_cli.errors import GhostvisError
+from ghostvis_cli.cli.guard import ReaderGone
+from ghostvis_cli.errors import ExitCode, GhostvisError, OutputError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.cli.logfile import Log
 
 SCHEMA_VERSION = 1
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all of C0 and C1 but tab and line feed
@@ -27,6 +33,9 @@ class _State:
     verbose: bool = False
     color: ColorChoice = "auto"
     json_errors: bool = False
+    log: "Log | None" = None
+    told: list[GhostvisError] = field(default_factory=list)
+    mid_line: bool = False  # the answer on the terminal has begun a line and not ended it
 
 
 _state = _State()
@@ -81,18 +90,37 @@ def _style(text: str, code: str, stream: TextIO | None) -> str:
 
 def answer(text: str) -> None:
     """A piece of the answer, written at once."""
-    if sys.stdout is None:
-        return
-    sys.stdout.write(CONTROL.sub("", text) if is_terminal(sys.stdout) else text)
-    sys.stdout.flush()
+    if is_terminal_stdout():
+        text = CONTROL.sub("", text)
+        _state.mid_line = not text.endswith("\n") if text else _state.mid_line
+    _stdout(text)
+
+
+def end_line() -> None:
+    """Where an answer on the terminal was cut off: what comes next starts on a line of its own."""
+    if _state.mid_line:
+        answer("\n")
 
 
 def record(value: dict[str, Any], *, indent: int | None = None) -> None:
     """One JSON object on a line of its own, flushed: whoever reads along sees whole records."""
-    if sys.stdout is None:
+    unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    text = json.dumps(value, ensure_ascii=not unicode, indent=indent, allow_nan=False)
+    if is_terminal_stdout():
+        text = CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    _stdout(text + "\n")
+
+
+def _stdout(text: str) -> None:
+    if sys.stdout is None:  # closed by the caller, who wants no answer
         return
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
+    except OSError as error:
+        raise OutputError(f"the output could not be written: {error.strerror}") from error
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -108,24 +136,50 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def notice(text: str) -> None:
-    """One line that a person may want to know and a script need not."""
+    """One line that a person may want to know and a script need not. --quiet does not keep it from the log."""
+    line = f"ghostvis: {_one_line(text)}"
     if not _state.quiet:
-        _stderr(_style(f"ghostvis: {_one_line(text)}", "2", sys.stderr))
+        _stderr(_style(line, "2", sys.stderr))
+    elif _state.log is not None:
+        _state.log.line(line)
+
+
+def notices(lines: Iterable[str]) -> None:
+    for line in lines:
+        notice(line)
 
 
 def detail(text: str) -> None:
     """Only with -v."""
-    if _state.verbose and not _state.quiet:
-        _stderr(_style(f"ghostvis: {_one_line(text)}", "2", sys.stderr))
+    if _state.verbose:
+        notice(text)
 
 
 def error(error: GhostvisError) -> None:
-    """What went wrong and what to type next; with --json also as a record on stdout."""
-    _stderr(f"{_style('ghostvis: error:', '31', sys.stderr)} {CONTROL.sub('', error.message)}")
+    """What went wrong and what to type next; with --json also as a record on stdout.
+
+    One line; where a message lists several faults, the others follow indented.
+    """
+    _state.told.append(error)
+    with suppress(OutputError, ReaderGone):
+        end_line()
+    message = CONTROL.sub("", error.message).strip().replace("\n", "\n  ")
+    _stderr(f"{_style('ghostvis: error:', '31', sys.stderr)} {message}")
     if error.hint:
-        _stderr(f"hint: {CONTROL.sub('', error.hint)}")
+        _stderr(f"hint: {_one_line(error.hint)}")
     if _state.json_errors:
-        record({"schema_version": SCHEMA_VERSION, "error": error_record(error)})
+        with suppress(OutputError, ReaderGone):  # stdout may be what failed
+            record({"schema_version": SCHEMA_VERSION, "error": error_record(error)})
+
+
+def traceback(error: BaseException) -> None:
+    from traceback import format_exception
+
+    _stderr("".join(format_exception(error)).rstrip("\n"))
+
+
+def was_told(error: GhostvisError) -> bool:
+    return any(error is told for told in _state.told)
 
 
 def error_record(error: GhostvisError) -> dict[str, Any]:
@@ -138,9 +192,26 @@ def _stderr(line: str) -> None:
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):  # its reader is gone, its disk is full, it was closed: nowhere to say so
         return
 
 
 def _one_line(text: str) -> str:
     return CONTROL.sub("", text.replace("\n", " "))
+
+
+# --- the log file
+
+
+def log_to(path: Path, command: str) -> None:
+    """From here to the end of the process, copy stderr to `path`; say there when the run starts and how it ends."""
+    from ghostvis_cli.cli.logfile import Log
+
+    _state.log = Log(path, sys.stderr)
+    _state.log.line(f"started: {command}")
+    sys.stderr = _state.log
+
+
+def end_log(code: int) -> None:
+    if _state.log is not None:
+        _state.log.end(ExitCode(code))
