@@ -1,0 +1,97 @@
+"""`ghostvis doctor`: what is installed, what would run, and whether it does; each finding with its fix."""
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ghostvis_cli.cli import options, output
+from ghostvis_cli.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.doctor import Finding
+    from ghostvis_cli.profile import Resolved
+
+app = typer.Typer(rich_markup_mode=None)
+MARKS = {"ok": "ok", "note": "note", "warning": "warn", "error": "FAIL"}
+EXAMPLES = """Examples:
+
+  ghostvis doctor
+
+  ghostvis doctor --base-url http://gpu-1:30000
+
+  ghostvis doctor --profile lab --no-run --json
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def doctor(
+    ctx: typer.Context,
+    run: Annotated[
+        bool, typer.Option("--run/--no-run", help="Ask the model for text and about a picture.")
+    ] = True,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=1, metavar="SECONDS", help="For everything together.")
+    ] = 60.0,
+    source: options.Source = None,
+    model_tag: options.ModelTag = None,
+    step: options.Step = None,
+    checkpoint_path: options.CheckpointPath = None,
+    base_dir: options.BaseDir = None,
+    layout: options.LayoutOption = None,
+    engine: options.EngineKind = None,
+    base_url: options.BaseUrl = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    profile: options.Profile = None,
+    sets: options.Set = None,
+    json: options.JsonFlag = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+) -> None:
+    """Examine this machine, the settings and the model or server. Exit code 9 when something is wrong."""
+    from ghostvis_cli.doctor import diagnose
+
+    options.talk(quiet, verbose, color)
+    findings = diagnose(_settings(ctx), run=run, limit_s=time_limit, on_crash=_tell_traceback)
+    found = list(findings) if json else list(_shown(findings))
+    errors = sum(finding.status == "error" for finding in found)
+    if json:
+        records = [asdict(finding) for finding in found]
+        output.record({"schema_version": output.SCHEMA_VERSION, "ok": not errors, "findings": records})
+    else:
+        warnings = sum(finding.status == "warning" for finding in found)
+        output.notice(f"{len(found)} findings, {errors} errors, {warnings} warnings")
+    raise typer.Exit(ExitCode.CHECK_FAILED if errors else ExitCode.OK)
+
+
+def _settings(ctx: typer.Context) -> "Resolved | UsageError":
+    """The profile of this call. Its faults are findings, and must not end the examination."""
+    from ghostvis_cli.profile import resolve
+
+    typed = ctx.params
+    flags = {options.KEYS[name]: value for name, value in typed.items() if name in options.KEYS}
+    try:
+        return resolve(typed["profile"], flags=flags, sets=typed["sets"] or ())
+    except UsageError as error:
+        return error
+
+
+def _shown(findings: "Iterator[Finding]") -> "Iterator[Finding]":
+    for finding in findings:
+        output.answer(_line(finding) + "\n")
+        yield finding
+
+
+def _line(finding: "Finding") -> str:
+    fix = f"; fix: {finding.fix}" if finding.fix and finding.status != "ok" else ""
+    said = " ".join(f"{finding.message}{fix}".split())
+    return f"{MARKS[finding.status]:<4}  {finding.area:<11}  {finding.name:<11}  {said}"
+
+
+def _tell_traceback(error: BaseException) -> None:
+    for line in traceback.format_exception(error):
+        output.detail(line.rstrip())

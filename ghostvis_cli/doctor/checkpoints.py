@@ -1,0 +1,152 @@
+"""The base directory, each checkpoint in it, and the one that would run. Headers are read, never weights."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ghostvis_cli.checkpoint import load, locate
+from ghostvis_cli.checkpoint.keys import Classified
+from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.checkpoint.tokenizer import Tokenizer
+from ghostvis_cli.doctor.finding import Finding, Status, from_error
+from ghostvis_cli.doctor.machine import GIB, read_memory
+from ghostvis_cli.engines.factory import choose_checkpoint
+from ghostvis_cli.errors import ModelError
+from ghostvis_cli.profile import EngineSettings, Resolved
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
+    """Everything found, then the chosen one where this process would run it."""
+    base = _base_dir(resolved)
+    yield _base(base, asked=_asked(resolved))
+    profile = resolved.profile if resolved else None
+    runs_here = profile is not None and profile.engine.chosen_kind != "remote"
+    chosen = None
+    if profile is not None and runs_here:
+        try:
+            chosen, notices = choose_checkpoint(profile.model)
+        except ModelError as error:
+            yield from_error("checkpoints", "chosen", error)
+        else:
+            for line in notices:
+                yield Finding("checkpoints", "chosen", "note", line)
+            yield from _chosen(chosen, profile.engine)
+    yield from _found(base, besides=chosen)
+
+
+def _base_dir(resolved: Resolved | None) -> Path:
+    given = resolved.profile.model.base_dir if resolved else None
+    return Path(given).expanduser() if given else locate.default_base_dir()
+
+
+def _asked(resolved: Resolved | None) -> bool:
+    return bool(os.environ.get("NANOCHAT_BASE_DIR")) or (
+        resolved is not None and resolved.chose("model.base_dir")
+    )
+
+
+def _base(base: Path, *, asked: bool) -> Finding:
+    fix = "--base-dir DIR or NANOCHAT_BASE_DIR, where training wrote"
+    try:
+        if not base.exists():
+            status: Status = "warning" if asked else "note"
+            return Finding("checkpoints", "base", status, f"{base} does not exist", fix)
+        if not base.is_dir() or not os.access(base, os.R_OK | os.X_OK):
+            return Finding("checkpoints", "base", "warning", f"{base} is no directory that can be read", fix)
+    except OSError as error:
+        return Finding("checkpoints", "base", "warning", f"{base} can't be reached: {error.strerror}", fix)
+    return Finding("checkpoints", "base", "ok", str(base))
+
+
+# --- all
+
+
+def _found(base: Path, besides: Checkpoint | None) -> Iterator[Finding]:
+    for source in locate.SOURCE_DIRS:
+        try:
+            tags = locate.tags(base, source)
+        except (ModelError, OSError) as error:
+            yield Finding("checkpoints", source, "warning", str(error), f"ls -l {base}")
+            continue
+        for tag, directory in tags.items():
+            steps: list[int | None] = [*locate.steps(directory)]
+            for step in steps or [None]:
+                yield from _unusable(base, source, tag, step, besides)
+        if tags:
+            count = sum(len(locate.steps(directory)) for directory in tags.values())
+            shown = f"{count} in {len(tags)} tags ({', '.join(tags)})"
+            yield Finding("checkpoints", source, "ok", shown)
+
+
+def _unusable(
+    base: Path, source: str, tag: str, step: int | None, besides: Checkpoint | None
+) -> Iterator[Finding]:
+    """Why this one can't be used. A folder of shards has no step: `find` says how to join them."""
+    try:
+        checkpoint = locate.find(base, source, tag, step)
+        if besides is None or checkpoint.path != besides.path:
+            verify(checkpoint)
+    except ModelError as error:
+        yield from_error("checkpoints", source, error, "warning")
+
+
+def verify(checkpoint: Checkpoint) -> tuple[Classified, Tokenizer]:
+    """Header, meta and tokenizer, and that they belong together; ModelError where one is not usable."""
+    classified = load.inspect(checkpoint)
+    tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
+    rows = classified.config.decoder.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"the tokenizer {checkpoint.tokenizer_path} has {tokenizer.vocab_size} ids, "
+            f"{checkpoint.path} has {rows} rows: they do not belong together",
+            hint="put the training run's own tokenizer.pkl beside the model file",
+        )
+    return classified, tokenizer
+
+
+# --- the chosen one
+
+
+def _chosen(checkpoint: Checkpoint, engine: EngineSettings) -> Iterator[Finding]:
+    try:
+        classified, tokenizer = verify(checkpoint)
+    except ModelError as error:
+        yield from_error("checkpoints", "chosen", error)
+        return
+    config = classified.config
+    eyes = f", {config.vision.num_tokens} tokens a picture" if config.vision else ""
+    context = f"trained on {config.decoder.sequence_len} tokens"
+    shown = f"{checkpoint.path}: {classified.kind}, {context}{eyes}"
+    yield Finding("checkpoints", "chosen", "ok", shown)
+    for line in classified.notices:
+        yield Finding("checkpoints", "chosen", "note", line)
+    yield Finding("checkpoints", "tokenizer", "ok", f"{tokenizer.vocab_size} ids, fits the model")
+    yield from _fits(load.parameters(checkpoint), engine)
+
+
+def _fits(parameters: int, engine: EngineSettings) -> Iterator[Finding]:
+    """Weights against main memory. A GPU's memory is the engine's to judge: the cache takes what is left."""
+    memory = read_memory()
+    if memory is None or not _on_cpu(engine):
+        return
+    size = parameters * BYTES.get(engine.dtype, 4)  # auto is float32 on a CPU
+    shown = f"the weights take {size / GIB:.2f} GiB, {memory.available_bytes / GIB:.1f} GiB are available"
+    if size <= memory.available_bytes:
+        yield Finding("memory", "model", "ok", shown)
+        return
+    status: Status = "error" if size > memory.total_bytes else "warning"
+    yield Finding(
+        "memory", "model", status, shown, "--dtype bfloat16, or another machine with --base-url URL"
+    )
+
+
+def _on_cpu(engine: EngineSettings) -> bool:
+    if engine.device != "auto":
+        return engine.device == "cpu"
+    try:
+        import torch
+    except (ImportError, OSError):
+        return True
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())

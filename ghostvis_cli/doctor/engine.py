@@ -1,0 +1,158 @@
+"""What would run: a server reached and asked who it is, or a model loaded here; then the round trips."""
+
+import json
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ghostvis_cli.doctor import settings
+from ghostvis_cli.doctor.finding import Finding, from_error
+from ghostvis_cli.doctor.trips import Trips
+from ghostvis_cli.errors import GhostvisError, UsageError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
+    from ghostvis_cli.profile import Profile
+
+PROBE_S = 10.0
+NAMES = {"sglang": "SGLang", "ghostvis": "ghostvis serve", "openai": "a server with OpenAI's routes"}
+REPORT = "start the server with --enable-cache-report"
+
+
+async def local(profile: "Profile", request_s: float) -> AsyncGenerator[Finding, None]:
+    """A model loaded by this process, with the local engine or SGLang."""
+    from ghostvis_cli.engines.factory import make_engine
+
+    started_s = time.perf_counter()
+    try:
+        engine = await make_engine(profile)
+    except GhostvisError as error:
+        yield from_error("model", "load", error)
+        return
+    async with engine:
+        info, took_s = engine.info, time.perf_counter() - started_s
+        yield Finding(
+            "model", "load", "ok", f"{info.model} on {info.device}, {info.dtype}, in {took_s:.1f} s"
+        )
+        for line in info.notices:
+            yield Finding("model", "notice", "note", line)
+        fix = "--set engine.prefix_cache_mb=512" if profile.engine.prefix_cache_mb == 0 else None
+        trips = Trips(engine, profile.images, request_s, info.image_tokens > 0, fix)
+        async for finding in trips.run():
+            yield finding
+
+
+async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGenerator[Finding, None]:
+    """The way to the server, the server, the model on it; round trips where `run`."""
+    from ghostvis_cli.engines.remote import RemoteEngine
+
+    try:
+        wanted = _settings(profile, request_s)
+        for finding in _way(wanted):
+            yield finding
+        yield settings.key(profile)
+        engine = await RemoteEngine.connect(replace(wanted, timeout_s=PROBE_S))
+    except GhostvisError as error:
+        yield from_error("server", "connection", error)
+        return
+    async with engine:
+        engine.settings = wanted
+        for finding in _identity(engine):
+            yield finding
+        sees = await _takes_pictures(engine)
+        if run:
+            fix = REPORT if engine.server.kind == "sglang" else None
+            async for finding in Trips(engine, profile.images, request_s, sees, fix).run():
+                yield finding
+        for line in engine.info.notices:
+            yield Finding("server", "notice", "note", line)
+
+
+def _settings(profile: "Profile", request_s: float) -> "RemoteSettings":
+    """As a run has them, but quick to give up."""
+    from ghostvis_cli.engines.remote import RemoteSettings
+    from ghostvis_cli.profile import read_api_key
+
+    engine = profile.engine
+    if engine.base_url is None:
+        raise UsageError("the engine is remote, and there is no address", hint="--base-url http://HOST:30000")
+    return RemoteSettings(
+        base_url=engine.base_url,
+        model=engine.model,
+        api_key=read_api_key(engine),
+        ca_file=engine.ca_file,
+        connect_timeout_s=min(engine.connect_timeout_s, PROBE_S),
+        timeout_s=min(engine.timeout_s, request_s),
+        retries=0,
+    )
+
+
+def _way(wanted: "RemoteSettings") -> Iterator[Finding]:
+    from ghostvis_cli.engines.remote import route
+
+    url, proxy = urlsplit(wanted.base_url), route(wanted.base_url)
+    if proxy is None:
+        yield Finding("server", "route", "ok", f"{wanted.base_url}, directly")
+    else:
+        fix = f"export NO_PROXY={url.hostname}, if it should be reached directly"
+        yield Finding("server", "route", "note", f"{wanted.base_url}, through the proxy {proxy}", fix)
+    if url.scheme == "http" and not _is_this_machine(url.hostname or ""):
+        carried = "the key and every picture" if wanted.api_key else "every picture"
+        message = f"plain http: {carried} can be read on the way"
+        yield Finding("server", "tls", "warning", message, "https, or ssh -L 30000:localhost:30000 HOST")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _identity(engine: "RemoteEngine") -> Iterator[Finding]:
+    wanted, server, info = engine.settings, engine.server, engine.info
+    if wanted.base_url.startswith("https:"):
+        trusted = (
+            f"the system's certificates and {wanted.ca_file}"
+            if wanted.ca_file
+            else "the system's certificates"
+        )
+        yield Finding("server", "tls", "ok", f"https, verified with {trusted}")
+    name = NAMES[server.kind] + (f" {server.version}" if server.version else "")
+    yield Finding("server", "identity", "ok", name)
+    if server.kind == "openai":
+        message = (
+            "top_k, min_p, repetition_penalty and ignore_eos are not sent: they are no fields of OpenAI's"
+        )
+        yield Finding("server", "sampling", "note", message)
+    yield Finding("server", "model", "ok", info.model)
+    if info.context_tokens is None:
+        yield Finding("server", "context", "note", "the server does not tell its context length")
+    else:
+        yield Finding("server", "context", "ok", f"{info.context_tokens} tokens")
+    if server.cache_report is False:
+        yield Finding("server", "cache", "warning", "cached tokens are not reported", REPORT)
+    elif server.cache_report:
+        yield Finding("server", "cache", "ok", "cached tokens are reported")
+
+
+async def _takes_pictures(engine: "RemoteEngine") -> bool | None:
+    """What the server says of its model: `ghostvis serve` on its card, SGLang in /model_info, others nowhere."""
+    from ghostvis_cli.engines.connection import Connection, now
+
+    if engine.server.kind == "ghostvis":
+        return engine.info.image_tokens > 0
+    if engine.server.kind == "sglang":
+        connection = Connection(engine.settings)
+        try:
+            with suppress(GhostvisError, ValueError):
+                about = json.loads(await connection.get("/model_info", now() + PROBE_S))
+                known = about.get("has_image_understanding")
+                return known if isinstance(known, bool) else None
+        finally:
+            await connection.aclose()
+    return None

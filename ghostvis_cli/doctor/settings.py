@@ -1,0 +1,55 @@
+"""Profiles and their faults: of the profile of this run, which stop it, and of the others, which may later."""
+
+import os
+from collections.abc import Iterator, Mapping
+
+from ghostvis_cli.doctor.finding import Finding
+from ghostvis_cli.errors import UsageError
+from ghostvis_cli.profile import Profile, Resolved
+
+VALIDATE = "ghostvis profile validate"
+
+
+def profiles(chosen: Resolved | UsageError, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    from ghostvis_cli.profile.manage import validate
+
+    if isinstance(chosen, UsageError):
+        yield from _broken(chosen)
+    else:
+        yield _chosen(chosen)
+        for line in chosen.notices:
+            yield Finding("profile", "notice", "warning", line)
+    report = validate(env=env)
+    told = chosen.message if isinstance(chosen, UsageError) else ""
+    for fault in report.faults:
+        if str(fault) not in told:
+            yield Finding("profile", "others", "warning", str(fault), VALIDATE)
+    yield Finding("profile", "found", "ok", f"{len(report.profiles)} profiles read")
+
+
+def _chosen(chosen: Resolved) -> Finding:
+    profile = chosen.profile
+    where = f" from {', '.join(map(str, chosen.files))}" if chosen.files else ""
+    engine = profile.engine
+    target = f" at {engine.base_url}" if engine.chosen_kind == "remote" else ""
+    return Finding("profile", "chosen", "ok", f"{profile.name}{where}: engine {engine.chosen_kind}{target}")
+
+
+def _broken(error: UsageError) -> Iterator[Finding]:
+    """One line for each fault; the first of several only counts them."""
+    first, *rest = error.message.splitlines()
+    for line in rest or [first]:
+        yield Finding("profile", "chosen", "error", line.strip(), error.hint or VALIDATE)
+    message = "what follows is checked with the defaults, and no model is run"
+    yield Finding("profile", "chosen", "note", message)
+
+
+def key(profile: Profile) -> Finding:
+    """Where the server's key comes from, never the key. UsageError where it can't be read."""
+    from ghostvis_cli.profile.secrets import DEFAULT_VARIABLE, read_api_key
+
+    engine = profile.engine
+    if read_api_key(engine) is None:
+        return Finding("server", "key", "ok", "none is sent")
+    place = engine.api_key_file or f"the environment variable {engine.api_key_env or DEFAULT_VARIABLE}"
+    return Finding("server", "key", "ok", f"sent as {place} says")

@@ -1,0 +1,138 @@
+"""The engine asked for real: text, then the test card upright, turned, and upright again."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ghostvis_cli import demo
+from ghostvis_cli.doctor import card
+from ghostvis_cli.doctor.finding import Finding, Status, from_error
+from ghostvis_cli.errors import GhostvisError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.answer import Answer
+    from ghostvis_cli.engines.base import Engine
+    from ghostvis_cli.images import EncodedImage, ImageLimits
+
+TEXT_TOKENS, PICTURE_TOKENS = 8, 16
+SHOWN_CHARS = 60
+
+
+@dataclass(frozen=True)
+class Trips:
+    """An open engine and how to judge it. `takes_pictures` None: nobody knows before one was sent."""
+
+    engine: "Engine"
+    limits: "ImageLimits"
+    request_s: float
+    takes_pictures: bool | None = None
+    cache_fix: str | None = None  # what makes this engine report or reuse cached tokens
+
+    async def run(self) -> AsyncGenerator[Finding, None]:
+        try:
+            text = await self.ask(TEXT_TOKENS)
+        except GhostvisError as error:
+            yield from_error("trip", "text", error)
+            return
+        yield _text(text)
+        if self.takes_pictures is False:
+            yield Finding("trip", "picture", "note", "the model reads text only: no picture was sent")
+            return
+        async for finding in self.pictures(text):
+            yield finding
+
+    async def pictures(self, text: "Answer") -> AsyncGenerator[Finding, None]:
+        upright = card.loaded(self.limits)
+        try:
+            seen = await self.ask(PICTURE_TOKENS, upright)
+            yield self.counted(text, seen)
+            turned = await self.ask(PICTURE_TOKENS, card.loaded(self.limits, tagged=False))
+            yield self.orientation(seen, turned)
+            yield self.cached(await self.ask(PICTURE_TOKENS, upright))
+        except GhostvisError as error:
+            yield self.refused(error)
+
+    async def ask(self, tokens: int, *images: "EncodedImage") -> "Answer":
+        """Greedy, without the profile's system text: the same question each time."""
+        from ghostvis_cli.answer import ask
+        from ghostvis_cli.engines.base import GenerateRequest, Sampling
+        from ghostvis_cli.errors import EngineError
+        from ghostvis_cli.prompt import Message
+
+        sampling = Sampling(max_tokens=tokens, temperature=0, top_p=1, top_k=0)
+        request = GenerateRequest((Message.of("user", card.QUESTION, images),), sampling=sampling)
+        try:
+            async with asyncio.timeout(self.request_s):
+                return await ask(self.engine, request)
+        except TimeoutError as error:
+            hint = f"--time-limit {4 * self.request_s:g}"
+            raise EngineError(f"no answer within {self.request_s:g} s", hint=hint) from error
+
+    def refused(self, error: GhostvisError) -> Finding:
+        """A server of which nothing is known may serve a text model, and does well to refuse."""
+        expected = self.takes_pictures is None and 400 <= getattr(error, "status", 500) < 500
+        return from_error("trip", "picture", error, "warning" if expected else "error")
+
+    def counted(self, text: "Answer", seen: "Answer") -> Finding:
+        before, after = text.completion.usage, seen.completion.usage
+        if not before.prompt_tokens or not after.prompt_tokens:
+            return Finding(
+                "trip", "picture", "note", "the server counts no tokens: whether it looked is not known"
+            )
+        added = after.image_tokens or after.prompt_tokens - before.prompt_tokens
+        if after.prompt_tokens <= before.prompt_tokens:
+            message = (
+                f"{after.prompt_tokens} prompt tokens with a picture as without: the server ignores pictures"
+            )
+            return Finding(
+                "trip", "picture", "error", message, "serve a vision model, and its processor with it"
+            )
+        return Finding("trip", "picture", "ok", f"{added} tokens for the picture, {_speed(seen)}")
+
+    def orientation(self, seen: "Answer", turned: "Answer") -> Finding:
+        """Proven by words where the model has them, which the demo model must; else only what is known."""
+        words = f'"{card.QUESTION}" upright: {_quoted(seen)}, on its side: {_quoted(turned)}'
+        if _says_top(seen) and not _says_top(turned):
+            return Finding("trip", "orientation", "ok", words)
+        if self.engine.info.tag == demo.MODEL_TAG:
+            fix = "ghostvis generate --source demo -i PICTURE, and report what it says"
+            return Finding("trip", "orientation", "error", f"the demo model sees it wrongly: {words}", fix)
+        if seen.text != turned.text:
+            known = "its answers differ, so the pixels arrive; that they arrive upright its words don't tell"
+        else:
+            known = "not proven: the same answer to both"
+        return Finding("trip", "orientation", "note", f"{known} ({words})")
+
+    def cached(self, again: "Answer") -> Finding:
+        usage = again.completion.usage
+        if usage.cached_tokens is None:
+            status: Status = "warning" if self.cache_fix else "note"
+            return Finding("trip", "cache", status, "cached tokens are not reported", self.cache_fix)
+        if usage.cached_tokens == 0:
+            message = "nothing was reused when the same picture and question came again"
+            return Finding("trip", "cache", "warning", message, self.cache_fix)
+        share = f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens"
+        return Finding(
+            "trip", "cache", "ok", f"{share} reused when the same question came again, {_speed(again)}"
+        )
+
+
+def _text(answer: "Answer") -> Finding:
+    if not answer.text and not answer.completion.usage.completion_tokens:
+        return Finding("trip", "text", "error", "an empty answer", "ghostvis generate -v Hello")
+    return Finding("trip", "text", "ok", f"{_quoted(answer)}, {_speed(answer)}")
+
+
+def _says_top(answer: "Answer") -> bool:
+    return card.WORD in answer.text.lower()
+
+
+def _speed(answer: "Answer") -> str:
+    return "no first token" if answer.ttft_s is None else f"first token after {answer.ttft_s * 1000:.0f} ms"
+
+
+def _quoted(answer: "Answer") -> str:
+    """The model's words in one line that can't drive a terminal."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in answer.text).split())
+    return f'"{line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"}"'
