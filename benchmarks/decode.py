@@ -49,7 +49,7 @@ def random_model(config: DecoderConfig) -> GhostVis:
 class Ours:
     """The whole engine: requests through the protocol, one event loop, one step thread."""
 
-    def __init__(self, size: str) -> None:
+    def __init__(self, size: str, *, compiled: bool = False) -> None:
         # In a thread that ends: OpenMP slows every team down once there are more threads than cores.
         with ThreadPoolExecutor(1) as thread:
             model = thread.submit(random_model, SIZES[size]).result()
@@ -57,7 +57,7 @@ class Ours:
             thread.submit(pack, model).result()
         tokenizer = Tokenizer.load(demo.BASE_DIR / "tokenizer" / "tokenizer.pkl")
         loaded = LoadedModel(model, tokenizer, Checkpoint(Path("random.pt")), ())
-        self.engine = LocalEngine(loaded, LocalSettings(device="cpu", prefix_cache_mb=0))
+        self.engine = LocalEngine(loaded, LocalSettings("cpu", prefix_cache_mb=0, compile=compiled))
 
     def run(self, batch: int, new_tokens: int) -> float:
         """Seconds for all prompts at once. Rendering is replaced by ids: it is not what is timed."""
@@ -73,6 +73,13 @@ class Ours:
         started = time.perf_counter()
         asyncio.run(all_of_them())
         return time.perf_counter() - started
+
+
+class OursCompiled(Ours):
+    """With `engine.compile: true`: the seconds of compiling fall into the warm-up."""
+
+    def __init__(self, size: str) -> None:
+        super().__init__(size, compiled=True)
 
 
 class Theirs:
@@ -184,6 +191,12 @@ def main() -> None:
                 f"{name}, batch {batch}: {speed.show(0, ' tok/s')}; x transformers: {ratio.show()}",
                 flush=True,
             )
+        if name == "demo-sized":
+            compiled = Worker(OursCompiled, name)
+            for batch in (1, 8):
+                speed, ratio = compare(compiled, theirs, batch, tokens, arguments.repeats)
+                print(f"  compiled, batch {batch}: {speed.show(0, ' tok/s')}; x transformers: {ratio.show()}")
+            compiled.close()
         theirs.close()
         if name != "demo-sized":
             speed, share = bandwidth_share(ours, tokens, arguments.repeats)

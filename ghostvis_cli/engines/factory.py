@@ -42,7 +42,11 @@ async def make_engine(profile: "Profile") -> Engine:
     kind = profile.engine.chosen_kind
     if kind == "local":
         return await _local(profile)
-    raise EngineError(f"this version has no {kind} engine", hint="--engine local")
+    if kind == "remote":
+        return await _remote(profile)
+    raise EngineError(
+        "this version has no SGLang engine", hint="--engine local, or --base-url of an SGLang server"
+    )
 
 
 async def _local(profile: "Profile") -> "LocalEngine":
@@ -71,3 +75,23 @@ async def _local(profile: "Profile") -> "LocalEngine":
     engine = await LocalEngine.load(checkpoint, local)
     engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))
     return engine
+
+
+async def _remote(profile: "Profile") -> Engine:
+    from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
+    from ghostvis_cli.profile import read_api_key
+
+    settings = profile.engine
+    if settings.base_url is None:
+        raise UsageError("a remote engine needs an address", hint="--base-url http://localhost:30000")
+    return await RemoteEngine.connect(
+        RemoteSettings(
+            base_url=settings.base_url,
+            model=settings.model,
+            api_key=read_api_key(settings),
+            ca_file=settings.ca_file,
+            connect_timeout_s=settings.connect_timeout_s,
+            timeout_s=settings.timeout_s,
+            retries=settings.retries,
+        )
+    )
