@@ -6,7 +6,12 @@ GhostvisError
 ├── ModelError        4   checkpoint missing, damaged, unsafe, of an unsupported kind
 ├── EngineError       5   not reachable, not installed, not ready in time
 ├── RequestError      6   the engine answered with an error, or cannot do what was asked
-└── MemoryLimitError  7   out of memory; the hint says what to lower
+├── MemoryLimitError  7   out of memory; the hint says what to lower
+├── LockedError      10   another run holds --lock
+├── DeadlineError   124   --timeout passed
+└── OutputError       1   stdout can't be written, as on a full disk: no bug, no traceback
+
+A GhostvisError itself is a bug (1). Ctrl-C, SIGTERM and a reader that left are no errors: see cli/guard.py.
 """
 
 from enum import IntEnum

@@ -27,7 +27,7 @@ class CommandTable(typer.core.TyperGroup):
         return _load(BY_NAME[cmd_name]) if cmd_name in BY_NAME else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in BY_NAME and not args[0].startswith("-"):
+        if args[0] not in BY_NAME and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise UsageError(f"no command named {args[0]!r}", hint=_nearest(args[0]))
         return super().resolve_command(ctx, args)
 
