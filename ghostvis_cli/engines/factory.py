@@ -71,6 +71,7 @@ async def _local(profile: "Profile") -> "LocalEngine":
         prefix_cache_mb=settings.prefix_cache_mb,
         cuda_graphs=settings.cuda_graphs,
         compile=settings.compile,
+        threads=settings.threads,
     )
     engine = await LocalEngine.load(checkpoint, local)
     engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))

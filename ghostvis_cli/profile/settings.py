@@ -65,6 +65,9 @@ class EngineSettings:
     )
     cuda_graphs: bool = setting(True, "Decode with CUDA graphs, local engine")
     compile: bool = setting(False, "Compile decoding on a CPU, local engine; for long runs of small models")
+    threads: int | None = setting(
+        None, "CPU threads of the local engine; null is one for a small model, else all", low=1, high=4096
+    )
     tensor_parallel_size: int = setting(1, "GPUs that share the model, SGLang", low=1, high=1024)
     gpu_memory_utilization: float | None = setting(
         None, "Share of GPU memory SGLang takes; null leaves it to SGLang", low=0.01, high=1

@@ -12,6 +12,7 @@ import torch
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.engines.local.decode import Eager, Padded, one_step
+from ghostvis_cli.engines.local.packing import PackedLinear, pack
 from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
 from ghostvis_cli.errors import (
     EngineError,
@@ -355,3 +356,18 @@ def test_padded_rows_disturb_neither_neighbours_nor_the_prompt_being_read(prefil
         return [sequence.output for sequence in sequences]
 
     assert run(PaddedEager) == run(Eager)
+
+
+@pytest.mark.parametrize("rows", [(1,), (3,), (2, 5), (1, 200)])
+@pytest.mark.parametrize("shape", [(130, 128), (640, 512)], ids=["small", "large"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_matrix_multiplies_like_the_plain_one(
+    rows: tuple[int, ...], shape: tuple[int, int], bias: bool
+) -> None:
+    plain = torch.nn.Linear(shape[1], shape[0], bias=bias)
+    model = torch.nn.Sequential(plain)
+    pack(model)
+    assert isinstance(model[0], PackedLinear)
+    x = torch.randn(*rows, shape[1])
+    with torch.inference_mode():
+        assert (model(x) - plain(x)).abs().max() <= 1e-5

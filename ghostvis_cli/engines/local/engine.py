@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 # Waking the caller's thread for every token costs a small model more than the token itself. Nobody sees 4 ms.
 DELIVER_EVERY_S = 0.004
+# A step of a smaller model is too short to share: waiting for the other core costs more than it does, and on a
+# busy machine some fifty times more.
+LEAST_PARAMETERS_TO_SHARE = 10_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,6 +55,7 @@ class LocalSettings:
     prefix_cache_mb: int = 512
     cuda_graphs: bool = True
     compile: bool = False
+    threads: int | None = None  # on a CPU; None: one for a small model, else what torch takes
 
 
 class LocalEngine:
@@ -89,6 +93,7 @@ class LocalEngine:
             Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]
         ] = {}
         self._closed = False
+        self._threads = _choose_threads(loaded.model, settings)
         self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
         self._thread.start()
 
@@ -188,6 +193,8 @@ class LocalEngine:
     def _run(self) -> None:
         events: list[tuple[Sequence, Chunk]] = []
         delivered = 0.0
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._drain():
                 try:
@@ -264,6 +271,15 @@ def _choose_decode(decoder: Decoder, settings: LocalSettings) -> Decode:
     if device == "cuda":
         return Graphs(decoder) if settings.cuda_graphs else Eager(decoder)
     return Compiled(decoder) if settings.compile and device == "cpu" else Eager(decoder)
+
+
+def _choose_threads(model: torch.nn.Module, settings: LocalSettings) -> int | None:
+    """Threads for the step thread's operations; None leaves torch's own choice."""
+    parameters = list(model.parameters())
+    small = sum(parameter.numel() for parameter in parameters) < LEAST_PARAMETERS_TO_SHARE
+    return (
+        1 if settings.threads is None and small and parameters[0].device.type == "cpu" else settings.threads
+    )
 
 
 def _choose_layout(loaded: LoadedModel, wanted: Layout | None) -> tuple[Layout, list[str]]:
