@@ -25,7 +25,14 @@ EXAMPLES = """Examples:
   echo "Hello" | ghostvis generate
 
   ghostvis generate --source sft --model-tag d32 --prompt "Who are you?"
+
+  ghostvis generate --input rows.jsonl --output results.jsonl --temperature 0
 """
+
+NOT_BESIDE_INPUT = {
+    "prompts": "a prompt", "prompt": "--prompt", "prompt_file": "--prompt-file", "image": "--image",
+    "json": "--json", "stream": "--stream", "stats": "--stats",
+}  # fmt: skip
 
 
 @app.command(epilog=EXAMPLES)
@@ -33,12 +40,33 @@ def generate(
     ctx: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="- reads stdin.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt. Repeatable.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="Read the prompt from a file.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", help="Read the prompt from a file.")
+    ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "-i", help="Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt."),
+        typer.Option(
+            "--image", "-i", help="Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt."
+        ),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat markup.")] = False,
+    input_file: Annotated[
+        str | None,
+        typer.Option("--input", metavar="FILE.jsonl", help="Many prompts, one row a line; - is stdin."),
+    ] = None,
+    output_file: Annotated[
+        str | None,
+        typer.Option("--output", metavar="OUT.jsonl", help="Where rows' results go; run again, it goes on."),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", min=1, max=4096, help="Rows in flight (default: the engine's)."),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Run rows again that failed in an earlier run.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without chat markup.")
+    ] = False,
     system: options.System = None,
     source: options.Source = None,
     model_tag: options.ModelTag = None,
@@ -54,8 +82,12 @@ def generate(
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    logprobs: Annotated[int | None, typer.Option("--logprobs", help="Alternatives per token, in JSON only.")] = None,
-    ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")] = None,
+    logprobs: Annotated[
+        int | None, typer.Option("--logprobs", help="Alternatives per token, in JSON only.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")
+    ] = None,
     engine: options.EngineKind = None,
     base_url: options.BaseUrl = None,
     device: options.Device = None,
@@ -67,9 +99,12 @@ def generate(
     json: options.JsonFlag = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line, one per prompt.")] = False,
     stream: Annotated[
-        bool | None, typer.Option("--stream/--no-stream", help="Show text as it comes (default: on a terminal).")
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Show text as it comes (default: on a terminal)."),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="A line of statistics per answer, on stderr.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="A line of statistics per answer, on stderr.")
+    ] = False,
     timeout: options.Timeout = None,
     lock: options.Lock = None,
     log_file: options.LogFile = None,
@@ -83,16 +118,38 @@ def generate(
     resolved = options.resolve_profile(ctx)
     if json and jsonl:
         raise UsageError("--json and --jsonl exclude each other", hint="--jsonl prints one object a line")
+    if input_file is not None:
+        from ghostvis_cli.batch.job import Job, run_job
+
+        _refuse_beside_input(ctx)
+        job = Job(input_file, output_file, concurrency, retry_errors, raw)
+        raise typer.Exit(run_job(job, resolved.profile, output))
+    if output_file is not None or concurrency is not None or retry_errors:
+        raise UsageError(
+            "--output, --concurrency and --retry-errors go with --input", hint="--input rows.jsonl"
+        )
     texts = _prompts([*(prompts or []), *(prompt or [])], prompt_file, image or [])
     if json and len(texts) > 1:
         raise UsageError(f"--json prints one object, and there are {len(texts)} prompts", hint="--jsonl")
     if raw and image:
-        raise UsageError("--raw takes no pictures: their place is a matter of chat markup", hint="leave out --raw")
+        raise UsageError(
+            "--raw takes no pictures: their place is a matter of chat markup", hint="leave out --raw"
+        )
     images = _images(image or [], resolved.profile)
     requests = [_request(text, images, resolved.profile, raw=raw) for text in texts]
-    show = _Show(records=json or jsonl, stream=output.is_terminal_stdout() if stream is None else stream, stats=stats)
+    show = _Show(
+        records=json or jsonl, stream=output.is_terminal_stdout() if stream is None else stream, stats=stats
+    )
     code = asyncio.run(_answer_all(resolved.profile, requests, show))
     raise typer.Exit(code)
+
+
+def _refuse_beside_input(ctx: typer.Context) -> None:
+    for name, shown in NOT_BESIDE_INPUT.items():
+        if ctx.params[name]:
+            raise UsageError(
+                f"{shown} has no place beside --input", hint="rows hold prompts; results are JSONL"
+            )
 
 
 def _prompts(given: list[str], prompt_file: Path | None, images: list[str]) -> list[str]:

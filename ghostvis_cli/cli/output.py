@@ -8,8 +8,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all of C0 and C1 but tab and line feed
+REDRAW_S, REPORT_S = 0.1, 30.0  # of progress, on a terminal and elsewhere
 ColorChoice = Literal["auto", "always", "never"]
 
 
@@ -36,6 +37,7 @@ class _State:
     log: "Log | None" = None
     told: list[GhostvisError] = field(default_factory=list)
     mid_line: bool = False  # the answer on the terminal has begun a line and not ended it
+    progress_drawn: bool = False  # the terminal's last line is one of progress
 
 
 _state = _State()
@@ -114,6 +116,7 @@ def record(value: dict[str, Any], *, indent: int | None = None) -> None:
 def _stdout(text: str) -> None:
     if sys.stdout is None:  # closed by the caller, who wants no answer
         return
+    _erase_progress()
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -178,6 +181,52 @@ def traceback(error: BaseException) -> None:
     _stderr("".join(format_exception(error)).rstrip("\n"))
 
 
+@asynccontextmanager
+async def progress(line: Callable[[], str]) -> AsyncIterator[None]:
+    """Tell how far something is while it runs: a line drawn anew on a terminal, one every 30 s elsewhere."""
+    import asyncio
+
+    ticker = asyncio.create_task(_tell(line))
+    try:
+        yield
+    finally:
+        ticker.cancel()
+        _erase_progress()
+
+
+async def _tell(line: Callable[[], str]) -> None:
+    import asyncio
+
+    drawn = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb" and not _state.quiet
+    while True:
+        await asyncio.sleep(REDRAW_S if drawn else REPORT_S)
+        if drawn:
+            _draw_progress(line())
+        else:
+            notice(line())
+
+
+def _draw_progress(text: str) -> None:
+    with suppress(OSError):
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        _to_terminal(f"\r\x1b[K{_one_line(text)[: width - 1]}")
+        _state.progress_drawn = True
+
+
+def _erase_progress() -> None:
+    if _state.progress_drawn:
+        _state.progress_drawn = False
+        _to_terminal("\r\x1b[K")
+
+
+def _to_terminal(text: str) -> None:
+    """Past the log file, which has no use for ten lines a second."""
+    with suppress(OSError, ValueError):
+        if sys.__stderr__ is not None:
+            sys.__stderr__.write(text)
+            sys.__stderr__.flush()
+
+
 def was_told(error: GhostvisError) -> bool:
     return any(error is told for told in _state.told)
 
@@ -187,6 +236,7 @@ def error_record(error: GhostvisError) -> dict[str, Any]:
 
 
 def _stderr(line: str) -> None:
+    _erase_progress()
     if sys.stderr is None:
         return
     try:

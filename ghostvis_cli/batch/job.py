@@ -1,0 +1,151 @@
+"""One batch from its options to its exit code: check the rows, go on with the output, run what is left, sum up."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ghostvis_cli.batch.journal import Journal, Progress
+from ghostvis_cli.batch.manifest import Manifest
+from ghostvis_cli.batch.rows import Row, RunSettings
+from ghostvis_cli.batch.run import Batch, JournalSink
+from ghostvis_cli.batch.source import RowFile
+from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
+from ghostvis_cli.profile.values import shown
+
+if TYPE_CHECKING:
+    from ghostvis_cli.engines.base import Engine
+    from ghostvis_cli.images import EncodedImage
+    from ghostvis_cli.profile import Profile
+
+STDIO = "-"
+FAILURES_TOLD = 5
+# Rows in flight where the local engine's max_batch does not say. A server may have other users.
+IN_FLIGHT = {"sglang": 64}
+IN_FLIGHT_ELSEWHERE = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """`output` None or `-` is stdout: whole records as they come, and nothing to go on with another time."""
+
+    input: str
+    output: str | None = None
+    concurrency: int | None = None
+    retry_errors: bool = False
+    raw: bool = False
+
+
+class Voice(Protocol):
+    """How a job speaks. The module cli.output is one."""
+
+    def notice(self, text: str, /) -> None: ...
+    def record(self, value: dict[str, Any], /) -> None: ...
+    def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
+
+
+def run_job(job: Job, profile: "Profile", voice: Voice) -> int:
+    """Run a batch; the exit code. Refuses what can't work before a model is loaded."""
+    settings = RunSettings(profile.sampling, profile.system, job.raw)
+    journal = None
+    with ExitStack() as stack:
+        rows = stack.enter_context(closing(RowFile.open(job.input, settings)))
+        if job.output not in (None, STDIO):
+            path = Path(str(job.output))
+            if rows.is_file(path):
+                raise UsageError(f"--input and --output are both {path}")
+            journal = stack.enter_context(closing(Journal.open(path)))
+            journal.check(settings)
+        elif job.retry_errors:
+            raise UsageError("--retry-errors goes on with a file", hint="--output results.jsonl")
+        return asyncio.run(_Run(job, profile, voice, rows, journal).run())
+
+
+@dataclass
+class _Run:
+    job: Job
+    profile: "Profile"
+    voice: Voice
+    rows: RowFile
+    journal: Journal | None
+    failures: int = 0
+
+    async def run(self) -> int:
+        from ghostvis_cli.engines.factory import make_engine
+
+        async with await make_engine(self.profile) as engine:
+            for line in engine.info.notices:
+                self.voice.notice(line)
+            manifest = Manifest.of(self.rows.settings, engine.info)
+
+            def row_hash(index: int) -> str:
+                return manifest.row_hash(self.rows.digest(index))
+
+            progress = self._resumed(manifest, row_hash) if self.journal else Progress.fresh(len(self.rows))
+            sink = JournalSink(self.journal) if self.journal else _Stdout(self.voice)
+            wanted = self.rows.rows(progress.wanted)
+            batch = Batch(engine, wanted, self._picture, sink, row_hash, progress, self._failed)
+            await self._run(batch, self._concurrency(engine))
+            return self._code(progress)
+
+    def _resumed(self, manifest: Manifest, row_hash: Callable[[int], str]) -> Progress:
+        assert self.journal is not None
+        self.journal.check(self.rows.settings, manifest)
+        progress = self.journal.resume(len(self.rows), row_hash, retry_errors=self.job.retry_errors)
+        self.journal.begin(manifest)
+        name = self.journal.path.name
+        if progress.repaired:
+            self.voice.notice(f"{name}: an unfinished last line ({progress.repaired} bytes) was cut off")
+        if progress.dropped:
+            self.voice.notice(f"{name}: {progress.dropped} failed rows run again")
+        if progress.recorded:
+            self.voice.notice(f"{name}: {progress.recorded:,} of {len(self.rows):,} rows are there already")
+        return progress
+
+    async def _run(self, batch: Batch, concurrency: int) -> None:
+        try:
+            async with self.voice.progress(batch.status):
+                await batch.run(concurrency)
+        except BaseException:
+            if self.journal is not None:
+                count = f"{batch.progress.recorded:,} of {len(self.rows):,}"
+                self.voice.notice(f"{count} rows are recorded; the same command goes on with the rest")
+            raise
+        self.voice.notice(batch.summary())
+        if batch.progress.failed and self.journal is not None:
+            self.voice.notice(f"--retry-errors runs the {batch.progress.failed:,} failed rows again")
+
+    def _concurrency(self, engine: "Engine") -> int:
+        kind = engine.info.kind
+        usual = self.profile.engine.max_batch if kind == "local" else IN_FLIGHT.get(kind, IN_FLIGHT_ELSEWHERE)
+        return self.job.concurrency or usual
+
+    def _picture(self, url: str) -> "EncodedImage":
+        """A relative path is relative to the input file, wherever the command was typed."""
+        from ghostvis_cli.images import load_image
+
+        is_path = not url.startswith(("data:", "~")) and "://" not in url
+        return load_image(str(self.rows.directory / url) if is_path else url, limits=self.profile.images)
+
+    def _failed(self, row: Row, error: GhostvisError) -> None:
+        self.failures += 1
+        if self.failures <= FAILURES_TOLD:
+            self.voice.notice(f"row {shown(str(row.id))} failed: {error.message}")
+        if self.failures == FAILURES_TOLD:
+            self.voice.notice("further failures are told by their records alone")
+
+    def _code(self, progress: Progress) -> int:
+        if not progress.failed:
+            return ExitCode.OK
+        return ExitCode.PARTIAL if progress.finished else progress.failure_code or ExitCode.PARTIAL
+
+
+class _Stdout:
+    def __init__(self, voice: Voice) -> None:
+        self._write = partial(voice.record)
+
+    async def add(self, record: dict[str, Any]) -> None:
+        self._write(record)

@@ -1,0 +1,126 @@
+"""What every row of a run depends on: settings and model. Kept beside the output, so that a resumed run can tell.
+
+The file is for people too: when a run is refused, the message names the values that differ.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostvis_cli import __version__
+from ghostvis_cli.batch.rows import RunSettings
+from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.engines.base import EngineInfo
+from ghostvis_cli.errors import ModelError, OutputError, UsageError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`settings` and `model` must agree for a run to go on; `about` is for people."""
+
+    settings: Mapping[str, Any]
+    model: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, settings: RunSettings, info: EngineInfo) -> "Manifest":
+        about = {"model_path": info.model, "device": info.device, "ghostvis": __version__}
+        return cls(plain_settings(settings), model_identity(info), about)
+
+    @property
+    def run_hash(self) -> bytes:
+        return hashlib.sha256(_dump({"settings": self.settings, "model": self.model}).encode()).digest()
+
+    def row_hash(self, digest: bytes) -> str:
+        """One hash of row, model and sampling, from the row's own digest."""
+        return hashlib.sha256(self.run_hash + digest).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all: a new file, synced, then renamed."""
+        content = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, ensure_ascii=False, indent=2)
+        new = path.with_name(path.name + ".new")
+        try:
+            with new.open("w", encoding="utf-8") as file:
+                file.write(content + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise OutputError(f"{path} can't be written: {error.strerror}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest | None":
+        """None where there is none."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.pop("schema_version") != SCHEMA_VERSION:
+                raise UsageError(f"{path} is of another version of ghostvis", hint="--output OTHER.jsonl")
+            return cls(**found)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UsageError(f"{path} can't be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} is damaged", hint="--output OTHER.jsonl") from error
+
+
+def plain_settings(settings: RunSettings) -> dict[str, Any]:
+    """As JSON will give them back."""
+    plain: dict[str, Any] = json.loads(_dump(asdict(settings)))
+    return plain
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """ "sampling.temperature was 0.7 and is 0", value by value."""
+    for name in sorted({*was, *now}):
+        before, after = was.get(name), now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, f"{path}{name}.")
+        elif before != after:
+            yield f"{path}{name} was {_dump(before)} and is {_dump(after)}"
+
+
+def model_identity(info: EngineInfo) -> dict[str, Any]:
+    """What decides a model's answers. For a local one its content, wherever it lies; for a server what it says."""
+    same = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
+    if info.kind == "local":
+        return {**same, "checkpoint": fingerprint(Checkpoint(Path(info.model)))}
+    return {**same, "name": info.model, "source": info.source, "tag": info.tag, "step": info.step}
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """SHA-256 over every tensor's CRC-32 (a torch file is a zip and holds them), the meta file and the tokenizer.
+
+    Reads kilobytes of a file of gigabytes; changes when one weight does, and not when the file is moved.
+    """
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(checkpoint.path) as archive:
+            for entry in archive.infolist():
+                digest.update(f"{entry.filename}:{entry.file_size}:{entry.CRC}\n".encode())
+        for path in (checkpoint.meta_path, checkpoint.tokenizer_path):
+            digest.update(path.read_bytes() if path.exists() else b"-")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{checkpoint.path} can't be read again: {error}") from error
+    return f"sha256:{digest.hexdigest()}"
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a new or renamed entry survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
