@@ -1,6 +1,5 @@
 """`ghostvis doctor`: what is installed, what would run, and whether it does; each finding with its fix."""
 
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile import Resolved
 
 app = typer.Typer(rich_markup_mode=None)
-MARKS = {"ok": "ok", "note": "note", "warning": "warn", "error": "FAIL"}
+# Status -> its word, and the colour of that word on a terminal.
+MARKS = {"ok": ("ok", "32"), "note": ("note", "2"), "warning": ("warn", "33"), "error": ("FAIL", "31")}
 EXAMPLES = """Examples:
 
   ghostvis doctor
@@ -82,16 +82,13 @@ def _settings(ctx: typer.Context) -> "Resolved | UsageError":
 
 def _shown(findings: "Iterator[Finding]") -> "Iterator[Finding]":
     for finding in findings:
-        output.answer(_line(finding) + "\n")
+        mark, color = MARKS[finding.status]
+        fix = f"; fix: {finding.fix}" if finding.fix and finding.status != "ok" else ""
+        said = " ".join(f"{finding.message}{fix}".split())
+        output.marked(f"{mark:<4}", color, f"  {finding.area:<11}  {finding.name:<11}  {said}")
         yield finding
 
 
-def _line(finding: "Finding") -> str:
-    fix = f"; fix: {finding.fix}" if finding.fix and finding.status != "ok" else ""
-    said = " ".join(f"{finding.message}{fix}".split())
-    return f"{MARKS[finding.status]:<4}  {finding.area:<11}  {finding.name:<11}  {said}"
-
-
 def _tell_traceback(error: BaseException) -> None:
-    for line in traceback.format_exception(error):
-        output.detail(line.rstrip())
+    if output.verbose():
+        output.traceback(error)

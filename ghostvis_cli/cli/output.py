@@ -132,7 +132,14 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        answer((_style(text, "1", sys.stdout) if number == 0 else text) + "\n")
+        if is_terminal_stdout():  # before the styles, which are control characters too
+            text = CONTROL.sub("", text)
+        _stdout((_style(text, "1", sys.stdout) if number == 0 else text) + "\n")
+
+
+def marked(mark: str, color: str, text: str) -> None:
+    """A line of the answer, its first word in a colour: an SGR code such as "31"."""
+    _stdout(f"{_style(mark, color, sys.stdout)}{_one_line(text)}\n")
 
 
 # --- stderr

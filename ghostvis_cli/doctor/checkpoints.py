@@ -19,10 +19,12 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
     """Everything found, then the chosen one where this process would run it."""
-    base = _base_dir(resolved)
-    yield _base(base, asked=_asked(resolved))
+    base, asked = _base_dir(resolved), _asked(resolved)
     profile = resolved.profile if resolved else None
     runs_here = profile is not None and profile.engine.chosen_kind != "remote"
+    state = _base(base, asked=asked)
+    if runs_here or asked or state.status == "ok":  # a client of a server need not have one
+        yield state
     chosen = None
     if profile is not None and runs_here:
         try:
@@ -52,12 +54,16 @@ def _base(base: Path, *, asked: bool) -> Finding:
     try:
         if not base.exists():
             status: Status = "warning" if asked else "note"
-            return Finding("checkpoints", "base", status, f"{base} does not exist", fix)
+            return Finding("checkpoints", "base dir", status, f"{base} does not exist", fix)
         if not base.is_dir() or not os.access(base, os.R_OK | os.X_OK):
-            return Finding("checkpoints", "base", "warning", f"{base} is no directory that can be read", fix)
+            return Finding(
+                "checkpoints", "base dir", "warning", f"{base} is no directory that can be read", fix
+            )
     except OSError as error:
-        return Finding("checkpoints", "base", "warning", f"{base} can't be reached: {error.strerror}", fix)
-    return Finding("checkpoints", "base", "ok", str(base))
+        return Finding(
+            "checkpoints", "base dir", "warning", f"{base} can't be reached: {error.strerror}", fix
+        )
+    return Finding("checkpoints", "base dir", "ok", str(base))
 
 
 # --- all
@@ -76,7 +82,7 @@ def _found(base: Path, besides: Checkpoint | None) -> Iterator[Finding]:
                 yield from _unusable(base, source, tag, step, besides)
         if tags:
             count = sum(len(locate.steps(directory)) for directory in tags.values())
-            shown = f"{count} in {len(tags)} tags ({', '.join(tags)})"
+            shown = f"{count} checkpoints, tags: {', '.join(tags)}"
             yield Finding("checkpoints", source, "ok", shown)
 
 
@@ -132,7 +138,7 @@ def _fits(parameters: int, engine: EngineSettings) -> Iterator[Finding]:
     if memory is None or not _on_cpu(engine):
         return
     size = parameters * BYTES.get(engine.dtype, 4)  # auto is float32 on a CPU
-    shown = f"the weights take {size / GIB:.2f} GiB, {memory.available_bytes / GIB:.1f} GiB are available"
+    shown = f"the weights take {_size(size)}, {memory.available_bytes / GIB:.1f} GiB are available"
     if size <= memory.available_bytes:
         yield Finding("memory", "model", "ok", shown)
         return
@@ -140,6 +146,10 @@ def _fits(parameters: int, engine: EngineSettings) -> Iterator[Finding]:
     yield Finding(
         "memory", "model", status, shown, "--dtype bfloat16, or another machine with --base-url URL"
     )
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / 2**20:.1f} MiB"
 
 
 def _on_cpu(engine: EngineSettings) -> bool:

@@ -6,17 +6,17 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from ghostvis_cli.doctor import settings
 from ghostvis_cli.doctor.finding import Finding, from_error
 from ghostvis_cli.doctor.trips import Trips
-from ghostvis_cli.errors import GhostvisError, UsageError
+from ghostvis_cli.errors import GhostvisError
 
 if TYPE_CHECKING:
-    from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
-    from ghostvis_cli.profile import Profile
+    from ghostvis_cli.engines.remote import RemoteEngine
+    from ghostvis_cli.profile import EngineSettings, Profile
 
 PROBE_S = 10.0
 NAMES = {"sglang": "SGLang", "ghostvis": "ghostvis serve", "openai": "a server with OpenAI's routes"}
@@ -48,19 +48,19 @@ async def local(profile: "Profile", request_s: float) -> AsyncGenerator[Finding,
 
 async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGenerator[Finding, None]:
     """The way to the server, the server, the model on it; round trips where `run`."""
-    from ghostvis_cli.engines.remote import RemoteEngine
+    from ghostvis_cli.engines.factory import make_engine
 
+    key = settings.key(profile.engine)
+    for finding in [*_way(profile.engine), key]:
+        yield finding
+    if key.status == "error":
+        return
     try:
-        wanted = _settings(profile, request_s)
-        for finding in _way(wanted):
-            yield finding
-        yield settings.key(profile)
-        engine = await RemoteEngine.connect(replace(wanted, timeout_s=PROBE_S))
+        engine = cast("RemoteEngine", await make_engine(_impatient(profile, request_s)))
     except GhostvisError as error:
         yield from_error("server", "connection", error)
         return
     async with engine:
-        engine.settings = wanted
         for finding in _identity(engine):
             yield finding
         sees = await _takes_pictures(engine)
@@ -72,37 +72,25 @@ async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGen
             yield Finding("server", "notice", "note", line)
 
 
-def _settings(profile: "Profile", request_s: float) -> "RemoteSettings":
-    """As a run has them, but quick to give up."""
-    from ghostvis_cli.engines.remote import RemoteSettings
-    from ghostvis_cli.profile import read_api_key
-
-    engine = profile.engine
-    if engine.base_url is None:
-        raise UsageError("the engine is remote, and there is no address", hint="--base-url http://HOST:30000")
-    return RemoteSettings(
-        base_url=engine.base_url,
-        model=engine.model,
-        api_key=read_api_key(engine),
-        ca_file=engine.ca_file,
-        connect_timeout_s=min(engine.connect_timeout_s, PROBE_S),
-        timeout_s=min(engine.timeout_s, request_s),
-        retries=0,
-    )
+def _impatient(profile: "Profile", request_s: float) -> "Profile":
+    """As a run has it, but quick to give up."""
+    timeout_s = min(profile.engine.timeout_s, request_s)
+    return replace(profile, engine=replace(profile.engine, timeout_s=timeout_s, retries=0))
 
 
-def _way(wanted: "RemoteSettings") -> Iterator[Finding]:
+def _way(engine: "EngineSettings") -> Iterator[Finding]:
     from ghostvis_cli.engines.remote import route
 
-    url, proxy = urlsplit(wanted.base_url), route(wanted.base_url)
+    if engine.base_url is None:
+        return  # the factory says so
+    url, proxy = urlsplit(engine.base_url), route(engine.base_url)
     if proxy is None:
-        yield Finding("server", "route", "ok", f"{wanted.base_url}, directly")
+        yield Finding("server", "route", "ok", f"{engine.base_url}, directly")
     else:
         fix = f"export NO_PROXY={url.hostname}, if it should be reached directly"
-        yield Finding("server", "route", "note", f"{wanted.base_url}, through the proxy {proxy}", fix)
+        yield Finding("server", "route", "note", f"{engine.base_url}, through the proxy {proxy}", fix)
     if url.scheme == "http" and not _is_this_machine(url.hostname or ""):
-        carried = "the key and every picture" if wanted.api_key else "every picture"
-        message = f"plain http: {carried} can be read on the way"
+        message = "plain http: key, texts and pictures can be read on the way"
         yield Finding("server", "tls", "warning", message, "https, or ssh -L 30000:localhost:30000 HOST")
 
 

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator, Mapping
 
-from ghostvis_cli.doctor.finding import Finding
+from ghostvis_cli.doctor.finding import Finding, from_error
 from ghostvis_cli.errors import UsageError
-from ghostvis_cli.profile import Profile, Resolved
+from ghostvis_cli.profile import EngineSettings, Resolved
 
 VALIDATE = "ghostvis profile validate"
 
@@ -44,12 +44,14 @@ def _broken(error: UsageError) -> Iterator[Finding]:
     yield Finding("profile", "chosen", "note", message)
 
 
-def key(profile: Profile) -> Finding:
-    """Where the server's key comes from, never the key. UsageError where it can't be read."""
+def key(engine: EngineSettings) -> Finding:
+    """Where the server's key comes from, never the key."""
     from ghostvis_cli.profile.secrets import DEFAULT_VARIABLE, read_api_key
 
-    engine = profile.engine
-    if read_api_key(engine) is None:
-        return Finding("server", "key", "ok", "none is sent")
+    try:
+        if read_api_key(engine) is None:
+            return Finding("server", "key", "ok", "none is sent")
+    except UsageError as error:
+        return from_error("server", "key", error)
     place = engine.api_key_file or f"the environment variable {engine.api_key_env or DEFAULT_VARIABLE}"
-    return Finding("server", "key", "ok", f"sent as {place} says")
+    return Finding("server", "key", "ok", f"read from {place}")
