@@ -69,7 +69,6 @@ async def _local(profile: "Profile") -> "LocalEngine":
         max_batch=settings.max_batch,
         prefill_tokens=settings.prefill_tokens,
         prefix_cache_mb=settings.prefix_cache_mb,
-        cuda_graphs=settings.cuda_graphs,
         compile=settings.compile,
         threads=settings.threads,
     )

@@ -63,7 +63,6 @@ class EngineSettings:
     prefix_cache_mb: int = setting(
         512, "Memory for shared prefixes, local engine; 0 is off", low=0, high=10**7
     )
-    cuda_graphs: bool = setting(True, "Decode with CUDA graphs, local engine")
     compile: bool = setting(False, "Compile decoding on a CPU, local engine; for long runs of small models")
     threads: int | None = setting(
         None, "CPU threads of the local engine; null is one for a small model, else all", low=1, high=4096

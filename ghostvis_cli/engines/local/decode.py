@@ -1,11 +1,10 @@
-"""One token for every running sequence: the step that must be fast. Three ways to run the same arithmetic.
+"""One token for every running sequence: the step that must be fast. Two ways to run the same arithmetic.
 
-`Eager` calls the model. `Graphs` (CUDA) and `Compiled` (CPU) need shapes that stay: they round the batch and the
-cached length up, and let a mask hide what is not there. Rows of a padded batch that belong to nobody write
+`Eager` calls the model. `Compiled` needs shapes that stay: it rounds the batch and the cached length up, and
+lets a mask hide what is not there. Rows of a padded batch that belong to nobody write
 where nobody reads: `spare` says where the row of a prompt that is still being read has its next free position.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -42,7 +41,7 @@ class Eager:
 
 
 class Padded:
-    """What `Graphs` and `Compiled` share: fixed shapes, powers of two."""
+    """Fixed shapes, powers of two: what a compiler can specialise on."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -59,49 +58,6 @@ class Padded:
 
     def run(self, tokens: Tensor, positions: Tensor, length: int, cache: KVCache) -> Tensor:
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class _Captured:
-    graph: "torch.cuda.CUDAGraph"
-    tokens: Tensor
-    positions: Tensor
-    logits: Tensor
-    tables: tuple[Tensor, Tensor]  # kept alive: the graph reads them by address
-
-
-class Graphs(Padded):
-    """CUDA graphs: a step is one launch instead of some twenty a layer. One graph a shape, made on first use."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__(decoder)
-        self.cache: KVCache | None = None
-        self.captured: dict[tuple[int, int], _Captured] = {}
-
-    def run(self, tokens: Tensor, positions: Tensor, length: int, cache: KVCache) -> Tensor:
-        if cache is not self.cache:  # it grew: every graph points at the old one
-            self.cache, self.captured = cache, {}
-        key = (tokens.size(0), length)
-        if key not in self.captured:
-            self.decoder.grow_rotary(length)
-            self.captured[key] = self._capture(tokens, positions, length, cache)
-        captured = self.captured[key]
-        captured.tokens.copy_(tokens)
-        captured.positions.copy_(positions)
-        captured.graph.replay()
-        return captured.logits
-
-    def _capture(self, tokens: Tensor, positions: Tensor, length: int, cache: KVCache) -> _Captured:
-        tokens, positions = tokens.clone(), positions.clone()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # once outside the graph: libraries allocate on first use
-            one_step(self.decoder, tokens, positions, length, cache)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            logits = one_step(self.decoder, tokens, positions, length, cache)
-        return _Captured(graph, tokens, positions, logits, (self.decoder.cos, self.decoder.sin))
 
 
 class Compiled(Padded):

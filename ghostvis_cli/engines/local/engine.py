@@ -17,7 +17,7 @@ import torch
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Chunk, EngineInfo, GenerateRequest
-from ghostvis_cli.engines.local.decode import Compiled, Decode, Eager, Graphs
+from ghostvis_cli.engines.local.decode import Compiled, Decode, Eager
 from ghostvis_cli.engines.local.packing import pack
 from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, MemoryLimitError, UsageError
@@ -43,8 +43,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LocalSettings:
     """`auto` device: CUDA, then Apple's MPS, then CPU. `auto` dtype: bfloat16 on CUDA, float32 elsewhere.
 
-    cuda_graphs makes a decoding step one launch. compile (CPU) makes it a compiled function: twice as fast for
-    small models, after seconds of compiling for each batch size, and with a C++ compiler installed.
+    compile (CPU) makes a decoding step one compiled function: up to twice as fast for small models, after
+    seconds of compiling for each batch size, and with a C++ compiler installed.
     """
 
     device: str = "auto"
@@ -53,7 +53,6 @@ class LocalSettings:
     max_batch: int = 32
     prefill_tokens: int = 512
     prefix_cache_mb: int = 512
-    cuda_graphs: bool = True
     compile: bool = False
     threads: int | None = None  # on a CPU; None: one for a small model, else what torch takes
 
@@ -267,10 +266,8 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def _choose_decode(decoder: Decoder, settings: LocalSettings) -> Decode:
-    device = decoder.lm_head.weight.device.type
-    if device == "cuda":
-        return Graphs(decoder) if settings.cuda_graphs else Eager(decoder)
-    return Compiled(decoder) if settings.compile and device == "cpu" else Eager(decoder)
+    on_cpu = decoder.lm_head.weight.device.type == "cpu"
+    return Compiled(decoder) if settings.compile and on_cpu else Eager(decoder)
 
 
 def _choose_threads(model: torch.nn.Module, settings: LocalSettings) -> int | None:
