@@ -41,7 +41,7 @@ async def local(profile: "Profile", request_s: float) -> AsyncGenerator[Finding,
         for line in info.notices:
             yield Finding("model", "notice", "note", line)
         fix = "--set engine.prefix_cache_mb=512" if profile.engine.prefix_cache_mb == 0 else None
-        trips = Trips(engine, profile.images, request_s, info.image_tokens > 0, fix)
+        trips = Trips(engine, profile.images, request_s, info.image_tokens > 0, reuse_fix=fix)
         async for finding in trips.run():
             yield finding
 
@@ -66,7 +66,7 @@ async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGen
         sees = await _takes_pictures(engine)
         if run:
             fix = REPORT if engine.server.kind == "sglang" else None
-            async for finding in Trips(engine, profile.images, request_s, sees, fix).run():
+            async for finding in Trips(engine, profile.images, request_s, sees, report_fix=fix).run():
                 yield finding
         for line in engine.info.notices:
             yield Finding("server", "notice", "note", line)
@@ -137,7 +137,7 @@ async def _takes_pictures(engine: "RemoteEngine") -> bool | None:
     if engine.server.kind == "sglang":
         connection = Connection(engine.settings)
         try:
-            with suppress(GhostvisError, ValueError):
+            with suppress(GhostvisError, ValueError, AttributeError):  # not there, no JSON, no object
                 about = json.loads(await connection.get("/model_info", now() + PROBE_S))
                 known = about.get("has_image_understanding")
                 return known if isinstance(known, bool) else None

@@ -197,10 +197,16 @@ def read_memory() -> Memory | None:
     try:
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())  # ValueError where it is "max"
-        used = int((group / "memory.current").read_text())
+        used = int((group / "memory.current").read_text()) - _reclaimable(group / "memory.stat")
     except (OSError, ValueError):
         return machine
     return Memory(min(machine.total_bytes, limit), max(0, min(machine.available_bytes, limit - used)))
+
+
+def _reclaimable(stat: Path) -> int:
+    """Files that the kernel keeps in memory while nobody else wants it: they count as used, and are not."""
+    rows = (line.split() for line in stat.read_text().splitlines())
+    return next((int(row[1]) for row in rows if row[0] == "inactive_file"), 0)
 
 
 # --- directories

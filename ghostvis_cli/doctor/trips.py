@@ -27,7 +27,8 @@ class Trips:
     limits: "ImageLimits"
     request_s: float
     takes_pictures: bool | None = None
-    cache_fix: str | None = None  # what makes this engine report or reuse cached tokens
+    report_fix: str | None = None  # what makes this engine report cached tokens
+    reuse_fix: str | None = None  # what makes it reuse any
 
     async def run(self) -> AsyncGenerator[Finding, None]:
         try:
@@ -107,11 +108,11 @@ class Trips:
     def cached(self, again: "Answer") -> Finding:
         usage = again.completion.usage
         if usage.cached_tokens is None:
-            status: Status = "warning" if self.cache_fix else "note"
-            return Finding("trip", "cache", status, "cached tokens are not reported", self.cache_fix)
+            status: Status = "warning" if self.report_fix else "note"
+            return Finding("trip", "cache", status, "cached tokens are not reported", self.report_fix)
         if usage.cached_tokens == 0:
             message = "nothing was reused when the same picture and question came again"
-            return Finding("trip", "cache", "warning", message, self.cache_fix)
+            return Finding("trip", "cache", "warning", message, self.reuse_fix)
         share = f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens"
         return Finding(
             "trip", "cache", "ok", f"{share} reused when the same question came again, {_speed(again)}"
@@ -120,7 +121,7 @@ class Trips:
 
 def _text(answer: "Answer") -> Finding:
     if not answer.text and not answer.completion.usage.completion_tokens:
-        return Finding("trip", "text", "error", "an empty answer", "ghostvis generate -v Hello")
+        return Finding("trip", "text", "warning", "an empty answer", "ghostvis generate --stats Hello")
     return Finding("trip", "text", "ok", f"{_quoted(answer)}, {_speed(answer)}")
 
 

@@ -26,12 +26,13 @@ from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.cli.app import build
+from ghostvis_cli.doctor import card
 from ghostvis_cli.doctor.finding import Check, Finding, examine
 from ghostvis_cli.doctor.machine import Requirement
 from ghostvis_cli.engines.base import Chunk, GenerateRequest
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
-from ghostvis_cli.images import load_image
+from ghostvis_cli.images import DEFAULT_LIMITS, load_image
 from ghostvis_cli.prompt import Message
 from tests.conftest import DATA
 from tests.engines.scripted import CARD, HELLO, Reply, ScriptedServer, ending, lines, usage, words
@@ -128,6 +129,11 @@ def test_a_model_without_words_for_it_leaves_the_orientation_unproven() -> None:
     orientation = one(findings, "trip", "orientation")
     assert orientation.status == "note"
     assert "its words don't tell" in orientation.message
+
+
+@pytest.mark.parametrize(("tagged", "status"), [(True, "ok"), (False, "error")])
+def test_a_picture_that_leaves_on_its_side_is_found_out(tagged: bool, status: str) -> None:
+    assert card.sent_upright(card.loaded(DEFAULT_LIMITS, tagged=tagged)).status == status
 
 
 # --- a server
