@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--minutes", type=float, help="how long the whole run takes instead (default: 60)")
     parser.add_argument("--until", type=int, help="stop at this step; --resume goes on")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved step")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the run, or of the questions to --evaluate")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--workers", type=int, help="processes that make pictures and rows (default: all cores but one)"
@@ -130,7 +130,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from tools.train_demo.export import load
 
     model, tokenizer = load(options.evaluate)
-    table = evaluate(model.to(options.device), tokenizer, count=options.count)
+    table = evaluate(model.to(options.device), tokenizer, seed=options.seed, count=options.count)
     print(as_text(table))
     _note(options.evaluate, table)
 
