@@ -10,6 +10,7 @@ doubled or different. Timing, cached tokens and the order of rows are not compar
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,7 @@ from ghostvis_cli import demo
 PICTURES = ("three-shapes.jpg", "red-circle.png", "two-circles-striped.png", "cross-and-diamond.jpg")
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Who are you?", "What is the color?")
 START_KILLS = 0.2  # share of the kills that may fall before the first record
-COMMAND = (
-    sys.executable, "-c", "from ghostvis_cli.cli.app import main; main()",
-    "generate", "--source", "demo", "--temperature", "0",
-)  # fmt: skip
+COMMAND = (sys.executable, "-c", "from ghostvis_cli.cli.app import main; main()", "generate")
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="batch-kill-") as directory:
         rows = Path(directory, "rows.jsonl")
         write_rows(rows, options.rows)
+        shutil.copytree(demo.BASE_DIR, rows.with_name("base"))  # the run may outlive an update of the package
         calm = undisturbed(rows, rows.with_name("calm.jsonl"))
         print(f"{machine()}; {options.rows} rows, seed {options.seed}")
         print(f"undisturbed: first record after {calm.start_s:.1f} s, end after {calm.total_s:.1f} s")
@@ -74,7 +73,8 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def start(rows: Path, output: Path) -> "subprocess.Popen[str]":
-    command = [*COMMAND, "--input", str(rows), "--output", str(output)]
+    model = ["--base-dir", str(rows.with_name("base")), "--source", "sft", "--temperature", "0"]
+    command = [*COMMAND, *model, "--input", str(rows), "--output", str(output)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
