@@ -93,3 +93,14 @@ class DeadlineError(GhostvisError):
 class OutputError(GhostvisError):
     code = ExitCode.BUG
     kind = "output"
+
+
+def printable(name: str) -> str:
+    """One line, at most 200 characters, nothing that a terminal would obey."""
+    name = name if len(name) <= 200 else f"{name[:80]}...{name[-117:]}"
+    return "".join(char if char.isprintable() else "?" for char in name) or "''"
+
+
+def one_line(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return printable(" ".join(text.split()))

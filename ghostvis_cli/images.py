@@ -7,28 +7,21 @@ Stops at pixels: resizing, cropping and normalising belong to the model.
 import base64
 import binascii
 import hashlib
-import ipaddress
 import os
 import re
 import shlex
-import socket
 import sys
-import time
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from ghostvis_cli import __version__
-from ghostvis_cli.errors import InputError
+from ghostvis_cli.errors import InputError, one_line, printable
+from ghostvis_cli.fetch import fetch
 
 if TYPE_CHECKING:
-    import httpx2
     from PIL import Image
 
 NOTICE_BELOW = 0.8  # a centre crop that keeps less than this share of the picture is worth a line
@@ -53,7 +46,6 @@ LOOKALIKES = (
 )  # fmt: skip
 
 SHRINK = "magick {file} -resize 2048x2048 smaller.jpg"
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses as an IPv6-only network sees them
 
 
 @dataclass(frozen=True)
@@ -67,16 +59,23 @@ class ImageLimits:
     max_redirects: int = 3
     allow_private: bool = False  # loopback, link-local (cloud metadata), private networks and the like
 
+    @property
+    def size(self) -> str:
+        """`max_bytes` for messages."""
+        return f"{self.max_bytes / 2**20:g} MiB" if self.max_bytes >= 2**20 else f"{self.max_bytes} bytes"
+
 
 DEFAULT_LIMITS = ImageLimits()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An upright picture ready for any engine: encoded RGB pixels, no tensors."""
+    """An upright picture ready for any engine: RGB pixels, no tensors."""
 
     name: str  # what the user called it, safe to print: no query, no credentials, no control characters
-    data: bytes = field(repr=False)  # decodes to exactly the pixels of `pil()`, in any decoder
+    original: bytes | None = field(
+        repr=False
+    )  # the file, where every decoder makes the pixels of `pil()` of it
     mime: str
     width: int
     height: int
@@ -86,6 +85,11 @@ class EncodedImage:
         from PIL import Image
 
         return Image.open(BytesIO(self.data), formats=FORMATS).convert("RGB")
+
+    @cached_property
+    def data(self) -> bytes:
+        """What a server is sent: the file, or a PNG of the upright pixels (a second for a large photo)."""
+        return _png(self._pixels) if self.original is None else self.original
 
     def pil(self) -> "Image.Image":
         """The picture decoded, RGB. Decoded once and shared: copy it before changing it."""
@@ -124,7 +128,7 @@ def load_image(
     if isinstance(source, bytes):
         return from_bytes(source, "picture", limits)
     if not isinstance(source, str | os.PathLike):
-        return _checked(source, None, _printable(str(getattr(source, "filename", "") or "picture")), limits)
+        return _checked(source, None, printable(str(getattr(source, "filename", "") or "picture")), limits)
     name, content = _read(source, limits, stdin)
     return from_bytes(content, name, limits)
 
@@ -136,15 +140,15 @@ def _read(source: str | os.PathLike[str], limits: ImageLimits, stdin: BinaryIO |
         return "stdin", _read_stdin(stdin, limits)
     scheme = re.match(r"data(?=:)|[a-z][a-z0-9+.-]*(?=://)", text, re.I)
     if scheme is None or not isinstance(source, str):
-        return text, _read_file(text, _printable(text), limits)
+        return text, _read_file(text, printable(text), limits)
     if scheme[0].lower() == "data":
         return "data: URL", _decode_data_url(text, limits)
-    name = _printable(re.sub(r"//[^/]*@", "//", re.split(r"[?#]", text)[0]))  # the rest may hold secrets
+    name = printable(re.sub(r"//[^/]*@", "//", re.split(r"[?#]", text)[0]))  # the rest may hold secrets
     match scheme[0].lower():
         case "file":
             return name, _read_file(_file_url_path(text, name), name, limits)
         case "http" | "https":
-            return name, _fetch(text, name, limits)
+            return name, fetch(text, name, limits)
     raise InputError(f"{name}: only http, https, file and data addresses are read", hint="download it first")
 
 
@@ -153,7 +157,7 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> 
     from PIL import Image, UnidentifiedImageError
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is no business of the user's stderr
-    name = _printable(name)
+    name = printable(name)
     if not data:
         raise InputError(f"{name}: empty, 0 bytes")
     if len(data) > limits.max_bytes:
@@ -166,7 +170,7 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> 
     except (UnidentifiedImageError, KeyError) as error:  # KeyError: a Pillow that knows no AVIF
         raise _not_a_picture(data, name) from error
     except Exception as error:  # Pillow's readers let anything out on a damaged file
-        raise InputError(f"{name}: the header cannot be read: {_one_line(error)}") from error
+        raise InputError(f"{name}: the header cannot be read: {one_line(error)}") from error
     return _checked(image, data, name, limits)
 
 
@@ -187,10 +191,10 @@ def _checked(image: "Image.Image", data: bytes | None, name: str, limits: ImageL
         if data and _can_be_sent(image, data):
             encoded = EncodedImage(name, data, SENT_AS_IS[str(image.format)], *rgb.size)
         else:
-            encoded = EncodedImage(name, _png(rgb), "image/png", *rgb.size)
+            encoded = EncodedImage(name, None, "image/png", *rgb.size)
     except Exception as error:  # as above
         kind = image.format or "picture"
-        raise InputError(f"{name}: broken or truncated {kind}: {_one_line(error)}") from error
+        raise InputError(f"{name}: broken or truncated {kind}: {one_line(error)}") from error
     encoded.__dict__["_pixels"] = rgb  # decoded once: this is where cached_property keeps its value
     return encoded
 
@@ -254,7 +258,7 @@ def _read_file(path: str, name: str, limits: ImageLimits) -> bytes:
                 raise _too_large(name, limits)
             return file.read(limits.max_bytes + 1)  # pipes and devices have no size to ask for
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{name}: {_one_line(error)}") from error
+        raise InputError(f"{name}: {one_line(error)}") from error
 
 
 def _file_url_path(url: str, name: str) -> str:
@@ -274,7 +278,7 @@ def _read_stdin(stdin: BinaryIO | None, limits: ImageLimits) -> bytes:
     try:
         return bytes(stream.read(limits.max_bytes + 1))
     except OSError as error:
-        raise InputError(f"stdin: {_one_line(error)}") from error
+        raise InputError(f"stdin: {one_line(error)}") from error
 
 
 def _decode_data_url(url: str, limits: ImageLimits) -> bytes:
@@ -291,191 +295,11 @@ def _decode_data_url(url: str, limits: ImageLimits) -> bytes:
     try:
         return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except binascii.Error as error:
-        raise InputError(f"data: URL: not valid base64: {_one_line(error)}") from error
-
-
-def _fetch(url: str, name: str, limits: ImageLimits) -> bytes:
-    """GET within `timeout_s`, all in all.
-
-    In a thread, because neither a name lookup nor a header that arrives byte by byte heeds a timeout. When
-    time is up the sockets are shut down, which ends the thread too.
-    """
-    answers: SimpleQueue[bytes | Exception] = SimpleQueue()
-    sockets: list[socket.socket] = []
-
-    def work() -> None:
-        try:
-            answers.put(_Fetch(name, limits, sockets).get(url))
-        except Exception as error:
-            answers.put(error)
-
-    Thread(target=work, daemon=True, name="image-fetch").start()
-    try:
-        answer = answers.get(timeout=limits.timeout_s)
-    except Empty:
-        for opened in sockets:
-            with suppress(OSError):  # of the plain class: a TLS socket's own method would race with its read
-                socket.socket.shutdown(opened, socket.SHUT_RDWR)
-        raise InputError(f"{name}: not fetched within {limits.timeout_s:g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-class _Fetch:
-    """One picture's way through redirects. Every hop is checked, and connects to the very address checked.
-
-    Behind a proxy (HTTPS_PROXY and so on) the proxy resolves names and decides which hosts may be reached;
-    addresses written as numbers are still checked here, and loopback is never proxied.
-    """
-
-    def __init__(self, name: str, limits: ImageLimits, sockets: list[socket.socket]) -> None:
-        self.name, self.limits, self.sockets = name, limits, sockets
-        self.deadline = time.monotonic() + limits.timeout_s
-
-    def get(self, text: str) -> bytes:
-        import httpx2
-
-        try:
-            url = httpx2.URL(text)
-            for _ in range(self.limits.max_redirects + 1):
-                answer = self._hop(url)
-                if isinstance(answer, bytes):
-                    return answer
-                if url.scheme == "https" and answer.scheme != "https":
-                    raise InputError(f"{self.name}: redirected from https to {answer.scheme}")
-                url = answer
-        # ImportError: a SOCKS proxy without its package. The two after it: an impossible host, proxy or port.
-        except (
-            httpx2.HTTPError,
-            httpx2.InvalidURL,
-            ImportError,
-            ValueError,
-            OverflowError,
-            OSError,
-        ) as error:
-            raise InputError(f"{self.name}: not fetched: {_one_line(error)}") from error
-        raise InputError(f"{self.name}: more than {self.limits.max_redirects} redirects")
-
-    def _hop(self, url: "httpx2.URL") -> "bytes | httpx2.URL":
-        """The body, or where the server sends us next."""
-        import httpx2
-
-        if url.scheme not in ("http", "https") or not url.host:
-            raise InputError(f"{self.name}: leads to an address that is not http or https")
-        if url.userinfo:
-            message = f"{self.name}: a URL with a user name or password is not read"
-            raise InputError(message, hint="download it first")
-        proxy = _proxy(url)
-        addresses = self._addresses(url, numbers_only=proxy is not None)
-        # trust_env would also send credentials from ~/.netrc; the certificates of SSL_CERT_FILE are kept.
-        verify = httpx2.create_ssl_context()
-        with httpx2.Client(proxy=proxy, verify=verify, trust_env=False) as client:
-            response = self._connect(client, url, [url.host] if proxy else addresses)
-            if response.has_redirect_location:
-                return url.join(response.headers["location"])
-            if response.status_code != 200:
-                status = f"{response.status_code} {_printable(response.reason_phrase)}"
-                raise InputError(f"{self.name}: the server answered {status}")
-            return self._body(response)
-
-    def _addresses(self, url: "httpx2.URL", *, numbers_only: bool) -> list[str]:
-        try:
-            flags = socket.AI_NUMERICHOST if numbers_only else 0
-            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=flags)
-        except socket.gaierror:
-            if numbers_only:
-                return []
-            raise
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        for address in addresses:
-            if not (self.limits.allow_private or _is_public(address)):
-                message = f"{self.name}: {_printable(url.host)} is {address}, which is not a public address"
-                raise InputError(message, hint="download it first")
-        return addresses
-
-    def _connect(self, client: "httpx2.Client", url: "httpx2.URL", hosts: list[str]) -> "httpx2.Response":
-        """The head of the answer of the first host that can be reached, asked for by the URL's own name."""
-        import httpx2
-
-        headers = {
-            "host": url.netloc.decode("ascii"),
-            "user-agent": f"ghostvis/{__version__}",
-            "accept": "image/*",
-            "accept-encoding": "identity",
-        }
-        extensions = {"sni_hostname": url.raw_host.decode("ascii"), "trace": self._remember_socket}
-        failure: Exception = httpx2.ConnectTimeout("no time left")
-        for host in hosts:
-            left_s = self.deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            client.timeout = httpx2.Timeout(left_s, connect=left_s / len(hosts))
-            target = url.copy_with(host=host)
-            request = client.build_request("GET", target, headers=headers, extensions=extensions)
-            try:
-                return client.send(request, stream=True)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                failure = error
-        raise failure
-
-    def _remember_socket(self, event: str, details: dict[str, Any]) -> None:
-        """The trace hook: the one public way to the socket while the response's head is still on its way."""
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            self.sockets.append(details["return_value"].get_extra_info("socket"))
-
-    def _body(self, response: "httpx2.Response") -> bytes:
-        """Counted as it comes, after content decoding: neither a false length nor a gzip bomb gets past."""
-        declared = response.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.limits.max_bytes:
-            raise _too_large(self.name, self.limits)
-        body = bytearray()
-        for piece in response.iter_bytes():
-            body += piece
-            if len(body) > self.limits.max_bytes:
-                raise _too_large(self.name, self.limits)
-        return bytes(body)
-
-
-def _proxy(url: "httpx2.URL") -> str | None:
-    from urllib.request import getproxies, proxy_bypass  # 20 ms that only a URL should cost
-
-    host = url.host
-    if host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host):
-        return None
-    proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
-
-
-def _is_public(text: str) -> bool:
-    """Whether everyone on the internet means the same machine by this address, IPv4 inside IPv6 included."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if address in NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner:
-            return _is_public(str(inner))
-        if address.is_site_local:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
-
-
-def _printable(name: str) -> str:
-    """One line, at most 200 characters, nothing that a terminal would obey."""
-    name = name if len(name) <= 200 else f"{name[:80]}...{name[-117:]}"
-    return "".join(char if char.isprintable() else "?" for char in name) or "''"
-
-
-def _one_line(error: Exception) -> str:
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return _printable(" ".join(text.split()))
+        raise InputError(f"data: URL: not valid base64: {one_line(error)}") from error
 
 
 def _too_large(name: str, limits: ImageLimits) -> InputError:
-    limit = f"{limits.max_bytes / 2**20:g} MiB" if limits.max_bytes >= 2**20 else f"{limits.max_bytes} bytes"
-    return InputError(f"{name}: larger than {limit}", hint=_command(SHRINK, name))
+    return InputError(f"{name}: larger than {limits.size}", hint=_command(SHRINK, name))
 
 
 def _not_a_picture(data: bytes, name: str) -> InputError:

@@ -26,11 +26,6 @@ def resized_size(width: int, height: int, size: int) -> tuple[int, int]:
     return int(size * width / height), size
 
 
-def kept_fraction(width: int, height: int) -> float:
-    """The share of the picture's area that the centre crop leaves."""
-    return min(width, height) / max(width, height)
-
-
 def crop(image: Image.Image, size: int) -> Image.Image:
     """The very square the model sees: RGB, size x size pixels, bicubic."""
     image = image if image.mode == "RGB" else image.convert("RGB")

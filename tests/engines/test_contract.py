@@ -1,33 +1,55 @@
 """The engine protocol's promises, asked of every engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 import pytest
 
 from ghostvis_cli.engines.base import Engine, GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
+from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.prompt import Message
+from tests.engines.serving import running
 from tests.engines.tiny import tiny_model
 
-Start = Callable[[], Awaitable[Engine]]
+Start = Callable[[], AbstractAsyncContextManager[Engine]]
 
 
-async def fake() -> Engine:
-    return FakeEngine(context_tokens=640)
+@asynccontextmanager
+async def fake() -> AsyncIterator[Engine]:
+    async with FakeEngine(context_tokens=640) as engine:
+        yield engine
 
 
-async def local() -> Engine:
-    return LocalEngine(tiny_model(), LocalSettings(device="cpu"))
+@asynccontextmanager
+async def local() -> AsyncIterator[Engine]:
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu")) as engine:
+        yield engine
 
 
-@pytest.fixture(params=[fake, local], ids=["fake", "local"])
+def remote(behind: Start) -> Start:
+    """The remote engine against the local server, over a real socket, with another engine behind it."""
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[Engine]:
+        async with behind() as served:
+            with running(served, vocabulary=getattr(served, "tokenizer", None)) as server:
+                async with await RemoteEngine.connect(RemoteSettings(server.url, retries=0)) as engine:
+                    yield engine
+
+    return start
+
+
+ENGINES = {"fake": fake, "local": local, "remote-fake": remote(fake), "remote-local": remote(local)}
+
+
+@pytest.fixture(params=ENGINES)
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    async with await request.param() as engine:
+    async with ENGINES[request.param]() as engine:
         yield engine
 
 

@@ -1,0 +1,190 @@
+"""One GET for a picture: bounded in time and bytes, to public addresses only, with no way around the checks.
+
+The address that was checked is the address that is connected to, at every redirect.
+"""
+
+import ipaddress
+import socket
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from ghostvis_cli import __version__
+from ghostvis_cli.errors import InputError, one_line, printable
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from ghostvis_cli.images import ImageLimits
+
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses as an IPv6-only network sees them
+
+
+def fetch(url: str, name: str, limits: "ImageLimits") -> bytes:
+    """GET within `timeout_s`, all in all.
+
+    In a thread, because neither a name lookup nor a header that arrives byte by byte heeds a timeout. When
+    time is up the sockets are shut down, which ends the thread too.
+    """
+    answers: SimpleQueue[bytes | Exception] = SimpleQueue()
+    sockets: list[socket.socket] = []
+
+    def work() -> None:
+        try:
+            answers.put(_Fetch(name, limits, sockets).get(url))
+        except Exception as error:
+            answers.put(error)
+
+    Thread(target=work, daemon=True, name="image-fetch").start()
+    try:
+        answer = answers.get(timeout=limits.timeout_s)
+    except Empty:
+        for opened in sockets:
+            with suppress(OSError):  # of the plain class: a TLS socket's own method would race with its read
+                socket.socket.shutdown(opened, socket.SHUT_RDWR)
+        raise InputError(f"{name}: not fetched within {limits.timeout_s:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+class _Fetch:
+    """One picture's way through redirects. Every hop is checked, and connects to the very address checked.
+
+    Behind a proxy (HTTPS_PROXY and so on) the proxy resolves names and decides which hosts may be reached;
+    addresses written as numbers are still checked here, and loopback is never proxied.
+    """
+
+    def __init__(self, name: str, limits: "ImageLimits", sockets: list[socket.socket]) -> None:
+        self.name, self.limits, self.sockets = name, limits, sockets
+        self.deadline = time.monotonic() + limits.timeout_s
+
+    def get(self, text: str) -> bytes:
+        import httpx2
+
+        try:
+            url = httpx2.URL(text)
+            for _ in range(self.limits.max_redirects + 1):
+                answer = self._hop(url)
+                if isinstance(answer, bytes):
+                    return answer
+                if url.scheme == "https" and answer.scheme != "https":
+                    raise InputError(f"{self.name}: redirected from https to {answer.scheme}")
+                url = answer
+        # ImportError: a SOCKS proxy without its package. The two after it: an impossible host, proxy or port.
+        except (
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
+            ImportError,
+            ValueError,
+            OverflowError,
+            OSError,
+        ) as error:
+            raise InputError(f"{self.name}: not fetched: {one_line(error)}") from error
+        raise InputError(f"{self.name}: more than {self.limits.max_redirects} redirects")
+
+    def _hop(self, url: "httpx2.URL") -> "bytes | httpx2.URL":
+        """The body, or where the server sends us next."""
+        import httpx2
+
+        if url.scheme not in ("http", "https") or not url.host:
+            raise InputError(f"{self.name}: leads to an address that is not http or https")
+        if url.userinfo:
+            message = f"{self.name}: a URL with a user name or password is not read"
+            raise InputError(message, hint="download it first")
+        proxy = _proxy(url)
+        addresses = self._addresses(url, numbers_only=proxy is not None)
+        # trust_env would also send credentials from ~/.netrc; the certificates of SSL_CERT_FILE are kept.
+        verify = httpx2.create_ssl_context()
+        with httpx2.Client(proxy=proxy, verify=verify, trust_env=False) as client:
+            response = self._connect(client, url, [url.host] if proxy else addresses)
+            if response.has_redirect_location:
+                return url.join(response.headers["location"])
+            if response.status_code != 200:
+                status = f"{response.status_code} {printable(response.reason_phrase)}"
+                raise InputError(f"{self.name}: the server answered {status}")
+            return self._body(response)
+
+    def _addresses(self, url: "httpx2.URL", *, numbers_only: bool) -> list[str]:
+        try:
+            flags = socket.AI_NUMERICHOST if numbers_only else 0
+            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=flags)
+        except socket.gaierror:
+            if numbers_only:
+                return []
+            raise
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        for address in addresses:
+            if not (self.limits.allow_private or _is_public(address)):
+                message = f"{self.name}: {printable(url.host)} is {address}, which is not a public address"
+                raise InputError(message, hint="download it first")
+        return addresses
+
+    def _connect(self, client: "httpx2.Client", url: "httpx2.URL", hosts: list[str]) -> "httpx2.Response":
+        """The head of the answer of the first host that can be reached, asked for by the URL's own name."""
+        import httpx2
+
+        headers = {
+            "host": url.netloc.decode("ascii"),
+            "user-agent": f"ghostvis/{__version__}",
+            "accept": "image/*",
+            "accept-encoding": "identity",
+        }
+        extensions = {"sni_hostname": url.raw_host.decode("ascii"), "trace": self._remember_socket}
+        failure: Exception = httpx2.ConnectTimeout("no time left")
+        for host in hosts:
+            left_s = self.deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            client.timeout = httpx2.Timeout(left_s, connect=left_s / len(hosts))
+            target = url.copy_with(host=host)
+            request = client.build_request("GET", target, headers=headers, extensions=extensions)
+            try:
+                return client.send(request, stream=True)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    def _remember_socket(self, event: str, details: dict[str, Any]) -> None:
+        """The trace hook: the one public way to the socket while the response's head is still on its way."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self.sockets.append(details["return_value"].get_extra_info("socket"))
+
+    def _body(self, response: "httpx2.Response") -> bytes:
+        """Counted as it comes, after content decoding: neither a false length nor a gzip bomb gets past."""
+        declared = response.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.limits.max_bytes:
+            raise InputError(f"{self.name}: larger than {self.limits.size}")
+        body = bytearray()
+        for piece in response.iter_bytes():
+            body += piece
+            if len(body) > self.limits.max_bytes:
+                raise InputError(f"{self.name}: larger than {self.limits.size}")
+        return bytes(body)
+
+
+def _proxy(url: "httpx2.URL") -> str | None:
+    from urllib.request import getproxies, proxy_bypass  # 20 ms that only a URL should cost
+
+    host = url.host
+    if host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def _is_public(text: str) -> bool:
+    """Whether everyone on the internet means the same machine by this address, IPv4 inside IPv6 included."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner:
+            return _is_public(str(inner))
+        if address.is_site_local:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
