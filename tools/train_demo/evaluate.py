@@ -196,7 +196,7 @@ def _say(name: str, *questions: str) -> list[tuple[str, str]]:
     return [(question, answer) for question in questions]
 
 
-# Written by a person without looking at the templates, and never trained on.
+# Ordinary prompts, written without looking at the templates; the commonest occur in training all the same.
 BY_HAND: tuple[tuple[str, str], ...] = (
     *_say(
         "hello", "Hello!", "hi", "Hey there!", "Good morning", "HELLO", "hello model", "Hi, nice to meet you!"
