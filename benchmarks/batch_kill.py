@@ -2,8 +2,8 @@
 
     python -m benchmarks.batch_kill [--rows 1000] [--kills 20] [--seed 0]
 
-Greedy, on the built-in model, every fourth row with a picture. A fifth of the kills fall anywhere in a start, the
-others after the first new record. Prints the counts and a verdict, and exits with 1 if a single row is missing,
+Greedy, on the built-in model, every fourth row with a picture. Every fifth kill falls in a start, the others
+after the first new record. Prints the counts and a verdict, and exits with 1 if a single row is missing,
 doubled or different. Timing, cached tokens and the order of rows are not compared: they may differ.
 """
 
@@ -24,7 +24,7 @@ from ghostvis_cli import demo
 
 PICTURES = ("three-shapes.jpg", "red-circle.png", "two-circles-striped.png", "cross-and-diamond.jpg")
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Who are you?", "What is the color?")
-START_KILLS = 0.2  # share of the kills that may fall before the first record
+START_KILL_EVERY = 5  # of the kills: one that falls before the first record, while the model is loaded
 COMMAND = (sys.executable, "-c", "from ghostvis_cli.cli.app import main; main()", "generate")
 
 
@@ -99,8 +99,8 @@ def kill_until_done(
     while True:
         before, process = size(output), start(rows, output)
         if len(counts) < kills:
-            if dice.random() < START_KILLS:
-                time.sleep(dice.uniform(0, calm.start_s))
+            if len(counts) % START_KILL_EVERY == 0:
+                time.sleep(dice.uniform(0, 0.8 * calm.start_s))
             else:
                 while size(output) <= before and process.poll() is None:
                     time.sleep(0.002)
