@@ -69,7 +69,9 @@ def _errors_become_messages() -> Iterator[None]:
     except CLICK_ERROR as error:
         _fail(_usage_error(error))
     except MemoryError:
-        _fail(MemoryLimitError("out of memory", hint="fewer prompts, smaller pictures or a lower --max-tokens"))
+        _fail(
+            MemoryLimitError("out of memory", hint="fewer prompts, smaller pictures or a lower --max-tokens")
+        )
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
             _fail(OutputError(f"the output could not be written: {error.strerror}"))
@@ -88,9 +90,9 @@ def _usage_error(error: Exception) -> UsageError:
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(str(error), err=True)
         raise typer.Exit(int(UsageError.code))
-    message = str(getattr(error, "format_message", lambda: error)())
+    message = " ".join(str(getattr(error, "format_message", lambda: error)()).split()).rstrip(".")
     command = context.command_path if context else "ghostvis"
-    return UsageError(" ".join(message.split()).rstrip("."), hint=f"{command} --help")
+    return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")
 
 
 def _nearest(typed: str) -> str:

@@ -101,7 +101,8 @@ def answer(text: str) -> None:
 def end_line() -> None:
     """Where an answer on the terminal was cut off: what comes next starts on a line of its own."""
     if _state.mid_line:
-        answer("\n")
+        with suppress(OutputError, ReaderGone):  # the terminal is gone
+            answer("\n")
 
 
 def record(value: dict[str, Any], *, indent: int | None = None) -> None:
@@ -171,8 +172,7 @@ def error(error: GhostvisError) -> None:
     One line; where a message lists several faults, the others follow indented.
     """
     _state.told.append(error)
-    with suppress(OutputError, ReaderGone):
-        end_line()
+    end_line()
     message = CONTROL.sub("", error.message).strip().replace("\n", "\n  ")
     _stderr(f"{_style('ghostvis: error:', '31', sys.stderr)} {message}")
     if error.hint:

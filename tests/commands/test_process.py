@@ -106,7 +106,7 @@ def test_a_mistyped_command_is_told_the_nearest_one(typed: str, hint: str) -> No
 def test_an_unknown_option_of_the_whole_is_an_error_like_all_others() -> None:
     done = run("--bogus")
     assert done.returncode == 2
-    assert done.stderr.decode() == "ghostvis: error: No such option: --bogus\nhint: ghostvis --help\n"
+    assert done.stderr.decode() == "ghostvis: error: no such option: --bogus\nhint: ghostvis --help\n"
 
 
 @pytest.mark.parametrize("args", [[], ["profile"]])
