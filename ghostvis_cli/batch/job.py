@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,7 +99,7 @@ class _Run:
         if progress.repaired:
             self.voice.notice(f"{name}: an unfinished last line ({progress.repaired} bytes) was cut off")
         if progress.dropped:
-            self.voice.notice(f"{name}: {progress.dropped} failed rows run again")
+            self.voice.notice(f"{name}: failed rows taken out, to run again: {progress.dropped:,}")
         if progress.recorded:
             self.voice.notice(f"{name}: {progress.recorded:,} of {len(self.rows):,} rows are there already")
         return progress
@@ -116,7 +115,7 @@ class _Run:
             raise
         self.voice.notice(batch.summary())
         if batch.progress.failed and self.journal is not None:
-            self.voice.notice(f"--retry-errors runs the {batch.progress.failed:,} failed rows again")
+            self.voice.notice("the same command with --retry-errors runs the failed rows again")
 
     def _concurrency(self, engine: "Engine") -> int:
         kind = engine.info.kind
@@ -127,14 +126,15 @@ class _Run:
         """A relative path is relative to the input file, wherever the command was typed."""
         from ghostvis_cli.images import load_image
 
-        is_path = not url.startswith(("data:", "~")) and "://" not in url
-        return load_image(str(self.rows.directory / url) if is_path else url, limits=self.profile.images)
+        complete = url[:5].lower() == "data:" or "://" in url or url.startswith(("/", "~"))
+        # Not Path: it loses the "./" that keeps a leading tilde literal.
+        return load_image(url if complete else f"{self.rows.directory}/{url}", limits=self.profile.images)
 
     def _failed(self, row: Row, error: GhostvisError) -> None:
         self.failures += 1
         if self.failures <= FAILURES_TOLD:
             self.voice.notice(f"row {shown(str(row.id))} failed: {error.message}")
-        if self.failures == FAILURES_TOLD:
+        elif self.failures == FAILURES_TOLD + 1:
             self.voice.notice("further failures are told by their records alone")
 
     def _code(self, progress: Progress) -> int:
@@ -145,7 +145,7 @@ class _Run:
 
 class _Stdout:
     def __init__(self, voice: Voice) -> None:
-        self._write = partial(voice.record)
+        self._voice = voice
 
     async def add(self, record: dict[str, Any]) -> None:
-        self._write(record)
+        self._voice.record(record)

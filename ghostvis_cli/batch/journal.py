@@ -132,8 +132,6 @@ class Journal:
         """Before the first record: say what the records will depend on."""
         if not self._size:
             manifest.write(self.manifest_path)
-            with suppress(OSError):  # a directory that may be written to, but not read
-                sync_directory(self.path.parent)
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Returns once the lines are on disk. OutputError leaves the file as it was before."""

@@ -8,7 +8,9 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ class Manifest:
         about = {"model_path": info.model, "device": info.device, "ghostvis": __version__}
         return cls(plain_settings(settings), model_identity(info), about)
 
-    @property
+    @cached_property
     def run_hash(self) -> bytes:
         return hashlib.sha256(_dump({"settings": self.settings, "model": self.model}).encode()).digest()
 
@@ -114,12 +116,13 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a new or renamed entry survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a new or renamed entry survive a power cut, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _dump(value: object) -> str:

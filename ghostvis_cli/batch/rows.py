@@ -7,8 +7,8 @@ A row is `{"id", "prompt" | "messages", "images", "system", sampling...}`, or on
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling
@@ -66,9 +66,10 @@ class Row:
     def pictures(self) -> int:
         return sum(isinstance(part, ImageSource) for turn in self.turns for part in turn.parts)
 
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all that decides the answer, but for the model and what is behind a path or a URL."""
-        plain = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        plain = json.dumps(vars(self), default=vars, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(plain.encode()).digest()
 
     def request(self, load: "Callable[[str], EncodedImage]") -> GenerateRequest:
@@ -130,7 +131,7 @@ def _no_constant(name: str) -> float:
 def _checked(row: Row) -> Row:
     """JSON can spell half a surrogate pair, which no tokenizer can read; the digest meets every text."""
     try:
-        row.digest()
+        _ = row.digest
     except UnicodeEncodeError:
         raise InputError("half a surrogate pair, which is no text") from None
     return row

@@ -60,7 +60,7 @@ class RowFile:
                 continue
             with suppress(InputError):
                 row = read_row(line or b"", index, number, self.settings)
-                if row.digest() == self.digest(index):
+                if row.digest == self.digest(index):
                     yield row
                     continue
             raise InputError(f"{self.name} was changed while it was read, at line {number}")
@@ -83,7 +83,7 @@ class RowFile:
                 if first := seen.get(str(row.id)):
                     raise InputError(f"the id {shown(str(row.id))} is that of line {first} too")
                 seen[str(row.id)] = number
-                self._digests += row.digest()
+                self._digests += row.digest
             except InputError as error:
                 faults.append(f"  line {number}: {error.message}")
         if faults:

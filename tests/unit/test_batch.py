@@ -169,8 +169,8 @@ def test_any_line_is_a_row_or_an_input_error(line: bytes) -> None:
 def test_a_digest_changes_with_everything_that_decides_the_answer() -> None:
     rows = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "id": "x"}, {"prompt": "a", "top_k": 1},
             {"prompt": "a", "images": ["a"]}, {"prompt": "a", "system": "s"}]  # fmt: skip
-    assert len({row(each).digest() for each in rows}) == len(rows)
-    assert row({"prompt": "a", "top_k": 1}).digest() == row({"top_k": 1, "prompt": "a"}).digest()
+    assert len({row(each).digest for each in rows}) == len(rows)
+    assert row({"prompt": "a", "top_k": 1}).digest == row({"top_k": 1, "prompt": "a"}).digest
 
 
 # --- the input file
