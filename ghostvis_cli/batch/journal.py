@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ghostvis_cli.batch.manifest import Manifest, differences, plain_settings, sync_directory
 from ghostvis_cli.batch.rows import RunSettings
@@ -72,7 +72,7 @@ class Journal:
         self._in_use = threading.Lock()  # `append` runs in a thread that outlives the task that wanted it
 
     @classmethod
-    def open(cls, path: Path) -> "Journal":
+    def open(cls, path: Path) -> Self:
         """Make or open it, and lock it until `close` or the end of the process, however that comes."""
         path = path.expanduser().resolve()  # a link stays a link when the file it names is replaced
         if path.exists() and not path.is_file():

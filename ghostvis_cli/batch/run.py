@@ -39,7 +39,8 @@ class JournalSink:
         self._syncing: asyncio.Task[None] | None = None
 
     async def add(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        line = text.encode(errors="backslashreplace")  # half a surrogate pair, as JSON spells it
         synced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((line, synced))
         if self._syncing is None or self._syncing.done():
@@ -49,13 +50,18 @@ class JournalSink:
     async def _sync(self) -> None:
         while self._waiting:
             group, self._waiting = self._waiting, []
+            failure: Exception | None = None
             try:
                 await asyncio.to_thread(self._journal.append, [line for line, _ in group])
-                failure = None
             except Exception as error:
                 failure = error
-            for synced in [synced for _, synced in group if not synced.done()]:  # done: its row was cancelled
-                synced.set_result(None) if failure is None else synced.set_exception(failure)
+            for _, synced in group:
+                if synced.done():  # its row was cancelled
+                    continue
+                if failure is None:
+                    synced.set_result(None)
+                else:
+                    synced.set_exception(failure)
 
 
 @dataclass

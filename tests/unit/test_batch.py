@@ -2,7 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+import os
+import resource
+import shutil
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -481,7 +486,55 @@ async def test_no_more_rows_are_in_flight_than_asked_for(bench: Bench) -> None:
     assert engine.most == 3
 
 
+async def test_half_a_surrogate_pair_in_an_answer_is_written_as_json_spells_it(tmp_path: Path) -> None:
+    with closing(Journal.open(tmp_path / "out.jsonl")) as journal:
+        await JournalSink(journal).add({"text": "é\ud800"})
+    assert json.loads((tmp_path / "out.jsonl").read_bytes()) == {"text": "é\ud800"}
+
+
 # --- the output file
+
+
+class GatedJournal(Journal):
+    """Lets one append through for each time the gate is opened."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        super().__init__(path, descriptor)
+        self.gate, self.groups = threading.Semaphore(0), list[int]()
+
+    def append(self, lines: Sequence[bytes]) -> None:
+        self.groups.append(len(lines))
+        assert self.gate.acquire(timeout=10)
+        super().append(lines)
+
+
+async def test_a_record_counts_once_it_is_synced_and_those_that_wait_share_the_next_sync(
+    tmp_path: Path,
+) -> None:
+    with closing(GatedJournal.open(tmp_path / "out.jsonl")) as journal:
+        assert isinstance(journal, GatedJournal)
+        sink = JournalSink(journal)
+        adds = [asyncio.create_task(sink.add({"n": number})) for number in range(4)]
+        await asyncio.sleep(0)  # all four are handed over
+        late = asyncio.create_task(sink.add({"n": 4}))
+        while not journal.groups:  # noqa: ASYNC110 - it is another thread that gets there
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        assert not any(add.done() for add in [*adds, late])
+        journal.gate.release()
+        await asyncio.gather(*adds)
+        assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 4 and not late.done()
+        journal.gate.release()
+        await late
+        assert journal.groups == [4, 1]
+
+
+def test_a_line_is_synced_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    with closing(Journal.open(tmp_path / "out.jsonl")) as journal:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+        journal.append([b"one\n", b"two\n"])
+    assert synced == [8]
 
 
 def test_an_output_that_is_being_written_is_locked(tmp_path: Path) -> None:
@@ -503,13 +556,9 @@ async def test_the_lock_holds_after_the_file_was_written_anew(bench: Bench) -> N
 
 
 def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import resource
-
     with closing(Journal.open(tmp_path / "out.jsonl")) as journal:
         journal.append([b"whole\n"])
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        import signal
-
         before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # the next write stops after 4 bytes
         try:
@@ -540,8 +589,6 @@ def test_an_output_without_a_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_keeps_its_fingerprint_when_moved_and_loses_it_with_one_weight(tmp_path: Path) -> None:
-    import shutil
-
     import torch
 
     def saved(name: str, weight: float) -> str:
