@@ -40,9 +40,18 @@ def scripted(*replies: Reply) -> Iterator[ScriptedServer]:
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        asyncio.run_coroutine_threadsafe(_end(server), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.close()
+
+
+async def _end(server: ScriptedServer) -> None:
+    await server.stop()
+    answers = asyncio.all_tasks() - {asyncio.current_task()}
+    for answer in answers:
+        answer.cancel()
+    await asyncio.gather(*answers, return_exceptions=True)
 
 
 def at(server: ScriptedServer) -> list[str]:

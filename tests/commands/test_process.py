@@ -311,16 +311,28 @@ def test_a_log_that_cannot_be_opened_is_refused() -> None:
 # Closed, full and foreign streams
 
 
-def test_closed_streams_are_nobodys_fault_and_their_numbers_are_not_reused(tmp_path: Path) -> None:
-    log = tmp_path / "run.log"
+def test_closed_streams_are_nobodys_fault() -> None:
     with scripted(saying("hi")) as server:
         command = f"ghostvis generate {' '.join(at(server))} -q hi"
         done = bash(f"{command} >&-; echo $?; {command} 2>&-; echo $?; {command} <&-; echo $?")
-        assert (done.stdout, done.stderr) == (b"0\nhi\n0\nhi\n0\n", b"")
-        bash(f"{command} --log-file {log} <&- >&- 2>&-")
-    assert len(log.read_text().splitlines()) == 3  # started, a notice, ended: no answer of the model
+    assert (done.stdout, done.stderr) == (b"0\nhi\n0\nhi\n0\n", b"")
     done = bash("ghostvis --bogus 2>&-; echo $?; ghostvis --version >&-; ghostvis --help >&-; echo $?")
     assert (done.stdout, done.stderr) == (b"2\n0\n", b"")
+
+
+def test_the_number_of_a_closed_stream_is_not_given_to_a_file(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    with scripted(hanging()) as server:
+        line = f"exec ghostvis generate {' '.join(at(server))} hi --log-file {log} <&- >&- 2>&-"
+        process = subprocess.Popen(["bash", "-c", line], env=environment())
+        try:
+            until(lambda: server.posts)
+            streams = [Path(f"/proc/{process.pid}/fd/{number}").readlink() for number in (0, 1, 2)]
+        finally:
+            process.kill()
+            process.wait()
+    assert streams == [Path("/dev/null")] * 3
+    assert log.read_text()
 
 
 def test_a_bug_does_not_go_to_stdout_when_stderr_is_closed(tmp_path: Path) -> None:
