@@ -214,7 +214,7 @@ class _Show:
 
 
 async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", show: _Show) -> int:
-    """All requests at once, shown in their order; the first that is not finished streams."""
+    """All requests at once, shown in their order. One alone streams."""
     from ghostvis_cli.engines.factory import make_engine
 
     async with await make_engine(profile) as engine:

@@ -25,7 +25,7 @@ def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
     if model.checkpoint_path is not None:
         return locate.from_path(Path(model.checkpoint_path), model.step), []
     if model.source == DEMO_SOURCE:
-        return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), []
+        return locate.find(demo.BASE_DIR, "sft", model.model_tag, model.step), []
     base_dir = Path(model.base_dir).expanduser() if model.base_dir else locate.default_base_dir()
     chosen = any(v is not None for v in (model.base_dir, model.source, model.model_tag, model.step))
     if chosen or locate.tags(base_dir, "sft"):
