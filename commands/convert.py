@@ -1,0 +1,186 @@
+"""`ghostvis convert`: a training checkpoint becomes a directory that SGLang, vLLM and transformers load."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghostvis_cli.cli import options, output
+from ghostvis_cli.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.locate import Checkpoint
+    from ghostvis_cli.convert.run import ConvertSettings, Plan
+    from ghostvis_cli.profile import Profile
+
+app = typer.Typer(rich_markup_mode=None)
+EXAMPLES = """Examples:
+
+  ghostvis convert --source sft --model-tag d32 --out d32-hf
+
+  ghostvis convert model_000650.pt --out vlm-hf --layout inline --dtype float32
+
+  ghostvis convert --source demo --dry-run
+"""
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
+
+
+@app.command(epilog=EXAMPLES)
+def convert(
+    ctx: typer.Context,
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="[CHECKPOINT]", help="As --checkpoint-path.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The directory to make.")
+    ] = None,
+    source: options.Source = None,
+    model_tag: options.ModelTag = None,
+    step: options.Step = None,
+    checkpoint_path: options.CheckpointPath = None,
+    base_dir: options.BaseDir = None,
+    layout: options.LayoutOption = None,
+    weights_dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the written weights: bfloat16, float16 or float32.")
+    ] = "bfloat16",
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Most bytes in a file of weights.")
+    ] = "5GB",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace DIR, if an earlier convert made it.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: list the tensors and their sizes.")
+    ] = False,
+    profile: options.Profile = None,
+    sets: options.Set = None,
+    json: options.JsonFlag = False,
+    timeout: options.Timeout = None,
+    lock: options.Lock = None,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+) -> None:
+    """Convert a training checkpoint for SGLang, vLLM and transformers."""
+    from ghostvis_cli.convert import run
+
+    options.talk(quiet, verbose, color)
+    options.guarded(ctx)
+    if checkpoint is not None:
+        if checkpoint_path is not None:
+            raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
+        ctx.params["checkpoint_path"] = checkpoint
+    if out is None and not dry_run:
+        raise UsageError("where to?", hint="--out DIR, or --dry-run")
+    resolved = options.resolve_profile(ctx)
+    settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force)
+    plan = run.plan(_chosen(resolved.profile), settings)
+    output.notices(plan.notices)
+    if dry_run or out is None:
+        _show_plan(plan, json=json)
+        return
+    certificate = asyncio.run(_run(plan, out))
+    if json:
+        output.record({"schema_version": output.SCHEMA_VERSION, "path": str(out), "parity": certificate})
+    else:
+        output.answer(f"{out}\n")
+
+
+def _chosen(profile: "Profile") -> "Checkpoint":
+    """The checkpoint meant. The demo must be asked for: nobody wants it converted by accident."""
+    from ghostvis_cli.engines.factory import choose_checkpoint
+
+    checkpoint, fell_back = choose_checkpoint(profile.model)
+    if fell_back:
+        raise UsageError(
+            "no checkpoint was named and no sft checkpoint was found",
+            hint="ghostvis models  lists them; --source demo is the built-in one",
+        )
+    return checkpoint
+
+
+def _settings(dtype: str, max_shard_size: str, profile: "Profile", *, force: bool) -> "ConvertSettings":
+    from ghostvis_cli.convert.run import ConvertSettings
+
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise UsageError(f"no dtype named {dtype!r}", hint="--dtype bfloat16, float16 or float32")
+    layout = None if profile.model.layout == "auto" else profile.model.layout
+    return ConvertSettings(
+        dtype=dtype,  # type: ignore[arg-type]
+        layout=layout,
+        max_shard_bytes=parse_size(max_shard_size),
+        force=force,
+    )
+
+
+def parse_size(text: str) -> int:
+    """ "5GB", "500 MB", "1.5GiB" -> bytes."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"--max-shard-size {text!r} is not a size", hint="--max-shard-size 5GB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2].upper())))
+
+
+async def _run(plan: "Plan", out: Path) -> dict[str, Any]:
+    """Convert in a thread, so that progress can be told and a signal ends it."""
+    from ghostvis_cli.convert import run
+
+    progress = run.Progress(plan.weights_bytes)
+    try:
+        async with output.progress(progress.line):
+            return await asyncio.to_thread(run.run, plan, out, progress)
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"convert needs {error.name}, which is not installed", hint="pip install 'ghostvis-cli[convert]'"
+        ) from error
+    finally:
+        progress.cancelled.set()
+
+
+def _show_plan(plan: "Plan", *, json: bool) -> None:
+    from ghostvis_cli.convert.shards import ITEMSIZE
+
+    size = ITEMSIZE[plan.settings.dtype]
+    rows = [
+        (shard.name, target, ", ".join(target.sources) or "-", target.numel * size)
+        for shard in plan.shards
+        for target in shard.targets
+    ]
+    if json:
+        tensors = [
+            {
+                "file": file,
+                "name": target.name,
+                "shape": list(target.shape),
+                "change": target.change,
+                "sources": list(target.sources),
+                "bytes": nbytes,
+            }
+            for file, target, _, nbytes in rows
+        ]
+        output.record(
+            {
+                "schema_version": output.SCHEMA_VERSION,
+                "architecture": plan.architecture,
+                "dtype": plan.settings.dtype,
+                "layout": plan.layout,
+                "bytes": plan.weights_bytes,
+                "tensors": tensors,
+            }
+        )
+        return
+    headers = ("TENSOR", "SHAPE", "CHANGE", "FROM", "SIZE")
+    output.table(
+        headers,
+        [
+            (target.name, "x".join(map(str, target.shape)), target.change, names, f"{nbytes / 1e6:,.1f} MB")
+            for _, target, names, nbytes in rows
+        ],
+    )
+    output.notice(
+        f"{plan.architecture}: {len(rows)} tensors in {len(plan.shards)} files, "
+        f"{plan.weights_bytes / 1e9:.2f} GB as {plan.settings.dtype}"
+    )

@@ -1,0 +1,207 @@
+"""One conversion: what is to be written, written, and put in its place."""
+
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from ghostvis_cli import __version__
+from ghostvis_cli.checkpoint.header import read_header
+from ghostvis_cli.checkpoint.keys import Classified, clean_names
+from ghostvis_cli.checkpoint.load import inspect
+from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.checkpoint.tokenizer import Tokenizer
+from ghostvis_cli.convert import settings as files
+from ghostvis_cli.convert import shards, staging
+from ghostvis_cli.convert import tokenizer as tokenizer_files
+from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
+from ghostvis_cli.convert.shards import INDEX, Shard
+from ghostvis_cli.errors import ModelError
+from ghostvis_cli.model.config import Layout
+
+WeightsDtype = Literal["bfloat16", "float16", "float32"]
+SCHEMA_VERSION = 1
+SMALL_FILES_BYTES = 16 * 1024**2  # more than everything beside the weights takes
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """dtype is bfloat16 by default, the one that training and GPU servers compute in."""
+
+    dtype: WeightsDtype = "bfloat16"
+    layout: Layout | None = None  # None: as the file says
+    max_shard_bytes: int = 5 * 1000**3
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a checkpoint becomes. Made from headers: no weight has been read."""
+
+    checkpoint: Checkpoint
+    settings: ConvertSettings
+    classified: Classified
+    tokenizer: Tokenizer
+    layout: Layout | None  # None for a text model
+    shards: tuple[Shard, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def architecture(self) -> Architecture:
+        return architecture(self.classified.config)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(target for shard in self.shards for target in shard.targets)
+
+    @property
+    def weights_bytes(self) -> int:
+        return shards.total_bytes(self.shards, self.settings.dtype)
+
+
+def plan(checkpoint: Checkpoint, settings: ConvertSettings) -> Plan:
+    """Read what the checkpoint is; ModelError where it can't be converted."""
+    classified = inspect(checkpoint)
+    tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
+    rows = classified.config.decoder.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"the tokenizer {checkpoint.tokenizer_path} has {tokenizer.vocab_size} ids, "
+            f"{checkpoint.path} has {rows} rows: they do not belong together",
+            hint="put the training run's own tokenizer.pkl beside the model file",
+        )
+    layout, notices = _layout(classified, settings.layout)
+    wanted = targets(classified, clean_names(read_header(checkpoint.path)))
+    split = shards.split(wanted, settings.dtype, settings.max_shard_bytes)
+    told = (*classified.notices, *notices)
+    return Plan(checkpoint, settings, classified, tokenizer, layout, tuple(split), told)
+
+
+def _layout(classified: Classified, wanted: Layout | None) -> tuple[Layout | None, list[str]]:
+    if classified.config.vision is None:
+        return None, []
+    if chosen := wanted or classified.config.layout:
+        return chosen, []
+    return "prepend_slots", [
+        "the checkpoint does not record its layout: recording prepend_slots, as the published trainer (--layout)"
+    ]
+
+
+@dataclass
+class Progress:
+    """Where a conversion stands. Set `cancelled` from another thread to end it soon and without a trace."""
+
+    total_bytes: int
+    written_bytes: int = 0
+    stage: str = "writing"
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def wrote(self, nbytes: int) -> None:
+        self.written_bytes += nbytes
+        self.check()
+
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise CancelledError
+
+    def line(self) -> str:
+        if self.stage != "writing":
+            return self.stage
+        share = self.written_bytes / max(1, self.total_bytes)
+        return f"writing {share:4.0%} of {self.total_bytes / 1e9:.2f} GB"
+
+
+class CancelledError(Exception):
+    """Whoever asked for the conversion has left."""
+
+
+def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
+    """Write the directory `place`; the contents of its certificate."""
+    place = place.expanduser().resolve()  # a link stays a link when what it names is replaced
+    staging.refuse_to_overwrite(place, force=plan.settings.force)
+    with staging.staged(place, plan.weights_bytes + SMALL_FILES_BYTES) as directory:
+        certificate = _write(plan, directory, progress)
+        certificate["verification"] = {"skipped": True}
+        _write_json(directory / staging.CERTIFICATE, certificate)
+        progress.stage = "syncing"
+        progress.check()
+        staging.publish(directory, place)
+    return certificate
+
+
+def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
+    """All files but the certificate; its beginning, with the hashes of everything read and written."""
+    from ghostvis_cli.convert.tensors import Source
+
+    inputs = [plan.checkpoint.path, plan.checkpoint.meta_path, plan.checkpoint.tokenizer_path]
+    source = Source(plan.checkpoint.path)
+    outputs: dict[str, str] = {}
+    with ThreadPoolExecutor(1) as other_core:
+        hashes = [other_core.submit(_sha256, path) for path in inputs]
+        for name, content in small_files(plan).items():
+            text = content if isinstance(content, str) else _json(content)
+            (directory / name).write_text(text, encoding="utf-8")
+            outputs[name] = sha256(text.encode()).hexdigest()
+        for shard in plan.shards:
+            outputs[shard.name] = shards.write(
+                directory / shard.name, shard, source, plan.settings.dtype, progress.wrote
+            )
+        read = {str(path): future.result() for path, future in zip(inputs, hashes, strict=True)}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "made_by": f"ghostvis convert {__version__}",
+        "architecture": plan.architecture,
+        "source": _described(plan.checkpoint),
+        "dtype": plan.settings.dtype,
+        "layout": plan.layout,
+        "weights_bytes": plan.weights_bytes,
+        "inputs": read,
+        "outputs": outputs,
+    }
+
+
+def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
+    """Everything beside the weights, by name: JSON contents, or text."""
+    config, tokenizer, layout = plan.classified.config, plan.tokenizer, plan.layout
+    found: dict[str, Mapping[str, Any] | str] = {
+        "config.json": files.model_config(config, tokenizer, plan.settings.dtype, layout),
+        "generation_config.json": files.generation_config(tokenizer),
+        "tokenizer.json": tokenizer_files.tokenizer_json(tokenizer, layout),
+        "tokenizer_config.json": tokenizer_files.tokenizer_config(
+            tokenizer, layout, config.decoder.max_positions
+        ),
+        "chat_template.jinja": tokenizer_files.chat_template(layout),
+    }
+    if layout is not None:
+        token = tokenizer_files.image_token(layout)
+        found["preprocessor_config.json"] = files.image_processor_config(config)
+        found["processor_config.json"] = files.processor_config(config, layout, token)
+    if len(plan.shards) > 1:
+        found[INDEX] = shards.index(plan.shards, plan.settings.dtype)
+    return found
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.path),
+        "source": checkpoint.source,
+        "tag": checkpoint.tag,
+        "step": checkpoint.step,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(_json(content), encoding="utf-8")

@@ -1,0 +1,84 @@
+"""Writes tensors as safetensors files, hashing what it writes: nothing is held but one block."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from ghostvis_cli.convert.mapping import Target
+from ghostvis_cli.convert.tensors import DTYPES, Source, blocks
+
+INDEX = "model.safetensors.index.json"
+NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str
+    targets: tuple[Target, ...]
+
+
+def split(targets: Sequence[Target], dtype: str, max_bytes: int) -> list[Shard]:
+    """Fill shards in order; a tensor that is larger than `max_bytes` has one of its own."""
+    groups: list[list[Target]] = [[]]
+    size = 0
+    for target in targets:
+        nbytes = target.numel * ITEMSIZE[dtype]
+        if groups[-1] and size + nbytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(target)
+        size += nbytes
+    if len(groups) == 1:
+        return [Shard("model.safetensors", tuple(groups[0]))]
+    return [
+        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+def index(shards: Sequence[Shard], dtype: str) -> str:
+    """model.safetensors.index.json."""
+    files = {target.name: shard.name for shard in shards for target in shard.targets}
+    return json.dumps({"metadata": {"total_size": total_bytes(shards, dtype)}, "weight_map": files}, indent=2)
+
+
+def total_bytes(shards: Iterable[Shard], dtype: str) -> int:
+    return sum(target.numel for shard in shards for target in shard.targets) * ITEMSIZE[dtype]
+
+
+def write(path: Path, shard: Shard, source: Source, dtype: str, wrote: Callable[[int], None]) -> str:
+    """Write a shard; its SHA-256. `wrote` is told the bytes of each block."""
+    digest = sha256()
+    with path.open("wb") as file:
+        header = _header(shard, dtype)
+        file.write(header)
+        digest.update(header)
+        for target in shard.targets:
+            for block in blocks(target, source, DTYPES[dtype]):
+                content = block.view(-1).view(torch.uint8).numpy().data
+                file.write(content)
+                digest.update(content)
+                wrote(content.nbytes)
+    return digest.hexdigest()
+
+
+def _header(shard: Shard, dtype: str) -> bytes:
+    """Eight bytes of length, then JSON padded to a multiple of eight."""
+    content: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for target in shard.targets:
+        end = at + target.numel * ITEMSIZE[dtype]
+        content[target.name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(target.shape),
+            "data_offsets": [at, end],
+        }
+        at = end
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

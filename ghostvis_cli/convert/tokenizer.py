@@ -1,0 +1,174 @@
+"""The tokenizer as transformers reads it: the same ids for the same text, and the chat template.
+
+One difference from training cannot be expressed in these files: they turn special strings that a user types,
+such as `<|bos|>`, into special tokens, where our own tokenizer keeps them text. Servers that build prompts from
+ids do not have it (format specification, section 6.3).
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from ghostvis_cli.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
+from ghostvis_cli.model.config import Layout
+
+# In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
+LITERAL_IMAGE_TOKEN = "<|picture|>"
+
+
+def image_token(layout: Layout | None) -> str:
+    """How the directory's tokenizer spells the id that a picture's rows replace."""
+    return LITERAL_IMAGE_TOKEN if layout == "prepend_literal" else IMAGE_TOKEN
+
+
+def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[str, Any]:
+    """The contents of tokenizer.json: byte-level BPE with the file's own split pattern and ids."""
+    by_id = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
+    spelled = {token: _spelled(token) for token, _ in by_id}
+    specials = _specials(tokenizer, layout)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(name) | {"id": id_} for name, id_ in specials.items()],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": tokenizer.pattern},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {spelled[token]: id_ for token, id_ in by_id} | specials,
+            "merges": [[spelled[a], spelled[b]] for a, b in _merges(tokenizer.ranks)],
+        },
+    }
+
+
+def tokenizer_config(tokenizer: Tokenizer, layout: Layout | None, max_positions: int) -> dict[str, Any]:
+    specials = _specials(tokenizer, layout)
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": {str(id_): _added(name) for name, id_ in specials.items()},
+        "additional_special_tokens": list(specials),
+        "bos_token": "<|bos|>",
+        "eos_token": "<|assistant_end|>",
+        "pad_token": "<|assistant_end|>",
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_positions,
+        "padding_side": "left",
+    }
+
+
+def _specials(tokenizer: Tokenizer, layout: Layout | None) -> dict[str, int]:
+    ordered = sorted(tokenizer.specials.items(), key=lambda item: item[1])
+    return {image_token(layout) if name == IMAGE_TOKEN else name: id_ for name, id_ in ordered}
+
+
+def _added(name: str) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": name, **flags, "special": True}
+
+
+def _spelled(token: bytes) -> str:
+    return "".join(map(_CHARACTERS.__getitem__, token))
+
+
+def _characters() -> list[str]:
+    """GPT-2's printable stand-in for each byte: itself where it prints, else the next free one from 256 on."""
+    printing = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printing else next(others)) for byte in range(256)]
+
+
+_CHARACTERS = _characters()
+
+
+def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pair that makes each longer token, in rank order: its bytes, merged by smaller ranks down to two."""
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) > 1:
+            first, second = _merged(token, ranks, rank)
+            yield first, second
+
+
+def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
+    pieces = [bytes([byte]) for byte in token]
+    while len(pieces) > 2:
+        pairs = [(ranks.get(a + b, below), i) for i, (a, b) in enumerate(pairwise(pieces))]
+        rank, at = min(pairs)
+        assert rank < below, f"token {token!r} can't be reached by merges"
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    return pieces
+
+
+def chat_template(layout: Layout | None) -> str:
+    """Jinja that renders a conversation to the very ids of `prompt.render` and `prompt.render_for_reply`.
+
+    Content is a string, or a list of {"type": "text"} and {"type": "image"} parts. One image token a picture: the
+    processor repeats it. None is a model without eyes.
+    """
+    token = image_token(layout)
+    in_turn = {"inline": token, "prepend_slots": token, "prepend_literal": IMAGE_TOKEN}.get(layout or "", "")
+    ahead = layout not in (None, "inline")
+    return (
+        _TEMPLATE.replace("AHEAD", _AHEAD.replace("TOKEN", token) if ahead else "")
+        .replace("IN_TURN", in_turn)
+        .replace("REFUSAL", _REFUSAL if layout is None else "")
+        .replace("\n", "")
+    )
+
+
+_REFUSAL = "{{ raise_exception('this model reads text only') }}"
+_AHEAD = """\
+{%- for message in messages %}{% if message.content is not string %}
+{%- for part in message.content %}{% if part.type == 'image' %}TOKEN{% endif %}{% endfor %}
+{%- endif %}{% endfor %}"""
+# A line break follows each picture that anything follows, unless that begins with one (prompt.with_line_breaks).
+_TEMPLATE = """\
+{%- macro parts(content) %}
+{%- if content is string %}{{ content }}{% else %}
+{%- for part in content %}
+{%- if not loop.first and loop.previtem.type == 'image' %}
+{%- if part.type != 'text' or not part.text.startswith('\\n') %}{{ '\\n' }}{% endif %}
+{%- endif %}
+{%- if part.type == 'image' %}REFUSALIN_TURN{% else %}{{ part.text }}{% endif %}
+{%- endfor %}{% endif %}
+{%- endmacro %}
+{%- set turns = namespace(system='', number=0) %}
+AHEAD<|bos|>
+{%- for message in messages %}
+{%- if message.role == 'system' %}
+{%- if not loop.first or loop.last %}
+{{- raise_exception('a system message comes first, and a user message follows it') }}{% endif %}
+{%- set turns.system = parts(message.content) ~ '\\n\\n' %}
+{%- elif message.role != ['user', 'assistant'][turns.number % 2] %}
+{{- raise_exception('user and assistant must alternate, the user first') }}
+{%- elif message.role == 'user' %}<|user_start|>{{ turns.system }}{{ parts(message.content) }}<|user_end|>
+{%- set turns.system = '' %}{% set turns.number = turns.number + 1 %}
+{%- else %}<|assistant_start|>{{ parts(message.content) }}<|assistant_end|>
+{%- set turns.number = turns.number + 1 %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant_start|>{% endif %}"""

@@ -1,0 +1,119 @@
+"""The directory appears whole or not at all, and nothing of anybody else's is ever replaced."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ghostvis_cli.convert import run, staging
+from ghostvis_cli.errors import ModelError, OutputError, UsageError
+from tests.conftest import Reference
+from tests.convert.conversions import converted
+
+
+@pytest.fixture
+def checkpoint():
+    return Reference("text_swiglu").checkpoint()
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in place.iterdir()}
+
+
+def test_an_existing_directory_is_refused_without_force(checkpoint, tmp_path: Path) -> None:
+    place = converted(checkpoint, tmp_path / "out")
+    before = contents(place)
+    with pytest.raises(UsageError, match="exists"):
+        converted(checkpoint, place, dtype="bfloat16")
+    assert contents(place) == before
+
+
+def test_force_replaces_an_earlier_conversion_whole(checkpoint, tmp_path: Path) -> None:
+    place = converted(checkpoint, tmp_path / "out", max_shard_bytes=300_000)
+    converted(checkpoint, place, dtype="bfloat16", force=True)
+    assert json.loads((place / "config.json").read_text())["dtype"] == "bfloat16"
+    assert [file.name for file in place.glob("*.safetensors*")] == ["model.safetensors"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_never_replaces_a_directory_that_convert_did_not_make(checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="not a directory that ghostvis convert made"):
+        converted(checkpoint, tmp_path, force=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failure_half_way_leaves_what_was_there(checkpoint, tmp_path: Path) -> None:
+    place = converted(checkpoint, tmp_path / "out")
+    before = contents(place)
+    plan = run.plan(checkpoint, run.ConvertSettings(force=True))
+    progress = run.Progress(plan.weights_bytes)
+    progress.cancelled.set()
+    with pytest.raises(run.CancelledError):
+        run.run(plan, place, progress)
+    assert contents(place) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_run_left_is_cleared_away_and_a_running_ones_is_not(checkpoint, tmp_path: Path) -> None:
+    (tmp_path / ".out.converting-dead").mkdir()
+    with staging.staged(tmp_path / "out", 0) as running:
+        converted(checkpoint, tmp_path / "out")
+        assert running.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_killed_between_two_renames_is_repaired_by_the_next(checkpoint, tmp_path: Path) -> None:
+    """The way of systems that can't exchange two names at once."""
+    place = converted(checkpoint, tmp_path / "out")
+    place.rename(tmp_path / ".out.replaced")
+    with staging.staged(place, 0):
+        assert (place / "config.json").exists()
+
+
+def test_a_disk_without_room_is_told_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="GB free"), staging.staged(tmp_path / "out", 10**18):
+        pass
+
+
+def test_values_that_do_not_fit_the_dtype_are_refused_by_name(checkpoint, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+
+    base = tmp_path / "base"
+    shutil.copytree(Reference("text_swiglu").base_dir, base)
+    path = next(base.rglob("model_*.pt"))
+    state = torch.load(path, weights_only=True)
+    state["lm_head.weight"][3, 3] = 1e6
+    torch.save(state, path)
+    from ghostvis_cli.checkpoint import locate
+
+    with pytest.raises(ModelError, match=r"lm_head.weight holds values that are not finite as float16"):
+        converted(locate.find(base, "base"), tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_hold_every_tensor_once_and_keep_to_their_size(checkpoint, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    one = load_file(converted(checkpoint, tmp_path / "one") / "model.safetensors")
+    place = converted(checkpoint, tmp_path / "many", max_shard_bytes=300_000)
+    index = json.loads((place / "model.safetensors.index.json").read_text())
+    many = {name: tensor for file in place.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert index["weight_map"].keys() == many.keys() == one.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in one.values())
+    assert all((one[name] == many[name]).all() for name in one)
+    assert len(set(index["weight_map"].values())) > 2
+    assert all(file.stat().st_size < 310_000 for file in place.glob("*.safetensors"))
+
+
+def test_the_certificate_holds_the_hash_of_every_other_file(checkpoint, tmp_path: Path) -> None:
+    from hashlib import sha256
+
+    place = converted(checkpoint, tmp_path / "out")
+    certificate = json.loads((place / "parity.json").read_text())
+    actual = {file.name: sha256(file.read_bytes()).hexdigest() for file in place.iterdir()}
+    actual.pop("parity.json")
+    assert certificate["outputs"] == actual
+    assert certificate["inputs"][str(checkpoint.path)] == sha256(checkpoint.path.read_bytes()).hexdigest()
