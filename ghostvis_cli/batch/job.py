@@ -87,7 +87,7 @@ class _Run:
             sink = JournalSink(self.journal) if self.journal else _Stdout(self.voice)
             wanted = self.rows.rows(progress.wanted)
             batch = Batch(engine, wanted, self._picture, sink, row_hash, progress, self._failed)
-            await self._run(batch, self._concurrency(engine))
+            await self._run_rows(batch, self._concurrency(engine))
             return self._code(progress)
 
     def _resumed(self, manifest: Manifest, row_hash: Callable[[int], str]) -> Progress:
@@ -104,7 +104,7 @@ class _Run:
             self.voice.notice(f"{name}: {progress.recorded:,} of {len(self.rows):,} rows are there already")
         return progress
 
-    async def _run(self, batch: Batch, concurrency: int) -> None:
+    async def _run_rows(self, batch: Batch, concurrency: int) -> None:
         try:
             async with self.voice.progress(batch.status):
                 await batch.run(concurrency)

@@ -7,6 +7,7 @@ are only ever taken out by writing a new file and renaming it, so that no moment
 import fcntl
 import json
 import os
+import shlex
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -144,7 +145,7 @@ class Journal:
                 with suppress(OSError):
                     os.ftruncate(self._descriptor, self._size)
                 message = f"{self.path} can't be written: {error.strerror}; what it held is unharmed"
-                raise OutputError(message, hint="make room; the same command goes on from there") from error
+                raise OutputError(message, hint=f"df -h {shlex.quote(str(self.path.parent))}") from error
             self._size += len(content)
 
     def close(self) -> None:

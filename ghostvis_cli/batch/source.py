@@ -58,12 +58,10 @@ class RowFile:
         for index, (number, line) in zip(range(len(self)), self._lines(), strict=False):
             if not wanted[index]:
                 continue
-            with suppress(InputError):
-                row = read_row(line or b"", index, number, self.settings)
-                if row.digest == self.digest(index):
-                    yield row
-                    continue
-            raise InputError(f"{self.name} was changed while it was read, at line {number}")
+            row = self._again(line, index, number)
+            if row is None:
+                raise InputError(f"{self.name} was changed while it was read, at line {number}")
+            yield row
 
     def is_file(self, path: Path) -> bool:
         with suppress(OSError):
@@ -74,8 +72,8 @@ class RowFile:
         self._file.close()
 
     def _check(self) -> None:
-        faults: list[str] = []
-        count = 0
+        listed: list[str] = []
+        count = faults = 0
         seen: dict[str, int] = {}  # "7" and 7 are one id: many readers of the output will not tell them apart
         for count, (number, line) in enumerate(self._lines(), start=1):
             try:
@@ -85,11 +83,23 @@ class RowFile:
                 seen[str(row.id)] = number
                 self._digests += row.digest
             except InputError as error:
-                faults.append(f"  line {number}: {error.message}")
+                faults += 1
+                if faults <= FAULTS_LISTED:
+                    listed.append(f"  line {number}: {error.message}")
+        if faults > FAULTS_LISTED:
+            listed.append(f"  and {faults - FAULTS_LISTED} more")
         if faults:
-            raise InputError("\n".join([_headline(self.name, len(faults), count), *_shortened(faults)]))
+            raise InputError("\n".join([_headline(self.name, faults, count), *listed]))
         if not count:
             raise InputError(f"{self.name} holds no rows", hint='{"id": "1", "prompt": "Hello"} on each line')
+
+    def _again(self, line: bytes | None, index: int, number: int) -> Row | None:
+        """The row as it was when the file was checked; None where it is another one now."""
+        with suppress(InputError):
+            row = read_row(self._whole(line), index, number, self.settings)
+            if row.digest == self.digest(index):
+                return row
+        return None
 
     @staticmethod
     def _whole(line: bytes | None) -> bytes:
@@ -115,11 +125,6 @@ class RowFile:
 def _headline(name: str, faults: int, count: int) -> str:
     which = "the only row" if count == 1 else f"{faults} of {count} rows"
     return f"{name}: {which} can't be used, so none was run"
-
-
-def _shortened(faults: list[str]) -> list[str]:
-    more = len(faults) - FAULTS_LISTED
-    return [*faults[:FAULTS_LISTED], *([f"  and {more} more"] if more > 0 else [])]
 
 
 def _stdin() -> BinaryIO:
