@@ -39,14 +39,19 @@ NOT_BESIDE_INPUT = {
 def generate(
     ctx: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="- reads stdin.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt. Repeatable.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt. Repeatable.")
+    ] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", help="Read the prompt from a file.")
+        Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")
     ] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(
-            "--image", "-i", help="Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt."
+            "--image",
+            "-i",
+            metavar="SOURCE",
+            help="Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt.",
         ),
     ] = None,
     input_file: Annotated[
@@ -59,7 +64,9 @@ def generate(
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option("--concurrency", min=1, max=4096, help="Rows in flight (default: the engine's)."),
+        typer.Option(
+            "--concurrency", metavar="N", min=1, max=4096, help="Rows in flight (default: the engine's)."
+        ),
     ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Run rows again that failed in an earlier run.")
@@ -83,7 +90,7 @@ def generate(
     seed: options.Seed = None,
     stop: options.Stop = None,
     logprobs: Annotated[
-        int | None, typer.Option("--logprobs", help="Alternatives per token, in JSON only.")
+        int | None, typer.Option("--logprobs", metavar="N", help="Alternatives per token, in JSON only.")
     ] = None,
     ignore_eos: Annotated[
         bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")

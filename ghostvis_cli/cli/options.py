@@ -27,82 +27,116 @@ def _default(name: str) -> str:
 # --- which model
 
 Source = Annotated[
-    str | None, typer.Option("--source", help="Checkpoint source: sft, mid, rl, base, or demo.")
+    str | None,
+    typer.Option("--source", metavar="SOURCE", help="Checkpoint source: sft, mid, rl, base, or demo."),
 ]
 ModelTag = Annotated[
-    str | None, typer.Option("--model-tag", "-g", help="Tag, such as d32 (default: the largest).")
+    str | None,
+    typer.Option("--model-tag", "-g", metavar="TAG", help="Tag, such as d32 (default: the largest)."),
 ]
-Step = Annotated[int | None, typer.Option("--step", min=0, help="Training step (default: the newest).")]
+Step = Annotated[
+    int | None, typer.Option("--step", metavar="N", min=0, help="Training step (default: the newest).")
+]
 CheckpointPath = Annotated[
-    str | None, typer.Option("--checkpoint-path", help="A model_*.pt file, or a directory that holds some.")
+    str | None,
+    typer.Option(
+        "--checkpoint-path", metavar="PATH", help="A model_*.pt file, or a directory that holds some."
+    ),
 ]
 BaseDir = Annotated[
     str | None,
     typer.Option(
-        "--base-dir", help="Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat)."
+        "--base-dir",
+        metavar="DIR",
+        help="Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat).",
     ),
 ]
 LayoutOption = Annotated[
     str | None,
     typer.Option(
-        "--layout", help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal."
+        "--layout",
+        metavar="LAYOUT",
+        help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal.",
     ),
 ]
 
 # --- how to run it
 
 Profile = Annotated[
-    str | None, typer.Option("--profile", "-p", help="Named settings; see ghostvis profile list.")
+    str | None,
+    typer.Option("--profile", "-p", metavar="NAME", help="Named settings; see ghostvis profile list."),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any profile key, e.g. sampling.top_k=20."),
 ]
-BaseUrl = Annotated[str | None, typer.Option("--base-url", help="A running OpenAI-compatible server to use.")]
-EngineKind = Annotated[str | None, typer.Option("--engine", help="auto, local, sglang or remote.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+BaseUrl = Annotated[
+    str | None, typer.Option("--base-url", metavar="URL", help="A running OpenAI-compatible server to use.")
+]
+EngineKind = Annotated[
+    str | None, typer.Option("--engine", metavar="KIND", help="auto, local, sglang or remote.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="TYPE", help="auto, float32, bfloat16 or float16.")
+]
 TensorParallel = Annotated[
     int | None,
-    typer.Option("--tensor-parallel-size", min=1, help="Devices to spread the model over (SGLang)."),
+    typer.Option(
+        "--tensor-parallel-size", metavar="N", min=1, help="Devices to spread the model over (SGLang)."
+    ),
 ]
 GpuMemory = Annotated[
-    float | None, typer.Option("--gpu-memory-utilization", help="Share of GPU memory to take (SGLang).")
+    float | None,
+    typer.Option("--gpu-memory-utilization", metavar="X", help="Share of GPU memory to take (SGLang)."),
 ]
 
 # --- how to choose tokens
 
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", help=f"Most tokens in an answer ({_default('max_tokens')}).")
+    int | None,
+    typer.Option("--max-tokens", metavar="N", help=f"Most tokens in an answer ({_default('max_tokens')})."),
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", "-t", help=f"0 takes the likeliest ({_default('temperature')})."),
+    typer.Option(
+        "--temperature", "-t", metavar="X", help=f"0 takes the likeliest ({_default('temperature')})."
+    ),
 ]
-TopP = Annotated[float | None, typer.Option("--top-p", help=f"Nucleus mass ({_default('top_p')}).")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", metavar="X", help=f"Nucleus mass ({_default('top_p')}).")
+]
 TopK = Annotated[
-    int | None, typer.Option("--top-k", "-k", help=f"Likeliest tokens kept; 0: all ({_default('top_k')}).")
+    int | None,
+    typer.Option("--top-k", "-k", metavar="N", help=f"Likeliest tokens kept; 0: all ({_default('top_k')})."),
 ]
 MinP = Annotated[
-    float | None, typer.Option("--min-p", help=f"Least share of the likeliest ({_default('min_p')}).")
+    float | None,
+    typer.Option("--min-p", metavar="X", help=f"Least share of the likeliest ({_default('min_p')})."),
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    typer.Option("--repetition-penalty", help=f"Above 1 discourages ({_default('repetition_penalty')})."),
+    typer.Option(
+        "--repetition-penalty", metavar="X", help=f"Above 1 discourages ({_default('repetition_penalty')})."
+    ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")]
 Stop = Annotated[
-    list[str] | None, typer.Option("--stop", help="End the answer before this text. Repeatable.")
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text. Repeatable."),
 ]
 System = Annotated[
-    str | None, typer.Option("--system", "-s", help="Instructions put before the first message.")
+    str | None,
+    typer.Option("--system", "-s", metavar="TEXT", help="Instructions put before the first message."),
 ]
 
 # --- how to talk
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr; tracebacks with errors.")]
-Color = Annotated[str, typer.Option("--color", help="auto, always or never.")]
+Color = Annotated[str, typer.Option("--color", metavar="WHEN", help="auto, always or never.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 # --- how to be run by others: shells, cron, systemd
