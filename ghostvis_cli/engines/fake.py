@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import Self
 
 from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, Usage
-from ghostvis_cli.errors import RequestError
+from ghostvis_cli.errors import InputError, RequestError
 
 IMAGE_TOKENS = 4
 
@@ -38,7 +38,7 @@ class FakeEngine:
         )
         limit = self.info.context_tokens
         if limit is not None and prompt_tokens + request.sampling.max_tokens > limit:
-            raise RequestError(f"{prompt_tokens} + {request.sampling.max_tokens} tokens do not fit {limit}")
+            raise InputError(f"{prompt_tokens} + {request.sampling.max_tokens} tokens do not fit {limit}")
         self.running += 1
         done = 0
         reason: FinishReason = "stop"

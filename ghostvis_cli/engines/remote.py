@@ -216,15 +216,18 @@ class RemoteEngine:
         if event == DONE:
             answer.finish_reason = answer.finish_reason or "stop"
             return None
-        where, plain = self._connection.where, self._connection.plain
         try:
             payload = json.loads(event)
             failure = _failure_in(payload)
             if failure is None:
                 return answer.read(payload)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise RequestError(f"{where} sent an event of an unknown shape: {plain(event)}") from error
-        raise RequestError(f"{where} broke the answer off: {plain(failure)}")
+            raise RequestError(
+                f"{self._connection.where} sent an event of an unknown shape: {self._connection.plain(event)}"
+            ) from error
+        raise RequestError(
+            f"{self._connection.where} broke the answer off: {self._connection.plain(failure)}"
+        )
 
     def _usage(self, answer: "_Answer", request: GenerateRequest) -> Usage:
         usage = answer.usage
@@ -298,7 +301,8 @@ class _Answer:
                 self.finish_reason = FINISH_REASONS.get(name, "stop")
             text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
             ids = tuple(choice.get("token_ids") or ())
-            logprobs = _logprobs(choice.get("logprobs") or {}, ids)
+            given = choice.get("logprobs")
+            logprobs = _logprobs(given, ids) if given else ()
             if not isinstance(text, str):
                 raise TypeError("text that is no text")
             if text or ids or logprobs:

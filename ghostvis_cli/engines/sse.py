@@ -31,12 +31,15 @@ class SSEParser:
         self._after_cr = piece.endswith(b"\r")
         *ended, rest = _LINE_END.split(piece)
         events = []
-        for end in ended:
-            event = self._take(b"".join([*self._line, end]))
-            self._line.clear()
+        for line in ended:
+            if self._line:
+                line = b"".join([*self._line, line])
+                self._line.clear()
+            event = self._take(line)
             if event is not None:
                 events.append(event)
-        self._line.append(rest)
+        if rest:
+            self._line.append(rest)
         self._size += len(piece)
         if self._size > self._limit:
             raise ValueError(f"an event of more than {self._limit} bytes")

@@ -10,7 +10,7 @@ from ghostvis_cli.engines.base import Engine, GenerateRequest, Sampling, complet
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
-from ghostvis_cli.errors import GhostvisError
+from ghostvis_cli.errors import GhostvisError, InputError, RequestError
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.prompt import Message
 from tests.engines.serving import running
@@ -53,7 +53,7 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
         yield engine
 
 
-def picture(color: str, size: tuple[int, int] = (40, 30)) -> EncodedImage:
+def picture(color: str | tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> EncodedImage:
     from PIL import Image
 
     return load_image(Image.new("RGB", size, color))
@@ -116,8 +116,10 @@ async def test_cancelling_a_task_ends_its_request(engine: Engine) -> None:
 async def test_what_does_not_fit_is_refused_with_the_arithmetic(engine: Engine) -> None:
     limit = engine.info.context_tokens
     assert limit is not None
-    with pytest.raises(GhostvisError, match=str(limit)):
+    with pytest.raises(GhostvisError, match=str(limit)) as refused:
         await complete(engine, ask("hello", max_tokens=limit))
+    # A server answers with its own error; what this process knows itself is an input error.
+    assert isinstance(refused.value, RequestError if engine.info.kind == "remote" else InputError)
 
 
 async def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(engine: Engine) -> None:

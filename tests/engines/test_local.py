@@ -321,14 +321,12 @@ async def test_compiled_decoding_changes_no_token() -> None:
     assert [done.token_ids for done in compiled] == [done.token_ids for done in eager]
 
 
-class PaddedEager(Padded):
+def padded(decoder):
     """The padding alone, without a compiler behind it."""
-
-    def run(self, tokens, positions, length, cache):
-        return one_step(self.decoder, tokens, positions, length, cache)
+    return Padded(decoder, one_step)
 
 
-@pytest.mark.parametrize("prefill_tokens", [2, 5, 512])
+@pytest.mark.parametrize("prefill_tokens", [9, 64, 512])
 def test_padded_rows_disturb_neither_neighbours_nor_the_prompt_being_read(prefill_tokens: int) -> None:
     def run(decode: type) -> list[list[int]]:
         loaded = tiny_model()
@@ -341,7 +339,7 @@ def test_padded_rows_disturb_neither_neighbours_nor_the_prompt_being_read(prefil
         )
         sequences = [
             Sequence.start(
-                Prompt(tuple(range(40, 60 + 7 * i)), (0,) * (20 + 7 * i)),
+                Prompt(tuple(range(40, 60 + 70 * i)), (0,) * (20 + 70 * i)),  # the last are beyond the tables
                 [],
                 Sampling(max_tokens=10 + 5 * i, temperature=0, ignore_eos=True),
                 0,
@@ -355,7 +353,7 @@ def test_padded_rows_disturb_neither_neighbours_nor_the_prompt_being_read(prefil
                 scheduler.step()
         return [sequence.output for sequence in sequences]
 
-    assert run(PaddedEager) == run(Eager)
+    assert run(padded) == run(Eager)
 
 
 @pytest.mark.parametrize("rows", [(1,), (3,), (2, 5), (1, 200)])
@@ -371,3 +369,135 @@ def test_a_packed_matrix_multiplies_like_the_plain_one(
     x = torch.randn(*rows, shape[1])
     with torch.inference_mode():
         assert (model(x) - plain(x)).abs().max() <= 1e-5
+
+
+async def until_idle(engine: LocalEngine) -> None:
+    """Wait until the step thread has nothing left; a request that goes on by itself takes far longer."""
+    async with asyncio.timeout(2):
+        while engine._scheduler.busy:  # noqa: ASYNC110 - the step thread sets no event
+            await asyncio.sleep(0.001)
+
+
+async def test_an_abandoned_request_stops_long_before_its_end(engine: LocalEngine) -> None:
+    async with aclosing(engine.generate(ask("go on", max_tokens=600, ignore_eos=True))) as stream:
+        await anext(stream)
+    started = engine._scheduler.running[:]
+    await until_idle(engine)
+    assert all(len(sequence.output) < 300 for sequence in started)
+    assert engine._owners == {}
+
+
+async def test_a_request_that_fails_alone_leaves_its_neighbours_alone(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ghostvis_cli.engines.local.scheduler as scheduler
+
+    expected = await complete(engine, ask("a quiet neighbour", max_tokens=30, ignore_eos=True))
+    real = scheduler.sample
+
+    def sometimes(logits, sampling, generator):
+        if sampling.seed == 13:
+            raise RuntimeError("no luck")
+        return real(logits, sampling, generator)
+
+    monkeypatch.setattr(scheduler, "sample", sometimes)
+    unlucky = ask("unlucky", temperature=1.0, seed=13)
+    short = ask("short", max_tokens=1)
+    results = await asyncio.gather(
+        *(
+            complete(engine, request)
+            for request in (ask("a quiet neighbour", max_tokens=30, ignore_eos=True), unlucky, short)
+        ),
+        return_exceptions=True,
+    )
+    assert results[0].token_ids == expected.token_ids
+    assert isinstance(results[1], GhostvisError)
+    assert results[2].finish_reason in ("length", "stop")
+
+
+async def test_the_coldest_temperatures_are_greedy(engine: LocalEngine) -> None:
+    greedy = await complete(engine, ask("tell me"))
+    for temperature in (1e-45, 1e-30, 1e-9):
+        assert (await complete(engine, ask("tell me", temperature=temperature))).token_ids == greedy.token_ids
+
+
+async def test_a_picture_forgotten_before_its_turn_came_is_still_seen() -> None:
+    colors = [(i, 255 - i, 7 * i % 256) for i in range(200)]
+    async with LocalEngine(
+        tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0, max_batch=2)
+    ) as engine:
+        first = ask("what", picture(colors[0]), max_tokens=1)
+        expected = await complete(engine, first)
+        requests = [*(ask("what", picture(color), max_tokens=1) for color in colors[1:]), first]
+        done = await asyncio.gather(*(complete(engine, request) for request in requests))
+    assert done[-1].token_ids == expected.token_ids
+
+
+async def test_closing_while_a_picture_is_prepared_ends_the_request() -> None:
+    engine = LocalEngine(tiny_model(), CPU)
+    waiting = asyncio.create_task(complete(engine, ask("what", picture("red", (3000, 3000)))))
+    await asyncio.sleep(0.002)
+    await engine.aclose()
+    with pytest.raises(EngineError, match="closed"):
+        async with asyncio.timeout(5):
+            await waiting
+
+
+async def test_no_room_to_remember_a_prefix_is_no_ones_failure(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(engine._scheduler.rows, "copy_out", no_room)
+    assert (await complete(engine, ask("hello"))).token_ids
+    async with aclosing(engine.generate(ask("hello", max_tokens=500, ignore_eos=True))) as stream:
+        await anext(stream)
+    await until_idle(engine)
+    assert (await complete(engine, ask("again"))).usage.cached_tokens == 0
+
+
+async def test_shared_beginnings_of_live_and_finished_sequences_change_no_token() -> None:
+    """Requests that overlap in many ways, some of them abandoned, against an engine that shares nothing."""
+    chance = random.Random(3)
+    words = ["one two", "one two three", "one", "four five six", "four five", "four"]
+    requests = [
+        ask(
+            f"{chance.choice(words)} {chance.choice(words)} {chance.choice(words)}",
+            max_tokens=chance.randint(1, 25),
+            ignore_eos=True,
+        )
+        for _ in range(40)
+    ]
+    async with LocalEngine(
+        tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0, max_batch=1)
+    ) as plain:
+        expected = [(await complete(plain, request)).token_ids for request in requests]
+    async with LocalEngine(
+        tiny_model(), LocalSettings(device="cpu", max_batch=5, prefill_tokens=7)
+    ) as engine:
+
+        async def run(index: int) -> tuple[int, ...] | None:
+            if index % 7 == 3:
+                async with aclosing(engine.generate(requests[index])) as stream:
+                    await anext(stream)
+                return None
+            return (await complete(engine, requests[index])).token_ids
+
+        got = await asyncio.gather(*(run(index) for index in range(len(requests))))
+        turns = list(requests[0].messages)
+        first = await complete(engine, requests[0])
+        turns += [Message.of("assistant", first.text), Message.of("user", "and then")]
+        follow_up = GenerateRequest(
+            tuple(turns), sampling=Sampling(temperature=0, max_tokens=20, ignore_eos=True)
+        )
+        with_cache = await complete(engine, follow_up)
+    assert all(tokens is None or tokens == expected[index] for index, tokens in enumerate(got))
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0)) as plain:
+        assert (await complete(plain, follow_up)).token_ids == with_cache.token_ids
+
+
+async def test_memory_follows_what_is_used_not_what_is_allowed(engine: LocalEngine) -> None:
+    async with aclosing(engine.generate(ask("hi", max_tokens=600, ignore_eos=True))) as stream:
+        await anext(stream)
+        assert engine._scheduler.rows.cache.capacity == 256

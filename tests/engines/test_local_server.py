@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import openai
 import pytest
 
-from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
 from ghostvis_cli.errors import (
     EngineError,
@@ -21,6 +22,7 @@ from ghostvis_cli.errors import (
 )
 from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message
+from ghostvis_cli.serve.admission import interleaved
 from ghostvis_cli.serve.settings import Served
 from tests.engines.serving import (
     PATIENCE_S,
@@ -166,8 +168,34 @@ def test_text_completions_take_several_prompts_and_stream(server: Running) -> No
     assert [(c.index, c.text) for c in answer.choices] == [(0, "a b"), (1, "a b"), (2, "c"), (3, "c")]
     assert answer.object == "text_completion"
     chunks = list(completions.create(model="fake", prompt="a b c", stream=True))
-    assert [chunk.choices[0].text for chunk in chunks] == ["a", " b", " c", ""]
-    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "a b c"
+    assert (chunks[-1].choices[0].text, chunks[-1].choices[0].finish_reason) == ("", "stop")
+
+
+class Stalls(FakeEngine):
+    """Says two words and then nothing more."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        yield Chunk("a", (1,))
+        yield Chunk(" b", (1,))
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("engine", "pause_s", "expected"),
+    [(FakeEngine(), 60.0, ["a", " b c"]), (Stalls(), 0.01, ["a", " b"])],
+    ids=["the last token waits for no pause", "a pause ends without a further token"],
+)
+async def test_tokens_that_follow_each_other_closely_are_handed_on_together(
+    engine: Any, pause_s: float, expected: list[str]
+) -> None:
+    seen: list[Chunk] = []
+    request = GenerateRequest(prompt="a b c")
+    groups = interleaved(engine, [request], lambda _, chunk: seen.append(chunk), lambda: pause_s)
+    async with asyncio.timeout(PATIENCE_S), aclosing(groups):
+        for text in expected:
+            assert "".join(chunk.text for _, chunk in await anext(groups)) == text
+    assert "".join(chunk.text for chunk in seen) == "".join(expected)
 
 
 def test_log_probabilities_have_tokens_bytes_and_alternatives() -> None:

@@ -5,7 +5,6 @@ Two sequences share their longest common beginning, and nothing else: keys depen
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,57 +47,57 @@ class Entry:
 
 
 class PrefixCache:
-    """Finished sequences' keys and values, the least recently used thrown out beyond `capacity_bytes`."""
+    """Finished sequences' keys and values, the least recently used thrown out beyond bytes or entries.
 
-    def __init__(self, capacity_bytes: int) -> None:
-        self.capacity_bytes = capacity_bytes
+    Entries are compared one by one, so their number is what a look-up costs: some 2 us each.
+    """
+
+    def __init__(self, capacity_bytes: int, capacity: int = 256) -> None:
+        self.capacity_bytes, self.capacity = capacity_bytes, capacity
         self.entries: list[Entry] = []  # least recently used first
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries)
+        self.nbytes = 0
 
     def best(self, ids: "Identity") -> tuple[int, Entry | None]:
         """The entry that shares the longest beginning with `ids`, and how long that is."""
-        length, best = max(
-            ((common_prefix(entry.ids, ids), index) for index, entry in enumerate(self.entries)),
-            default=(0, -1),
-        )
+        shared = [common_prefix(entry.ids, ids) for entry in self.entries]
+        length = max(shared, default=0)
         if not length:
             return 0, None
-        entry = self.entries.pop(best)
+        entry = self.entries.pop(shared.index(length))
         self.entries.append(entry)
         return length, entry
 
     def put(self, ids: "Identity", rows: Rows, row: int) -> None:
         """Keep the first len(ids) positions of a row, and drop entries that say nothing beyond them."""
-        if not self.capacity_bytes or any(
-            common_prefix(entry.ids, ids) == len(ids) for entry in self.entries
-        ):
+        shared = [common_prefix(entry.ids, ids) for entry in self.entries]
+        if not self.capacity_bytes or not len(ids) or len(ids) in shared:
             return
-        self.entries = [e for e in self.entries if common_prefix(e.ids, ids) < len(e.ids)]
-        self.entries.append(Entry(ids.copy(), rows.copy_out(row, len(ids))))
-        while self.nbytes > self.capacity_bytes:
-            self.entries.pop(0)
+        kept = [e for e, length in zip(self.entries, shared, strict=True) if length < len(e.ids)]
+        self.entries = [*kept, Entry(ids.copy(), rows.copy_out(row, len(ids)))]
+        self.nbytes = sum(entry.nbytes for entry in self.entries)
+        while self.nbytes > self.capacity_bytes or len(self.entries) > self.capacity:
+            self.nbytes -= self.entries.pop(0).nbytes
+
+    def clear(self) -> None:
+        self.entries, self.nbytes = [], 0
 
 
 class ImageCache:
-    """Pictures' rows (N, D) by digest: the tower sees a picture once, however often it is asked about."""
+    """Pictures' rows (N, D) by digest: the tower sees a picture once, however often it is asked about.
+
+    Only the step thread changes it; `known` may be asked from any thread.
+    """
 
     def __init__(self, capacity: int = 128) -> None:
         self.capacity = capacity
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._rows
-
-    def get(self, digest: str) -> Tensor | None:
-        if digest in self._rows:
-            self._rows.move_to_end(digest)
+    def known(self, digest: str) -> Tensor | None:
         return self._rows.get(digest)
 
-    def put(self, digests: Iterable[str], rows: Tensor) -> None:
-        for digest, one in zip(digests, rows, strict=True):
-            self._rows[digest] = one
+    def put(self, digest: str, rows: Tensor) -> None:
+        """Remember, or remember as just used."""
+        self._rows[digest] = rows
+        self._rows.move_to_end(digest)
         while len(self._rows) > self.capacity:
             self._rows.popitem(last=False)

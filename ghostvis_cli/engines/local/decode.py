@@ -1,11 +1,12 @@
 """One token for every running sequence: the step that must be fast. Two ways to run the same arithmetic.
 
-`Eager` calls the model. `Compiled` needs shapes that stay: it rounds the batch and the cached length up, and
-lets a mask hide what is not there. Rows of a padded batch that belong to nobody write
-where nobody reads: `spare` says where the row of a prompt that is still being read has its next free position.
+`Eager` calls the model. `Padded` is for compilers, which want shapes that stay: it rounds the batch and the cached
+length up, and lets a mask hide what is not there. Rows of a padded batch that belong to nobody write where nobody
+reads: `spare` says where the row of a prompt that is still being read has its next free position.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ghostvis_cli.engines.local.rows import FIRST_CAPACITY, Rows
 from ghostvis_cli.model.decoder import Decoder, KVCache
 
+Step: TypeAlias = Callable[[Decoder, Tensor, Tensor, int, KVCache], Tensor]
 SHAPES_COMPILED = 64  # batch sizes x cached lengths; torch gives up after eight otherwise
 
 
@@ -41,36 +43,27 @@ class Eager:
 
 
 class Padded:
-    """Fixed shapes, powers of two: what a compiler can specialise on."""
+    """`step` on shapes that are powers of two, which a compiler can specialise on."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, step: Step) -> None:
+        self.decoder, self.step = decoder, step
 
     def __call__(self, rows: Rows, tokens: list[int], filled: list[int], spare: int) -> Tensor:
         count = len(tokens)
         batch = _power_of_two(count)
-        rows.reserve(batch, 0)
+        rows.reserve(batch, spare + 1)
         length = min(max(FIRST_CAPACITY, _power_of_two(max(filled) + 1)), rows.cache.capacity)
+        self.decoder.grow_rotary(max(length, spare + 1))
         nobody = batch - count
         ids = torch.tensor([*tokens, *[0] * nobody], device=rows.device)[:, None]
         positions = torch.tensor([*filled, *[spare] * nobody], device=rows.device)[:, None]
-        return self.run(ids, positions, length, rows.cache)[:count]
-
-    def run(self, tokens: Tensor, positions: Tensor, length: int, cache: KVCache) -> Tensor:
-        raise NotImplementedError
+        return self.step(self.decoder, ids, positions, length, rows.cache)[:count]
 
 
-class Compiled(Padded):
-    """torch.compile: halves a small model's step on a CPU, after some seconds of compiling for each shape."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__(decoder)
-        torch._dynamo.config.recompile_limit = SHAPES_COMPILED
-        self.step = torch.compile(one_step, dynamic=False)
-
-    def run(self, tokens: Tensor, positions: Tensor, length: int, cache: KVCache) -> Tensor:
-        self.decoder.grow_rotary(length)
-        return self.step(self.decoder, tokens, positions, length, cache)
+def compiled(decoder: Decoder) -> Padded:
+    """torch.compile: up to halves a small model's step, after seconds of compiling for each shape."""
+    torch._dynamo.config.recompile_limit = SHAPES_COMPILED
+    return Padded(decoder, torch.compile(one_step, dynamic=False))
 
 
 def _power_of_two(least: int) -> int:

@@ -10,25 +10,25 @@ from collections.abc import Sequence as Ordered
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Chunk, EngineInfo, GenerateRequest
-from ghostvis_cli.engines.local.decode import Compiled, Decode, Eager
+from ghostvis_cli.engines.local.decode import Decode, Eager, compiled
+from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.packing import pack
-from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
-from ghostvis_cli.errors import EngineError, GhostvisError, InputError, MemoryLimitError, UsageError
+from ghostvis_cli.engines.local.scheduler import Event, Scheduler, Sequence
+from ghostvis_cli.errors import EngineError, GhostvisError, InputError, UsageError
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.decoder import Decoder
 from ghostvis_cli.model.preprocess import preprocess
 from ghostvis_cli.prompt import Prompt, render_for_reply, render_text
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from ghostvis_cli.engines.local.scheduler import Picture
     from ghostvis_cli.images import EncodedImage
 
 # Waking the caller's thread for every token costs a small model more than the token itself. Nobody sees 4 ms.
@@ -123,16 +123,18 @@ class LocalEngine:
                 pack(loaded.model)
             return cls(loaded, settings)
         except (RuntimeError, MemoryError) as error:
-            raise _translated(error) from error
+            raise explained(error) from error
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if self._closed:
             raise EngineError("the engine is closed")
         prompt = self._render(request)
-        pixels: list[NDArray[Any] | None] = []
+        pictures: list[Picture] = []
         if prompt.images:
-            pixels = await asyncio.to_thread(lambda: [self._pixels(image) for image in prompt.images])
-        sequence = Sequence.start(prompt, pixels, request.sampling, self.info.image_tokens)
+            pictures = await asyncio.to_thread(lambda: [self._picture(image) for image in prompt.images])
+            if self._closed:
+                raise EngineError("the engine was closed")
+        sequence = Sequence.start(prompt, pictures, request.sampling, self.info.image_tokens)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
         self._inbox.put(partial(self._scheduler.submit, sequence))
@@ -180,33 +182,31 @@ class LocalEngine:
             )
         return prompt
 
-    def _pixels(self, image: "EncodedImage") -> "NDArray[Any] | None":
+    def _picture(self, image: "EncodedImage") -> "Picture":
+        """What the step thread needs of a picture: its rows where they are known, else its pixels."""
         vision = self._config.vision
         assert vision is not None, "render refuses pictures for text models"
-        if self._scheduler.images.get(image.digest) is not None:
-            return None
+        known = self._scheduler.images.known(image.digest)
+        if known is not None:
+            return known
         return preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
 
     # --- the step thread's side
 
     def _run(self) -> None:
-        events: list[tuple[Sequence, Chunk]] = []
+        events: list[tuple[Sequence, Event]] = []
         delivered = 0.0
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._drain():
-                try:
-                    events += self._scheduler.step()
-                except Exception as error:
-                    failure = _translated(error)
-                    self._deliver([(sequence, failure) for sequence in self._scheduler.abandon()])
+                events += self._scheduler.step()
                 now = time.monotonic()
                 if now - delivered >= DELIVER_EVERY_S or any(_urgent(*event) for event in events):
                     self._deliver(events)
                     events, delivered = [], now
-        closed = EngineError("the engine was closed")
-        self._deliver([(sequence, closed) for sequence in self._scheduler.abandon()])
+        self._scheduler.abandon(EngineError("the engine was closed"))
+        self._deliver([*events, *self._scheduler.take_events()])
 
     def _drain(self) -> bool:
         """Do what callers asked for, waiting where there is nothing to run; False once the engine is closed."""
@@ -219,7 +219,7 @@ class LocalEngine:
                 return False
             job()
 
-    def _deliver(self, events: "Ordered[tuple[Sequence, Chunk | GhostvisError]]") -> None:
+    def _deliver(self, events: "Ordered[tuple[Sequence, Event]]") -> None:
         """Hand a step's results over, waking each event loop once."""
         by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = defaultdict(list)
         for sequence, event in events:
@@ -233,9 +233,9 @@ class LocalEngine:
                 continue
 
 
-def _urgent(sequence: Sequence, chunk: Chunk) -> bool:
-    """A first token is timed, and a last one is waited for."""
-    return chunk.finish_reason is not None or len(sequence.output) <= 1
+def _urgent(sequence: Sequence, event: Event) -> bool:
+    """A first token is timed, and an end is waited for."""
+    return isinstance(event, GhostvisError) or event.finish_reason is not None or len(sequence.output) <= 1
 
 
 def _call_all(calls: list[Callable[[], None]]) -> None:
@@ -267,7 +267,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 def _choose_decode(decoder: Decoder, settings: LocalSettings) -> Decode:
     on_cpu = decoder.lm_head.weight.device.type == "cpu"
-    return Compiled(decoder) if settings.compile and on_cpu else Eager(decoder)
+    return compiled(decoder) if settings.compile and on_cpu else Eager(decoder)
 
 
 def _choose_threads(model: torch.nn.Module, settings: LocalSettings) -> int | None:
@@ -288,18 +288,3 @@ def _choose_layout(loaded: LoadedModel, wanted: Layout | None) -> tuple[Layout, 
         "the checkpoint does not record its layout: taking prepend_slots, as the published trainer (--layout)"
     )
     return "prepend_slots", [notice]
-
-
-def _translated(error: Exception) -> GhostvisError:
-    """Running out of memory is the user's to solve; anything else that torch raises is a bug, kept whole."""
-    if isinstance(error, GhostvisError):
-        return error
-    text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return MemoryLimitError(
-            f"out of memory: {text.splitlines()[0] if text else 'the allocation failed'}",
-            hint="lower --max-tokens or the number of requests at once, or use --dtype bfloat16",
-        )
-    failure = GhostvisError(f"the step thread failed: {type(error).__name__}: {text}")
-    failure.__cause__ = error
-    return failure

@@ -7,23 +7,32 @@ from ghostvis_cli.model.config import DecoderConfig
 from ghostvis_cli.model.decoder import KVCache
 
 FIRST_CAPACITY = 256  # positions; doubles as sequences grow
+IDLE_BYTES = 64 * 1024**2  # more than this is given back when nothing runs
 
 
 class Rows:
     def __init__(self, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.device, self.dtype = config, device, dtype
-        self.cache = KVCache.empty(config, 1, FIRST_CAPACITY, device=device, dtype=dtype)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.cache = KVCache.empty(self.config, 1, FIRST_CAPACITY, device=self.device, dtype=self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.cache.k + self.cache.v)
 
     def reserve(self, rows: int, capacity: int) -> None:
-        """Make room for that many rows and positions, keeping what is there."""
+        """Make room for that many rows and positions, keeping what is there. What grows, doubles."""
         old = self.cache
         if rows <= old.rows and capacity <= old.capacity:
             return
-        rows = old.rows if rows <= old.rows else max(rows, 2 * old.rows)
+        if rows > old.rows:
+            rows = max(rows, 2 * old.rows)
         if capacity > old.capacity:
-            capacity = min(max(capacity, 2 * old.capacity), self.config.max_positions)
-        else:
-            capacity = old.capacity
+            capacity = max(capacity, min(2 * old.capacity, self.config.max_positions))
+        rows, capacity = max(rows, old.rows), max(capacity, old.capacity)
         new = KVCache.empty(self.config, rows, capacity, device=self.device, dtype=self.dtype)
         for ours, theirs in zip(new.k + new.v, old.k + old.v, strict=True):
             ours[: old.rows, :, : old.capacity] = theirs

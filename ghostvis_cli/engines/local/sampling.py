@@ -6,6 +6,8 @@ from torch import Tensor
 
 from ghostvis_cli.engines.base import Sampling, TokenLogprob
 
+COLDEST = 1e-6  # below it the likeliest token has all the probability, and float32 none left to divide by
+
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Logits (V,) of ids already `seen` (n,): positive ones divided by the penalty, negative ones multiplied."""
@@ -15,7 +17,7 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
     """One id from logits (V,) float32. Ties go to the lowest id. Greedy ignores every filter."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return int(logits.argmax())
     count = min(sampling.top_k or logits.numel(), logits.numel())
     if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:

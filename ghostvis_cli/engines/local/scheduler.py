@@ -8,7 +8,7 @@ after them, so that it can join without moving.
 from collections import deque
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,14 +18,21 @@ from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.engines.base import Chunk, FinishReason, Sampling, Usage
 from ghostvis_cli.engines.local.cache import ImageCache, PrefixCache, common_prefix, identities
 from ghostvis_cli.engines.local.decode import Decode, Eager
-from ghostvis_cli.engines.local.rows import Rows
+from ghostvis_cli.engines.local.failures import explained
+from ghostvis_cli.engines.local.rows import IDLE_BYTES, Rows
 from ghostvis_cli.engines.local.sampling import logprob, penalise, sample
 from ghostvis_cli.engines.local.text_stream import TextStream
+from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.model.ghostvis import GhostVis
 from ghostvis_cli.prompt import VISION_ROW, Prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Picture: TypeAlias = (
+        "NDArray[Any] | Tensor"  # preprocessed pixels (3, S, S), or rows (N, D) already known
+    )
+Event: TypeAlias = Chunk | GhostvisError  # an error ends its sequence, as a chunk with a finish reason does
 
 
 @dataclass(eq=False)
@@ -33,7 +40,7 @@ class Sequence:
     """One request on its way. `filled` counts the positions whose keys and values are in the cache."""
 
     prompt: Prompt
-    pixels: "Ordered[NDArray[Any] | None]"  # preprocessed, one per picture; None where its rows are known
+    pictures: "Ordered[Picture]"  # one per picture of the prompt
     sampling: Sampling
     identity: "NDArray[np.int64]"
     text: TextStream
@@ -46,7 +53,7 @@ class Sequence:
 
     @classmethod
     def start(
-        cls, prompt: Prompt, pixels: "Ordered[NDArray[Any] | None]", sampling: Sampling, image_tokens: int
+        cls, prompt: Prompt, pictures: "Ordered[Picture]", sampling: Sampling, image_tokens: int
     ) -> "Sequence":
         generator = None
         if sampling.temperature > 0:
@@ -56,17 +63,16 @@ class Sequence:
             else:
                 generator.manual_seed(sampling.seed)
         identity = identities(prompt, image_tokens)
-        return cls(prompt, pixels, sampling, identity, TextStream(sampling.stop), generator)
+        return cls(prompt, pictures, sampling, identity, TextStream(sampling.stop), generator)
 
     @property
     def usage(self) -> Usage:
         prompt = self.prompt
         return Usage(len(prompt.ids), len(self.output), self.cached_tokens, prompt.image_tokens)
 
-    @property
-    def capacity(self) -> int:
-        """Positions it may come to need."""
-        return len(self.prompt.ids) + self.sampling.max_tokens
+    def seen(self) -> list[int]:
+        """Ids that a repetition penalty falls on: each id of prompt and answer once."""
+        return sorted({*self.prompt.ids, *self.output} - {VISION_ROW})
 
 
 class Scheduler:
@@ -91,7 +97,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.reading: Sequence | None = None
         self.running: list[Sequence] = []
-        self.events: list[tuple[Sequence, Chunk]] = []
+        self.events: list[tuple[Sequence, Event]] = []
 
     @property
     def busy(self) -> bool:
@@ -108,23 +114,28 @@ class Scheduler:
         elif not sequence.done:
             self._leave(sequence)
 
-    def step(self) -> list[tuple[Sequence, Chunk]]:
-        """One round; the chunks it produced, in order."""
-        self.events = []
-        self._read_prompts()
-        if self.running:
-            self._decode()
-        return self.events
+    def step(self) -> list[tuple[Sequence, Event]]:
+        """One round; what it produced, in order. A fault of one sequence is its own; a fault of all ends all."""
+        try:
+            self._read_prompts()
+            if self.running:
+                self._decode()
+        except Exception as error:
+            self.abandon(explained(error))
+        return self.take_events()
 
-    def abandon(self) -> list[Sequence]:
-        """After a failure: drop every sequence and the cache's rows; the caller tells their owners."""
-        dropped = [*self.running, *([self.reading] if self.reading else []), *self.waiting]
-        for sequence in dropped:
+    def abandon(self, reason: GhostvisError) -> None:
+        """Drop every sequence with this reason, and start afresh."""
+        for sequence in [*self.running, *([self.reading] if self.reading else []), *self.waiting]:
             sequence.done = True
+            self.events.append((sequence, reason))
         self.running, self.reading = [], None
         self.waiting.clear()
-        self.rows = Rows(self.model.config.decoder, device=self.device, dtype=self.rows.dtype)
-        return dropped
+        self.rows.reset()
+
+    def take_events(self) -> list[tuple[Sequence, Event]]:
+        events, self.events = self.events, []
+        return events
 
     # --- reading prompts
 
@@ -132,9 +143,13 @@ class Scheduler:
         budget = self.prefill_tokens
         while budget > 0 and (sequence := self.reading or self._admit()):
             start, end = sequence.filled, min(sequence.filled + budget, len(sequence.prompt.ids))
-            hidden = self._read_chunk(sequence, start, end)
-            sequence.filled = end
             budget -= end - start
+            try:
+                hidden = self._read_chunk(sequence, start, end)
+            except Exception as error:
+                self._fail(sequence, error)
+                continue
+            sequence.filled = end
             if end == len(sequence.prompt.ids):
                 self.reading, sequence.vision_rows = None, None
                 self.running.append(sequence)
@@ -144,9 +159,13 @@ class Scheduler:
         """Give the longest-waiting sequence a row, begun with the longest known beginning of its prompt."""
         if not self.waiting or len(self.running) >= self.max_batch:
             return None
-        sequence, row = self.waiting[0], len(self.running)
-        self.rows.reserve(row + 1, sequence.capacity)
-        self.reading = self.waiting.popleft()
+        self.reading = sequence = self.waiting.popleft()
+        row = len(self.running)
+        try:
+            self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
+        except Exception as error:
+            self._fail(sequence, error)
+            return self._admit()
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.best(sequence.identity[:most])
         live, source = max(
@@ -181,27 +200,24 @@ class Scheduler:
     def _vision_rows(self, sequence: Sequence) -> Tensor:
         """All of a prompt's picture rows (pictures x N, D); pictures not seen before go through the tower."""
         if sequence.vision_rows is None:
-            images = sequence.prompt.images
-            new = {
-                image.digest: pixels
-                for image, pixels in zip(images, sequence.pixels, strict=True)
-                if pixels is not None and image.digest not in self.images
-            }
-            known = {
-                image.digest: rows for image in images if (rows := self.images.get(image.digest)) is not None
-            }
-            if new:
-                batch = torch.from_numpy(np.stack(list(new.values()))).to(self.device)
-                encoded = self.model.encode_images(batch)
-                known |= dict(zip(new, encoded, strict=True))
-                self.images.put(new, encoded)
-            sequence.vision_rows = torch.cat([known[image.digest] for image in images])
+            digests = [image.digest for image in sequence.prompt.images]
+            rows: dict[str, Tensor] = {}
+            for digest, picture in zip(digests, sequence.pictures, strict=True):
+                known = picture if isinstance(picture, Tensor) else rows.get(digest)
+                known = self.images.known(digest) if known is None else known
+                if known is None:
+                    pixels = torch.from_numpy(picture).to(self.device)
+                    known = self.model.encode_images(pixels[None])[0]
+                rows[digest] = known
+                self.images.put(digest, known)
+            sequence.vision_rows = torch.cat([rows[digest] for digest in digests])
         return sequence.vision_rows
 
     # --- decoding
 
     def _decode(self) -> None:
         batch = list(self.running)
+        self.rows.reserve(len(batch), max(sequence.filled for sequence in batch) + 1)
         logits = self.decode(
             self.rows,
             [sequence.output[-1] for sequence in batch],
@@ -216,17 +232,19 @@ class Scheduler:
         """The next token of each sequence from logits (B, V), and what follows from it."""
         likeliest = logits.argmax(dim=-1).tolist()
         for sequence, row, greedy in zip(batch, logits, likeliest, strict=True):
-            sampling = sequence.sampling
-            token = greedy
-            if sampling.temperature > 0 or sampling.repetition_penalty != 1:
-                adjusted = row
-                if sampling.repetition_penalty != 1:
-                    seen = {*sequence.prompt.ids, *sequence.output} - {VISION_ROW}
-                    adjusted = penalise(
-                        row, torch.tensor(sorted(seen), device=self.device), sampling.repetition_penalty
-                    )
-                token = sample(adjusted, sampling, sequence.generator)
-            self._accept(sequence, token, row)
+            try:
+                self._accept(sequence, self._pick(sequence, row, greedy), row)
+            except Exception as error:
+                self._fail(sequence, error)
+
+    def _pick(self, sequence: Sequence, logits: Tensor, greedy: int) -> int:
+        sampling = sequence.sampling
+        if sampling.repetition_penalty != 1:
+            seen = torch.tensor(sequence.seen(), device=self.device)
+            logits = penalise(logits, seen, sampling.repetition_penalty)
+        elif sampling.temperature == 0:
+            return greedy
+        return sample(logits, sampling, sequence.generator)
 
     def _accept(self, sequence: Sequence, token: int, logits: Tensor) -> None:
         sampling = sequence.sampling
@@ -250,21 +268,36 @@ class Scheduler:
         self.events.append((sequence, replace(last, finish_reason=reason, usage=sequence.usage)))
         self._leave(sequence)
 
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End one sequence with an error of its own. What it cached may be wrong, so it is not kept."""
+        self.events.append((sequence, explained(error)))
+        sequence.filled = 0
+        self._leave(sequence)
+
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out of its row, keep what it computed, and close the gap."""
         sequence.done = True
-        ids = np.concatenate((sequence.identity, np.asarray(sequence.output, dtype=np.int64)))[
-            : sequence.filled
-        ]
+        last = len(self.running) - 1
         if sequence is self.reading:
-            self.prefixes.put(ids, self.rows, len(self.running))
+            self._keep(sequence, last + 1)
             self.reading = None
-            return
-        row, last = self.running.index(sequence), len(self.running) - 1
-        self.prefixes.put(ids, self.rows, row)
-        if row != last:
-            self.rows.copy(last, row, self.running[last].filled)
-            self.running[row] = self.running[last]
-        self.running.pop()
-        if self.reading:
-            self.rows.copy(last + 1, last, self.reading.filled)
+        else:
+            row = self.running.index(sequence)
+            self._keep(sequence, row)
+            if row != last:
+                self.rows.copy(last, row, self.running[last].filled)
+                self.running[row] = self.running[last]
+            self.running.pop()
+            if self.reading:
+                self.rows.copy(last + 1, last, self.reading.filled)
+        if not self.busy and self.rows.nbytes > IDLE_BYTES:
+            self.rows.reset()
+
+    def _keep(self, sequence: Sequence, row: int) -> None:
+        """Remember a row's positions for others; where there is no room for that, remember nothing at all."""
+        output = np.asarray(sequence.output, dtype=np.int64)
+        ids = np.concatenate((sequence.identity, output))[: sequence.filled]
+        try:
+            self.prefixes.put(ids, self.rows, row)
+        except (RuntimeError, MemoryError):
+            self.prefixes.clear()
