@@ -1,7 +1,7 @@
 """Who is let in, and for how long: body limits, the number of requests inside, clients leaving, the end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
@@ -93,29 +93,54 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def interleaved(
-    engine: Engine, requests: Sequence[GenerateRequest]
-) -> AsyncGenerator[tuple[int, Chunk], None]:
-    """(choice, chunk) of all requests as they come. Closing it aborts those that still run."""
-    arrived: asyncio.Queue[tuple[int, Chunk] | asyncio.Task[None]] = asyncio.Queue()
+    engine: Engine,
+    requests: Sequence[GenerateRequest],
+    saw: Callable[[int, Chunk], None],
+    pause_s: Callable[[], float],
+) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
+    """(choice, chunk) of all requests, in groups of what came within `pause_s` of the group before.
+
+    The first chunk of all and the last one of each choice do not wait. `saw` hears of each as it comes. Closing
+    this aborts the requests that still run.
+    """
+    loop, wake = asyncio.get_running_loop(), asyncio.Event()
+    group: list[tuple[int, Chunk]] = []
+    due = loop.time()
+    timer: asyncio.TimerHandle | None = None
 
     async def follow(index: int, request: GenerateRequest) -> None:
+        nonlocal timer
         async with aclosing(engine.generate(request)) as chunks:
             async for chunk in chunks:
-                arrived.put_nowait((index, chunk))
+                saw(index, chunk)
+                group.append((index, chunk))
+                if chunk.finish_reason is not None or loop.time() >= due:
+                    wake.set()
+                elif timer is None:
+                    timer = loop.call_at(due, wake.set)
 
     tasks = [asyncio.create_task(follow(index, request)) for index, request in enumerate(requests)]
     for task in tasks:
-        task.add_done_callback(arrived.put_nowait)
+        task.add_done_callback(lambda _: wake.set())
     try:
-        running = len(tasks)
+        running = True
         while running:
-            item = await arrived.get()
-            if isinstance(item, asyncio.Task):
-                item.result()  # raises what ended it
-                running -= 1
-            else:
-                yield item
+            await wake.wait()
+            wake.clear()
+            if timer is not None:
+                timer.cancel()
+                timer = None
+            ended = [task for task in tasks if task.done()]
+            running = len(ended) < len(tasks)
+            if group:
+                ready, group = group, []
+                due = loop.time() + pause_s()
+                yield ready
+            for task in ended:
+                task.result()  # raises what ended it
     finally:
+        if timer is not None:
+            timer.cancel()
         await _end(*tasks)
 
 

@@ -80,6 +80,7 @@ class RequestMetrics:
         self.streaming = "true" if streaming else "false"
         self.started_s = time.perf_counter()
         self.last_token_s: dict[int, float] = {}
+        self.token_gap_s = metrics.token_gap_s.labels(self.model)  # looked up once, not once a token
         self.place = metrics.queued.labels(self.model)
         self.place.inc()
 
@@ -94,7 +95,7 @@ class RequestMetrics:
         if index in self.last_token_s:
             gap_s = (now_s - self.last_token_s[index]) / len(chunk.token_ids)
             for _ in chunk.token_ids:
-                self.metrics.token_gap_s.labels(self.model).observe(gap_s)
+                self.token_gap_s.observe(gap_s)
         self.last_token_s[index] = now_s
 
     def finished(self, total: Usage) -> None:

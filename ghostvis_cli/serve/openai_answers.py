@@ -3,12 +3,14 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 from ghostvis_cli.engines.base import Chunk, TokenLogprob, Usage
 from ghostvis_cli.serve.openai_types import Call
 from ghostvis_cli.serve.settings import Vocabulary
+
+Group: TypeAlias = Sequence[tuple[int, Chunk]]  # choices and their chunks, in the order they came
 
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
 
@@ -25,8 +27,9 @@ class Answer(ABC):
         self.head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
         self.chunks: list[list[Chunk]] = [[] for _ in call.requests]
 
-    def add(self, index: int, chunk: Chunk) -> None:
-        self.chunks[index].append(chunk)
+    def add(self, group: Group) -> None:
+        for index, chunk in group:
+            self.chunks[index].append(chunk)
 
     def whole(self) -> dict[str, Any]:
         choices = []
@@ -36,11 +39,24 @@ class Answer(ABC):
             choices.append(choice | self._token_fields(index, chunks))
         return {**self.head, "object": self.object_whole, "choices": choices, "usage": self.usage()}
 
-    def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """What a stream says about one chunk. The role comes first, the finish reason last and alone."""
+    def events(self, group: Group) -> list[dict[str, Any]]:
+        """What a stream says about these chunks: an event for each choice, in which its tokens stand together.
+
+        A choice's role comes first, its finish reason last and alone.
+        """
+        by_choice: dict[int, list[Chunk]] = {}
+        for index, chunk in group:
+            by_choice.setdefault(index, []).append(chunk)
+        return [
+            event
+            for index, chunks in by_choice.items()
+            for event in self._choice_events(index, joined(chunks))
+        ]
+
+    def _choice_events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         if not self.chunks[index]:
             yield from self._opening(index)
-        self.add(index, chunk)
+        self.chunks[index].append(chunk)
         extras = self._token_fields(index, [chunk])
         if chunk.text or chunk.logprobs or (self.call.token_ids and chunk.token_ids):
             yield self._event({"index": index, **self._delta(chunk.text), "finish_reason": None} | extras)
@@ -164,6 +180,19 @@ class TextAnswer(Answer):
             ],
             "text_offset": offsets,
         }
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Chunks that follow each other as one."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(id_ for chunk in chunks for id_ in chunk.token_ids),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        finish_reason=chunks[-1].finish_reason,
+        usage=chunks[-1].usage,
+    )
 
 
 def answer_for(call: Call, model: str, vocabulary: Vocabulary | None) -> Answer:

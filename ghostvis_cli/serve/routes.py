@@ -37,6 +37,10 @@ OPEN_PATHS = ("/healthz", "/readyz")  # for probes, which carry no key
 NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 READER_THREADS = 4  # pictures decoded at once; more would only cost memory
+# Of all streams together: beyond it, tokens of a stream that come soon after each other share an event. A write
+# makes the engine's thread wait for the interpreter, and with many streams that is what would slow them all.
+WRITES_PER_S = 500
+LONGEST_PAUSE_S = 0.05  # between two events of a stream
 
 
 class ServerState:
@@ -241,18 +245,18 @@ class Generation:
         self, served: Served, call: Call, answer: Answer, watched: RequestMetrics, stream: "EventStream"
     ) -> None:
         """Nothing is sent before the first chunk, so that a refusal by the engine still gets its status."""
-        async with aclosing(interleaved(served.engine, call.requests)) as chunks:
-            async for index, chunk in chunks:
-                watched.saw(index, chunk)
+        chunks = interleaved(served.engine, call.requests, watched.saw, self._pause_s)
+        async with aclosing(chunks) as groups:
+            async for group in groups:
                 if not call.stream:
-                    answer.add(index, chunk)
-                    continue
-                for event in answer.events(index, chunk):
-                    await stream.send(event)
+                    answer.add(group)
+                elif events := answer.events(group):
+                    await stream.send(*events)
         if call.stream:
-            if call.include_usage:
-                await stream.send(answer.usage_event())
-            await stream.end()
+            await stream.end(*([answer.usage_event()] if call.include_usage else []))
+
+    def _pause_s(self) -> float:
+        return min(LONGEST_PAUSE_S, len(self.state.gate.inside) / WRITES_PER_S)
 
 
 class EventStream:
@@ -268,25 +272,30 @@ class EventStream:
         self._send = send
         self.begun = self.ended = False
 
-    async def send(self, event: dict[str, Any]) -> None:
+    async def send(self, *events: dict[str, Any]) -> None:
+        """All of them in one write."""
         if not self.begun:
             self.begun = True
             headers = list(self.HEADERS)
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._write(json.dumps(event, separators=(",", ":")), more=True)
+        await self._write(*map(_compact, events), more=True)
 
     async def fail(self, error: ApiError) -> None:
         """The last words of an answer that was cut short: no [DONE]. Nothing if it was complete already."""
         if not self.ended:
-            await self._write(json.dumps(error.body(), separators=(",", ":")), more=False)
+            await self._write(_compact(error.body()), more=False)
 
-    async def end(self) -> None:
-        await self._write("[DONE]", more=False)
+    async def end(self, *events: dict[str, Any]) -> None:
+        await self._write(*map(_compact, events), "[DONE]", more=False)
 
-    async def _write(self, content: str, *, more: bool) -> None:
+    async def _write(self, *contents: str, more: bool) -> None:
         self.ended = not more
-        body = f"data: {content}\n\n".encode("ascii")
+        body = "".join(f"data: {content}\n\n" for content in contents).encode("ascii")
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _compact(body: dict[str, Any]) -> str:
+    return json.dumps(body, separators=(",", ":"))
 
 
 async def _json_body(state: ServerState, headers: Headers, receive: Receive) -> bytes:

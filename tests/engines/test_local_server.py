@@ -177,6 +177,7 @@ class Stalls(FakeEngine):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         yield Chunk("a", (1,))
+        await asyncio.sleep(0)
         yield Chunk(" b", (1,))
         await asyncio.Event().wait()
 
