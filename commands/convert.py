@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostvis_cli.cli import options, output
-from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.errors import EngineError, MemoryLimitError, UsageError
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -24,6 +24,7 @@ EXAMPLES = """Examples:
 
   ghostvis convert --source demo --dry-run
 """
+NOTABLE_BYTES = 2 * 10**9
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
 
 
@@ -51,6 +52,12 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Replace DIR, if an earlier convert made it.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Compare answers with the checkpoint's before anything is replaced."
+        ),
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing: list the tensors and their sizes.")
     ] = False,
@@ -76,13 +83,16 @@ def convert(
     if out is None and not dry_run:
         raise UsageError("where to?", hint="--out DIR, or --dry-run")
     resolved = options.resolve_profile(ctx)
-    settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force)
+    settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force, verify=verify)
     plan = run.plan(_chosen(resolved.profile), settings)
     output.notices(plan.notices)
     if dry_run or out is None:
         _show_plan(plan, json=json)
         return
+    if verify:
+        _prepare_to_verify(plan)
     certificate = asyncio.run(_run(plan, out))
+    output.notice(_summary(certificate))
     if json:
         output.record({"schema_version": output.SCHEMA_VERSION, "path": str(out), "parity": certificate})
     else:
@@ -102,7 +112,9 @@ def _chosen(profile: "Profile") -> "Checkpoint":
     return checkpoint
 
 
-def _settings(dtype: str, max_shard_size: str, profile: "Profile", *, force: bool) -> "ConvertSettings":
+def _settings(
+    dtype: str, max_shard_size: str, profile: "Profile", *, force: bool, verify: bool
+) -> "ConvertSettings":
     from ghostvis_cli.convert.run import ConvertSettings
 
     if dtype not in ("bfloat16", "float16", "float32"):
@@ -113,6 +125,7 @@ def _settings(dtype: str, max_shard_size: str, profile: "Profile", *, force: boo
         layout=layout,
         max_shard_bytes=parse_size(max_shard_size),
         force=force,
+        verify=verify,
     )
 
 
@@ -122,6 +135,45 @@ def parse_size(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise UsageError(f"--max-shard-size {text!r} is not a size", hint="--max-shard-size 5GB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2].upper())))
+
+
+def _prepare_to_verify(plan: "Plan") -> None:
+    """Refuse beforehand what would fail after minutes of writing."""
+    from importlib.util import find_spec
+
+    from ghostvis_cli.checkpoint.load import parameters
+    from ghostvis_cli.convert.mapping import verification_bytes
+    from ghostvis_cli.doctor.machine import read_memory
+
+    if find_spec("transformers") is None:
+        raise EngineError(
+            "verification needs transformers, which is not installed",
+            hint="pip install 'ghostvis-cli[convert]', or --no-verify",
+        )
+    needed = verification_bytes(plan.classified.config, parameters(plan.checkpoint))
+    if needed > NOTABLE_BYTES:
+        output.notice(f"verification will take up to {needed / 1e9:.1f} GB of memory; --no-verify skips it")
+    memory = read_memory()
+    if memory is not None and memory.available_bytes < needed:
+        raise MemoryLimitError(
+            f"verification takes up to {needed / 1e9:.1f} GB of memory, "
+            f"{memory.available_bytes / 1e9:.1f} GB are free",
+            hint="--no-verify",
+        )
+
+
+def _summary(certificate: dict[str, Any]) -> str:
+    verification = certificate["verification"]
+    made = f"{certificate['architecture']}, {certificate['weights_bytes'] / 1e9:.2f} GB as {certificate['dtype']}"
+    if verification["skipped"]:
+        return f"{made}; not verified"
+    figures = {check["name"]: check["value"] for check in verification["checks"]}
+    matched = sum(case["greedy_match"] for case in verification["cases"])
+    asked = sum(case["greedy_tokens"] for case in verification["cases"])
+    return (
+        f"{made}; verified: max |logit difference| {figures['max |logit difference|']:.2g}, "
+        f"top-1 agreement {figures['top-1 agreement']:.1%}, {matched} of {asked} greedy tokens"
+    )
 
 
 async def _run(plan: "Plan", out: Path) -> dict[str, Any]:

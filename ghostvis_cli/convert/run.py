@@ -1,4 +1,4 @@
-"""One conversion: what is to be written, written, and put in its place."""
+"""One conversion: what is to be written, written, verified, and put in its place."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ from ghostvis_cli.convert import shards, staging
 from ghostvis_cli.convert import tokenizer as tokenizer_files
 from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
 from ghostvis_cli.convert.shards import INDEX, Shard
-from ghostvis_cli.errors import ModelError
+from ghostvis_cli.errors import ExitCode, GhostvisError, ModelError
 from ghostvis_cli.model.config import Layout
 
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
@@ -36,6 +36,7 @@ class ConvertSettings:
     layout: Layout | None = None  # None: as the file says
     max_shard_bytes: int = 5 * 1000**3
     force: bool = False
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,58 @@ class Progress:
         return f"writing {share:4.0%} of {self.total_bytes / 1e9:.2f} GB"
 
 
+class CheckFailedError(GhostvisError):
+    """The certificate says no."""
+
+    code = ExitCode.CHECK_FAILED
+    kind = "check"
+
+
 class CancelledError(Exception):
     """Whoever asked for the conversion has left."""
 
 
 def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
-    """Write the directory `place`; the contents of its certificate."""
+    """Write the directory `place`; the contents of its certificate. CheckFailedError leaves DIR.failed."""
     place = place.expanduser().resolve()  # a link stays a link when what it names is replaced
+    failed = place.with_name(f"{place.name}.failed")
     staging.refuse_to_overwrite(place, force=plan.settings.force)
+    staging.refuse_to_overwrite(failed, force=True)
     with staging.staged(place, plan.weights_bytes + SMALL_FILES_BYTES) as directory:
         certificate = _write(plan, directory, progress)
-        certificate["verification"] = {"skipped": True}
+        certificate["verification"] = _verification(plan, directory, progress)
         _write_json(directory / staging.CERTIFICATE, certificate)
         progress.stage = "syncing"
         progress.check()
-        staging.publish(directory, place)
+        passed = certificate["verification"].get("passed", True)
+        staging.publish(directory, place if passed else failed)
+    if not passed:
+        raise CheckFailedError(
+            f"the converted model does not answer as the checkpoint does: {_faults(certificate)}",
+            hint=f"nothing was put at {place}; see {failed / staging.CERTIFICATE}",
+        )
     return certificate
+
+
+def _verification(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
+    if not plan.settings.verify:
+        return {"skipped": True}
+    from ghostvis_cli.convert.verify import verify
+
+    progress.stage = "verifying"
+    return verify(plan, directory, progress.check)
+
+
+def _faults(certificate: Mapping[str, Any]) -> str:
+    verification = certificate["verification"]
+    faults = [
+        f"{check['name']} {check['value']:.3g} (limit {check['limit']:g})"
+        for check in verification["checks"]
+        if not check["ok"]
+    ]
+    if layer := verification["first_diverging_layer"]:
+        faults.append(f"first diverging layer {layer}")
+    return "; ".join(faults)
 
 
 def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:

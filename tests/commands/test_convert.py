@@ -20,11 +20,13 @@ def convert(*args: object) -> Result:
 def test_a_conversion_prints_where_the_directory_is(tmp_path: Path) -> None:
     done = convert(SWIGLU, "--out", tmp_path / "out")
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'out'}\n")
+    assert "verified: max |logit difference|" in done.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_json_prints_the_certificate(tmp_path: Path) -> None:
-    done = convert("--checkpoint-path", SWIGLU, "--out", tmp_path / "out", "--json")
+    done = convert("--checkpoint-path", SWIGLU, "--out", tmp_path / "out", "--json", "--no-verify")
+    assert "not verified" in done.stderr
     record = json.loads(done.stdout)
     assert record["parity"] == json.loads((tmp_path / "out" / "parity.json").read_text())
 

@@ -8,7 +8,7 @@ import pytest
 from ghostvis_cli.convert import run, staging
 from ghostvis_cli.errors import ModelError, OutputError, UsageError
 from tests.conftest import Reference
-from tests.convert.conversions import converted
+from tests.convert.conversions import changed, converted
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_force_never_replaces_a_directory_that_convert_did_not_make(checkpoint, 
 def test_a_failure_half_way_leaves_what_was_there(checkpoint, tmp_path: Path) -> None:
     place = converted(checkpoint, tmp_path / "out")
     before = contents(place)
-    plan = run.plan(checkpoint, run.ConvertSettings(force=True))
+    plan = run.plan(checkpoint, run.ConvertSettings(force=True, verify=False))
     progress = run.Progress(plan.weights_bytes)
     progress.cancelled.set()
     with pytest.raises(run.CancelledError):
@@ -77,20 +77,11 @@ def test_a_disk_without_room_is_told_beforehand(tmp_path: Path) -> None:
 
 
 def test_values_that_do_not_fit_the_dtype_are_refused_by_name(checkpoint, tmp_path: Path) -> None:
-    import shutil
-
-    import torch
-
-    base = tmp_path / "base"
-    shutil.copytree(Reference("text_swiglu").base_dir, base)
-    path = next(base.rglob("model_*.pt"))
-    state = torch.load(path, weights_only=True)
-    state["lm_head.weight"][3, 3] = 1e6
-    torch.save(state, path)
-    from ghostvis_cli.checkpoint import locate
+    def change(state):
+        state["lm_head.weight"][3, 3] = 1e6
 
     with pytest.raises(ModelError, match=r"lm_head.weight holds values that are not finite as float16"):
-        converted(locate.find(base, "base"), tmp_path / "out", dtype="float16")
+        converted(changed(checkpoint, tmp_path / "in", change), tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
 
 

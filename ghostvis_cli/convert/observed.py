@@ -1,0 +1,197 @@
+"""What a model answers to the fixed cases: the checkpoint through our network, the directory through transformers.
+
+The two are run one after the other, so that memory holds one model at a time. T positions, V vocabulary, N rows a
+picture, D width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ghostvis_cli.checkpoint.load import load_model
+from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.convert.cases import Case
+from ghostvis_cli.images import EncodedImage
+from ghostvis_cli.model.config import Layout
+from ghostvis_cli.model.decoder import Decoder, KVCache, rms
+from ghostvis_cli.model.ghostvis import GhostVis
+from ghostvis_cli.model.preprocess import preprocess
+from ghostvis_cli.prompt import VISION_ROW
+
+GREEDY_TOKENS = 32
+
+
+@dataclass
+class Answer:
+    """One case. `ids` is the prompt, pictures' places as VISION_ROW; `greedy` what the source says next."""
+
+    ids: list[int]
+    greedy: list[int]
+    logits: Tensor  # (T, V) float32 of the prompt and all of `greedy` but its last
+    layers: list[Tensor] = field(
+        default_factory=list
+    )  # (T, D) normalised: the first's input, each one's output
+    logits_unrounded: Tensor | None = None  # the source's, had its rotary tables not been rounded to bfloat16
+    pixels: Tensor | None = None  # (pictures, 3, S, S)
+    rows: Tensor | None = None  # (pictures, N, D)
+
+
+@dataclass
+class Source:
+    """The checkpoint's answers, its weights rounded as the directory's are and the arithmetic in float32."""
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    layout: Layout | None
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def answer(self, cases: Sequence[Case], check: Callable[[], None]) -> None:
+        loaded = load_model(self.checkpoint, dtype=self.dtype)
+        model = loaded.model.float()
+        vision = model.config.vision
+        for case in cases:
+            check()
+            prompt = case.prompt(loaded.tokenizer, self.layout, vision.num_tokens if vision else 0)
+            self.answers[case.name] = _run(model, list(prompt.ids), _pixels(model, prompt.images))
+        _unround_rotary(model.decoder, max(len(answer.logits) for answer in self.answers.values()))
+        for answer in self.answers.values():
+            check()
+            with _watched(list(model.decoder.blocks)) as layers:
+                answer.logits_unrounded = model.decoder(_embedded(model, answer))[0]
+            answer.layers = layers()
+
+
+def _pixels(model: GhostVis, images: Sequence[EncodedImage]) -> Tensor | None:
+    vision = model.config.vision
+    if vision is None or not images:
+        return None
+    size, mean, std = vision.tower.image_size, vision.image_mean, vision.image_std
+    return torch.stack([torch.from_numpy(preprocess(image.pil(), size, mean, std)) for image in images])
+
+
+def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Answer:
+    """Greedy decoding over a cache, and the logits of every position it went through."""
+    decoder = model.decoder
+    T = len(ids)
+    cache = KVCache.empty(
+        decoder.config, 1, T + GREEDY_TOKENS, device=torch.device("cpu"), dtype=torch.float32
+    )
+    rows = None if pixels is None else model.encode_images(pixels)
+    answer = Answer(ids, [], torch.empty(0), pixels=pixels, rows=rows)
+    step = decoder.plan(torch.arange(T)[None], length=T)
+    logits = [decoder.logits(decoder.trunk(_embedded(model, answer), step, cache))[0]]
+    for position in range(T, T + GREEDY_TOKENS - 1):
+        answer.greedy.append(int(logits[-1][-1].argmax()))
+        step = decoder.plan(torch.tensor([[position]]), length=position + 1)
+        x = decoder.embed(torch.tensor([answer.greedy[-1:]]))
+        logits.append(decoder.logits(decoder.trunk(x, step, cache))[0])
+    answer.greedy.append(int(logits[-1][-1].argmax()))
+    answer.logits = torch.cat(logits)
+    return answer
+
+
+def _embedded(model: GhostVis, answer: Answer) -> Tensor:
+    """Prompt and greedy tokens but the last, as rows (1, T, D)."""
+    ids = torch.tensor([[*answer.ids, *answer.greedy[:-1]]])
+    x = model.decoder.embed(ids.clamp(min=0))
+    if answer.rows is not None:
+        x[ids == VISION_ROW] = answer.rows.flatten(0, 1)
+    return x
+
+
+def _unround_rotary(decoder: Decoder, positions: int) -> None:
+    """Give it the tables that transformers computes. Nothing else of the two should differ."""
+    h = decoder.config.head_dim
+    inverse = decoder.config.rope_theta ** -(torch.arange(0, h, 2, dtype=torch.float32) / h)
+    angle = torch.outer(torch.arange(positions, dtype=torch.float32), inverse)
+    cos, sin = angle.cos(), angle.sin()
+    decoder.cos, decoder.sin = torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
+
+
+class _Layers(Protocol):
+    def __call__(self) -> list[Tensor]: ...
+
+
+@contextmanager
+def _watched(blocks: Sequence[nn.Module]) -> Iterator[_Layers]:
+    """Collect what enters the first block and what each hands on, over any number of calls of one sequence."""
+    seen: list[list[Tensor]] = [[] for _ in range(len(blocks) + 1)]
+
+    def keep(index: int, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) else value
+        seen[index].append(rms(value.detach().float()).reshape(-1, value.size(-1)))
+
+    hooks = [
+        blocks[0].register_forward_pre_hook(
+            lambda _module, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
+    ]
+    for index, block in enumerate(blocks, start=1):
+        hooks.append(block.register_forward_hook(lambda _module, _args, out, i=index: keep(i, out)))
+    try:
+        yield lambda: [torch.cat(pieces) for pieces in seen]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Converted:
+    """The directory through its own loader: transformers' Auto classes, in float32."""
+
+    def __init__(self, directory: Path, *, vision: bool) -> None:
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.vision = vision
+        if vision:
+            import ghostvis_cli.hf  # noqa: F401 - registers the classes
+        auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+        self.model = auto.from_pretrained(directory, dtype=torch.float32).eval()
+        self.processor = transformers.AutoProcessor.from_pretrained(directory) if vision else None
+        self.tokenizer = (
+            self.processor.tokenizer
+            if self.processor
+            else transformers.AutoTokenizer.from_pretrained(directory)
+        )
+
+    @torch.inference_mode()
+    def answer(self, case: Case, greedy: list[int]) -> Answer:
+        """The same positions as the source's: the prompt as the directory renders it, then the source's tokens."""
+        inputs = self._inputs(case)
+        ids = inputs["input_ids"][0].tolist()
+        extended = torch.tensor([[*ids, *greedy[:-1]]])
+        pixels = inputs.get("pixel_values")
+        extra = {} if pixels is None else {"pixel_values": pixels}
+        base = self.model.model.language_model if self.vision else self.model.model
+        with _watched(list(base.layers)) as layers:
+            logits = self.model(input_ids=extended, **extra).logits[0].float()
+        if type(self.model).__name__ == "Qwen3ForCausalLM":  # which reads no cap from its configuration
+            cap = self.model.config.final_logit_softcapping
+            logits = cap * torch.tanh(logits / cap)
+        rows = None if pixels is None else self.model.get_image_features(pixels)
+        return Answer(
+            ids,
+            logits[len(ids) - 1 :].argmax(-1).tolist(),
+            logits,
+            layers(),
+            pixels=pixels,
+            rows=rows,
+        )
+
+    def _inputs(self, case: Case) -> Any:
+        conversation = case.for_template()
+        if self.processor is None:
+            return self.tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        text = self.processor.apply_chat_template(conversation, add_generation_prompt=True)
+        pictures = [image.pil() for image in case.pictures] or None
+        return self.processor(images=pictures, text=text, return_tensors="pt")

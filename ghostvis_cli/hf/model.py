@@ -1,0 +1,166 @@
+"""The vision model for transformers: their decoder, our vision part, and where its rows go.
+
+B rows of a batch, T positions, N rows a picture, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from ghostvis_cli.hf.config import GhostVisConfig
+from ghostvis_cli.model.decoder import rms
+from ghostvis_cli.model.vision import Vision
+
+
+@dataclass
+class GhostVisOutput(ModelOutput):
+    """logits (B, T, V) float32, softly capped."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class GhostVisPreTrainedModel(PreTrainedModel):
+    config_class = GhostVisConfig
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]  # noqa: RUF012 - the base class declares these so
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen3DecoderLayer", "NanoChatDecoderLayer", "TowerBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+
+class GhostVisModel(GhostVisPreTrainedModel):
+    """The decoder without its head, and the vision part."""
+
+    def __init__(self, config: GhostVisConfig) -> None:
+        super().__init__(config)
+        self.vision = Vision(config.vision_config.vision(), config.text_config.hidden_size)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
+        """(pictures, 3, S, S) -> (pictures, N, D) float32, normalised like the embedding table's rows."""
+        return rms(self.vision(pixel_values))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """`pixel_values` holds the pictures of all rows, in order; `input_ids` N image ids for each of them."""
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            if input_ids is None:
+                raise ValueError("pixel_values need input_ids, which say where the pictures stand")
+            rows = self.get_image_features(pixel_values).to(inputs_embeds)
+            places = picture_places(input_ids, self.config.image_token_id, self.config.image_layout)
+            if int(places.sum()) != rows.size(0) * rows.size(1):
+                raise ValueError(
+                    f"{rows.size(0)} pictures take {rows.size(0) * rows.size(1)} positions, "
+                    f"the prompt has {int(places.sum())}"
+                )
+            inputs_embeds = inputs_embeds.masked_scatter(places[..., None], rows)
+        return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+def picture_places(input_ids: Tensor, image_token_id: int, layout: str) -> Tensor:
+    """Which positions (B, T) of a prompt the pictures' rows take.
+
+    All that hold the image id; in prepend_slots the first half of them, since the others are ordinary tokens.
+    """
+    places = input_ids == image_token_id
+    if layout == "prepend_slots":
+        places &= places.cumsum(-1) <= places.sum(-1, keepdim=True) // 2
+    return places
+
+
+class GhostVisForConditionalGeneration(GhostVisPreTrainedModel, GenerationMixin):
+    def __init__(self, config: GhostVisConfig) -> None:
+        super().__init__(config)
+        self.model = GhostVisModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
+        return self.model.get_image_features(pixel_values)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> GhostVisOutput:
+        """`generate` reads from this signature what it may pass on."""
+        kwargs.pop("return_dict", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :]).float()
+        cap = self.config.text_config.final_logit_softcapping
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size)
+        return GhostVisOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Pictures belong to the prompt: once it is in the cache they are not encoded again."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        cache = kwargs.get("past_key_values")
+        if pixel_values is not None and (cache is None or not cache.get_seq_length()):
+            inputs["pixel_values"] = pixel_values
+        return inputs

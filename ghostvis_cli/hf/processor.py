@@ -1,0 +1,116 @@
+"""Pictures and text -> what the model takes: our own preprocessing, and N image ids in each picture's place."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image
+from transformers.processing_utils import ProcessorMixin
+
+from ghostvis_cli.model.config import Layout
+from ghostvis_cli.model.preprocess import HALF, preprocess
+
+# What stands in a rendered conversation for each picture: its rows' place, and in prepend_slots its slots too.
+MARKS_A_PICTURE: dict[Layout, int] = {
+    "inline": 1,
+    "prepend": 1,
+    "prepend_slots": 2,
+    "prepend_literal": 1,
+}
+
+
+class GhostVisImageProcessor(BaseImageProcessor):
+    """Shortest side to `image_size`, centre crop, normalise: pixel for pixel what training did."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 - as the base class declares it
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        image_mean: Sequence[float] = HALF,
+        image_std: Sequence[float] = HALF,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
+        """Upright pictures (Pillow, path, array or tensor; nested or not) -> pixel_values (B, 3, S, S)."""
+        mean, std = tuple(self.image_mean), tuple(self.image_std)
+        pixels = [
+            torch.from_numpy(preprocess(image, self.image_size, mean, std))  # type: ignore[arg-type]
+            for image in _flat(images)
+        ]
+        return BatchFeature({"pixel_values": torch.stack(pixels)}, tensor_type=return_tensors)
+
+
+def _flat(images: Any) -> Iterator[Image.Image]:
+    if isinstance(images, list | tuple):
+        for image in images:
+            yield from _flat(image)
+    elif isinstance(images, str):
+        yield load_image(images)
+    else:
+        yield images if isinstance(images, Image.Image) else to_pil_image(images)
+
+
+class GhostVisProcessor(ProcessorMixin):
+    """A tokenizer and an image processor. Text comes from the chat template, one image token a picture."""
+
+    attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        num_image_tokens: int = 64,
+        image_layout: Layout = "inline",
+        image_token: str = "<|image|>",
+        **_: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.num_image_tokens, self.image_layout, self.image_token = (
+            num_image_tokens,
+            image_layout,
+            image_token,
+        )
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+
+    def __call__(
+        self, images: Any = None, text: Any = None, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """input_ids and attention_mask (B, T), and pixel_values of all pictures where there are any."""
+        if text is None:
+            raise ValueError(
+                "there is no text: even a picture alone needs its place in a rendered conversation"
+            )
+        texts = [text] if isinstance(text, str) else list(text)
+        found = {}
+        pictures = 0
+        if images is not None and (flat := list(_flat(images))):
+            found = dict(self.image_processor(flat, return_tensors="pt"))
+            pictures = len(flat)
+        marks = sum(sample.count(self.image_token) for sample in texts)
+        if marks != pictures * MARKS_A_PICTURE[self.image_layout]:
+            raise ValueError(
+                f"{pictures} pictures need {pictures * MARKS_A_PICTURE[self.image_layout]} times "
+                f"{self.image_token} in layout {self.image_layout}, the text has {marks}"
+            )
+        expanded = [
+            sample.replace(self.image_token, self.image_token * self.num_image_tokens) for sample in texts
+        ]
+        for name in ("add_special_tokens", "padding_side", "text_kwargs", "images_kwargs", "common_kwargs"):
+            kwargs.pop(name, None)
+        allowed = {name: kwargs[name] for name in ("padding", "truncation", "max_length") if name in kwargs}
+        encoded = self.tokenizer(expanded, add_special_tokens=False, **allowed)
+        return BatchFeature({**encoded, **found}, tensor_type=return_tensors)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]

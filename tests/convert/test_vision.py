@@ -1,0 +1,141 @@
+"""A converted vision model in transformers' own doors: Auto classes, processor, pipeline, batches."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ghostvis_cli import demo
+from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.checkpoint.tokenizer import Tokenizer
+from ghostvis_cli.engines.base import GenerateRequest, Sampling
+from ghostvis_cli.images import load_image
+from ghostvis_cli.prompt import Message
+from tests.convert.conversions import converted
+
+transformers = pytest.importorskip("transformers")
+DEMO = locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG)
+QUESTIONS = ("What is in this picture?", "How many shapes are there?")
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return converted(DEMO, tmp_path_factory.mktemp("vision") / "vlm_tiny")
+
+
+@pytest.fixture(scope="module")
+def loaded(directory: Path):
+    import ghostvis_cli.hf  # noqa: F401 - the registration under test
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(directory)
+    return model, transformers.AutoProcessor.from_pretrained(directory)
+
+
+def asking(question: str, pictures: list[Path]) -> list[dict]:
+    content = [
+        *({"type": "image", "image": str(path)} for path in pictures),
+        {"type": "text", "text": question},
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def generated(loaded, *conversations: list[dict]) -> list[list[int]]:
+    """Greedy ids of each conversation, run as one batch, up to the end of the answer."""
+    model, processor = loaded
+    inputs = processor.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )
+    ids = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    end = processor.tokenizer.convert_tokens_to_ids("<|assistant_end|>")
+    return [row[: row.index(end)] if end in row else row for row in ids.tolist()]
+
+
+def answered_locally(requests: list[tuple[str, list[Path]]]) -> list[list[int]]:
+    from ghostvis_cli.engines.local import LocalEngine, LocalSettings
+
+    async def ask(engine: LocalEngine, question: str, pictures: list[Path]) -> list[int]:
+        message = Message.of("user", question, [load_image(str(path)) for path in pictures])
+        request = GenerateRequest(messages=(message,), sampling=Sampling(max_tokens=TOKENS, temperature=0))
+        return [id_ async for chunk in engine.generate(request) for id_ in chunk.token_ids]
+
+    async def ask_all() -> list[list[int]]:
+        async with await LocalEngine.load(DEMO, LocalSettings(device="cpu")) as engine:
+            return [await ask(engine, *request) for request in requests]
+
+    end = Tokenizer.load(DEMO.tokenizer_path).special("<|assistant_end|>")
+    return [[id_ for id_ in ids if id_ != end] for ids in asyncio.run(ask_all())]
+
+
+def test_generate_gives_the_local_engines_greedy_tokens(loaded) -> None:
+    requests = [(question, [picture]) for picture in demo.EXAMPLES for question in QUESTIONS]
+    requests += [("What differs?", [demo.EXAMPLES[0], demo.EXAMPLES[2]]), ("Who are you?", [])]
+    expected = answered_locally(requests)
+    assert [generated(loaded, asking(*request))[0] for request in requests] == expected
+
+
+def test_a_batch_of_unequal_conversations_is_answered_like_each_alone(loaded) -> None:
+    conversations = [
+        asking("What is in this picture?", [demo.EXAMPLES[1]]),
+        asking("Who are you?", []),
+        asking("What differs?", [demo.EXAMPLES[0], demo.EXAMPLES[2]]),
+    ]
+    assert generated(loaded, *conversations) == [generated(loaded, one)[0] for one in conversations]
+
+
+def test_the_pipeline_describes_a_picture(directory: Path) -> None:
+    import ghostvis_cli.hf  # noqa: F401
+
+    pipe = transformers.pipeline("image-text-to-text", model=str(directory))
+    conversation = asking(QUESTIONS[0], [demo.EXAMPLES[1]])
+    said = pipe(text=conversation, max_new_tokens=TOKENS, do_sample=False, return_full_text=False)
+    assert (
+        said[0]["generated_text"] == "A blue square, a yellow star and a green triangle on a gray background."
+    )
+
+
+def test_a_saved_copy_is_the_same_model(loaded, tmp_path: Path) -> None:
+    model, processor = loaded
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = (
+        transformers.AutoModelForImageTextToText.from_pretrained(tmp_path),
+        transformers.AutoProcessor.from_pretrained(tmp_path),
+    )
+    conversation = asking(QUESTIONS[1], [demo.EXAMPLES[0]])
+    assert generated(again, conversation) == generated(loaded, conversation)
+
+
+def test_sub_configs_are_real_ones(loaded) -> None:
+    config = loaded[0].config
+    assert type(config.text_config).__name__ == "Qwen3Config"
+    assert config.text_config.final_logit_softcapping == 15
+    assert config.vision_config.num_tokens == 64
+    assert config.get_text_config() is config.text_config
+
+
+def test_pictures_and_their_places_must_be_as_many(loaded) -> None:
+    model, processor = loaded
+    picture = Image.open(demo.EXAMPLES[0])
+    with pytest.raises(ValueError, match="1 pictures need 1 times"):
+        processor(text="no place", images=[picture])
+    with pytest.raises(ValueError, match="0 pictures need 0 times"):
+        processor(text="<|image|>")
+    inputs = processor(text="<|image|>", images=picture, return_tensors="pt")
+    with pytest.raises(ValueError, match="take 64 positions, the prompt has 63"):
+        model(input_ids=inputs["input_ids"][:, 1:], pixel_values=inputs["pixel_values"])
+
+
+def test_in_prepend_slots_the_first_half_of_a_rows_image_ids_are_places() -> None:
+    from ghostvis_cli.hf.model import picture_places
+
+    ids = torch.tensor([[9, 9, 1, 9, 9, 2], [9, 1, 2, 9, 3, 4]])
+    assert picture_places(ids, 9, "prepend_slots").int().tolist() == [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert picture_places(ids, 9, "inline").sum() == 6
