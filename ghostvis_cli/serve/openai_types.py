@@ -161,10 +161,10 @@ class RequestReader:
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def _sampling(self, kind: Kind, fields: Fields) -> Sampling:
-        max_tokens = fields.integer("max_completion_tokens")
+        max_tokens, newer_name = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
         top_k = fields.integer("top_k")
         given: dict[str, Any] = {
-            "max_tokens": fields.integer("max_tokens") if max_tokens is None else max_tokens,
+            "max_tokens": max_tokens if newer_name is None else newer_name,
             "temperature": fields.number("temperature"),
             "top_p": fields.number("top_p"),
             "top_k": 0 if top_k == -1 else top_k,  # SGLang's way to say: all

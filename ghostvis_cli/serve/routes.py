@@ -28,6 +28,7 @@ from ghostvis_cli.serve.api_errors import ApiError, as_api_error, stopping
 from ghostvis_cli.serve.metrics import Metrics, RequestMetrics
 from ghostvis_cli.serve.openai_answers import Answer, answer_for
 from ghostvis_cli.serve.openai_types import Call, Kind, RequestReader
+from ghostvis_cli.serve.openapi import DESCRIPTION
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 T = TypeVar("T")
@@ -86,6 +87,7 @@ def create_app(state: ServerState) -> Starlette:
             Route("/v1/chat/completions", Generation(state, "chat"), methods=["POST"]),
             Route("/v1/completions", Generation(state, "text"), methods=["POST"]),
             Route("/tokenize", views.tokenize, methods=["POST"]),
+            Route("/openapi.json", views.description),
         ],
         middleware=[Middleware(Front, state=state)],
         exception_handlers={HTTPException: _no_such_route},
@@ -161,6 +163,9 @@ class _Views:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self.state.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def description(self, request: Request) -> Response:
+        return JSONResponse(DESCRIPTION)
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._card(self.state.ready())]})
