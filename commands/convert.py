@@ -141,7 +141,6 @@ def _prepare_to_verify(plan: "Plan") -> None:
     """Refuse beforehand what would fail after minutes of writing."""
     from importlib.util import find_spec
 
-    from ghostvis_cli.checkpoint.load import parameters
     from ghostvis_cli.convert.mapping import verification_bytes
     from ghostvis_cli.doctor.machine import read_memory
 
@@ -150,7 +149,7 @@ def _prepare_to_verify(plan: "Plan") -> None:
             "verification needs transformers, which is not installed",
             hint="pip install 'ghostvis-cli[convert]', or --no-verify",
         )
-    needed = verification_bytes(plan.classified.config, parameters(plan.checkpoint))
+    needed = verification_bytes(plan.classified.config, plan.classified.parameters)
     if needed > NOTABLE_BYTES:
         output.notice(f"verification will take up to {needed / 1e9:.1f} GB of memory; --no-verify skips it")
     memory = read_memory()

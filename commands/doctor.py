@@ -33,7 +33,8 @@ def doctor(
         bool, typer.Option("--run/--no-run", help="Ask the model for text and about a picture.")
     ] = True,
     time_limit: Annotated[
-        float, typer.Option("--time-limit", min=1, metavar="SECONDS", help="For everything together.")
+        float,
+        typer.Option("--time-limit", min=1, max=86_400, metavar="SECONDS", help="For everything together."),
     ] = 60.0,
     source: options.Source = None,
     model_tag: options.ModelTag = None,

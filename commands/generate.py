@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostvis_cli.cli import options, output
-from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
+from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
 if TYPE_CHECKING:
     from ghostvis_cli.answer import Answer
@@ -138,6 +138,10 @@ def generate(
     texts = _prompts([*(prompts or []), *(prompt or [])], prompt_file, image or [])
     if json and len(texts) > 1:
         raise UsageError(f"--json prints one object, and there are {len(texts)} prompts", hint="--jsonl")
+    if raw and system:
+        raise UsageError("--raw takes no --system: it continues the text as it is", hint="leave out --raw")
+    if logprobs is not None and not (json or jsonl):
+        raise UsageError("--logprobs shows only in JSON", hint="add --json")
     if raw and image:
         raise UsageError(
             "--raw takes no pictures: their place is a matter of chat markup", hint="leave out --raw"
@@ -170,6 +174,8 @@ def _prompts(given: list[str], prompt_file: Path | None, images: list[str]) -> l
         texts.append(read_text(prompt_file))
     if not texts and "-" not in images and piped():
         texts.append(read_stdin())
+    if not all(text.strip() for text in texts):
+        raise InputError("the prompt is empty")
     if not texts:
         raise UsageError("no prompt", hint='ghostvis generate "What is in this picture?" --image FILE')
     return texts

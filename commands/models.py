@@ -1,11 +1,11 @@
 """`ghostvis models`: which checkpoints are there, and what each of them is."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.paths import expanded
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -26,7 +26,7 @@ def models(
     from ghostvis_cli.checkpoint import locate
 
     options.talk(quiet, verbose, color)
-    base = Path(base_dir).expanduser() if base_dir else locate.default_base_dir()
+    base = expanded(base_dir) if base_dir else locate.default_base_dir()
     found = [(checkpoint.source or "", checkpoint) for checkpoint in locate.scan(base)]
     found += [("demo", checkpoint) for checkpoint in locate.scan(demo.BASE_DIR)]
     records = [_record(source, checkpoint) for source, checkpoint in found]
@@ -46,14 +46,14 @@ def models(
 def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
     """One checkpoint; a damaged or foreign one is listed with the reason it can't be used."""
     from ghostvis_cli.checkpoint import load
-    from ghostvis_cli.errors import ModelError
+    from ghostvis_cli.errors import ModelError, one_line
 
     record: dict[str, Any] = {
         "source": source,
         "tag": checkpoint.tag,
         "step": checkpoint.step,
         "path": str(checkpoint.path),
-        "size_bytes": checkpoint.path.stat().st_size,
+        "size_bytes": None,
         "kind": None,
         "parameters": None,
         "vision": None,
@@ -62,15 +62,18 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
         "error": None,
     }
     try:
+        record["size_bytes"] = checkpoint.path.stat().st_size
         classified = load.inspect(checkpoint)
         config = classified.config
         record |= {
             "kind": classified.kind,
-            "parameters": load.parameters(checkpoint),
+            "parameters": classified.parameters,
             "vision": config.vision is not None,
             "layout": config.layout,
             "context_tokens": config.decoder.sequence_len,
         }
+    except OSError as error:  # a link that leads nowhere
+        record["error"] = f"{checkpoint.path}: {one_line(error)}"
     except ModelError as error:
         record["error"] = error.message
     return record
@@ -79,5 +82,5 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     parameters = f"{record['parameters'] / 1e6:,.1f}M" if record["parameters"] else "-"
     kind = record["kind"] or "not usable"
-    size = f"{record['size_bytes'] / 1e6:,.1f} MB"
+    size = f"{record['size_bytes'] / 1e6:,.1f} MB" if record["size_bytes"] is not None else "-"
     return (record["source"], record["tag"] or "-", str(record["step"]), kind, parameters, size)

@@ -63,7 +63,10 @@ def serve(
     max_body_mb: Annotated[
         float | None,
         typer.Option(
-            "--max-body-mb", min=0.001, help=f"Largest request body, MiB ({DEFAULT.max_body_bytes // MIB})."
+            "--max-body-mb",
+            min=0.001,
+            max=1_000_000,
+            help=f"Largest body, MiB ({DEFAULT.max_body_bytes // MIB}).",
         ),
     ] = None,
     max_waiting: Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 from ghostvis_cli.engines.base import Chunk, Completion, Engine, EngineInfo, GenerateRequest, gather
 
 SCHEMA_VERSION = 1
+SHORTEST_TIMED_S = 0.002  # engines hand tokens over in groups: less than this is the grouping, not the speed
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,10 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Decoding speed: tokens after the first over the time after the first."""
+        """Decoding speed: tokens after the first over the time after the first; None where that says nothing."""
         more = self.completion.usage.completion_tokens - 1
-        if more < 1 or self.ttft_s is None or self.total_s <= self.ttft_s:
-            return None
-        return more / (self.total_s - self.ttft_s)
+        after_s = self.total_s - self.ttft_s if self.ttft_s is not None else 0.0
+        return more / after_s if more > 0 and after_s >= SHORTEST_TIMED_S else None
 
     def statistics(self) -> str:
         """The one line of --stats: "ttft 41 ms · 312 tok/s · 128 + 57 tokens · 96 cached"."""

@@ -14,17 +14,25 @@ import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
-from ghostvis_cli.engines.base import Completion, Engine, EngineInfo, GenerateRequest, complete
+from ghostvis_cli.engines.base import (
+    CHAT_MAX_TOKENS,
+    Completion,
+    Engine,
+    EngineInfo,
+    GenerateRequest,
+    complete,
+)
 from ghostvis_cli.engines.factory import make_engine
 from ghostvis_cli.errors import EngineError, InputError
 from ghostvis_cli.images import EncodedImage, ImageLimits, load_image
-from ghostvis_cli.profile import Profile, resolve
-from ghostvis_cli.prompt import Message
+from ghostvis_cli.profile import Resolved, resolve
+from ghostvis_cli.prompt import Message, well_formed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
+LAST_WORDS_S = 5.0
 # A path or URL, encoded bytes, a PIL picture, or one that was loaded before.
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image | EncodedImage"
 
@@ -59,19 +67,23 @@ def create_sglang_engine(
         "engine.tensor_parallel_size": tensor_parallel_size,
         "engine.base_url": base_url,
     }
-    return GhostVisSGLangEngine(resolve(profile, flags=flags).profile)
+    return GhostVisSGLangEngine(resolve(profile, flags=flags))
 
 
 class GhostVisSGLangEngine:
     """A running engine, called synchronously. Close it, or use it as a context manager."""
 
-    def __init__(self, profile: Profile) -> None:
-        self._profile = profile
+    def __init__(self, resolved: Resolved) -> None:
+        self._profile = resolved.profile
+        self._chat_defaults: dict[str, Any] = (
+            {} if resolved.chose("sampling.max_tokens") else {"max_tokens": CHAT_MAX_TOKENS}
+        )
+        self._closing = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ghostvis-api", daemon=True)
         self._thread.start()
         try:
-            self._engine: Engine = self._wait(make_engine(profile))
+            self._engine: Engine = self._wait(make_engine(resolved.profile))
         except BaseException:
             self._stop()
             raise
@@ -101,6 +113,8 @@ class GhostVisSGLangEngine:
     ) -> list[Completion]:
         """As `generate`, with token ids, finish reason and usage."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for text in texts:
+            well_formed(text, "a prompt")
         attached = self._spread(images, len(texts))
         system = [Message.of("system", self._profile.system)] if self._profile.system else []
         settings = self._sampling(sampling)
@@ -122,13 +136,15 @@ class GhostVisSGLangEngine:
         message, of which some are None, puts each where it stands.
         """
         turns = self._turns(messages, images)
-        request = GenerateRequest(turns, sampling=self._sampling({"max_tokens": 200, **sampling}))
+        request = GenerateRequest(turns, sampling=self._sampling({**self._chat_defaults, **sampling}))
         return self._wait(complete(self._engine, request)).text
 
     def close(self) -> None:
-        if self._thread.is_alive():
-            self._wait(self._engine.aclose())
-            self._stop()
+        """Give the model back. Calls that are still running end with an EngineError."""
+        with self._closing:
+            if self._thread.is_alive():
+                self._wait(self._shut_down())
+                self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +166,13 @@ class GhostVisSGLangEngine:
             future.cancel()
             raise
 
+    async def _shut_down(self) -> None:
+        """Close the engine, then let whoever waited for it hear about it before the loop ends."""
+        await self._engine.aclose()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=LAST_WORDS_S)
+
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -160,7 +183,8 @@ class GhostVisSGLangEngine:
         from dataclasses import replace
 
         stop = changes.get("stop")
-        changes = {**changes, "stop": (stop,) if isinstance(stop, str) else tuple(stop)} if stop else changes
+        if isinstance(stop, str | list):
+            changes = {**changes, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
         return replace(self._profile.sampling, **changes)
 
     def _spread(self, images: Any, count: int) -> list[list[EncodedImage]]:
@@ -186,7 +210,7 @@ class GhostVisSGLangEngine:
         if isinstance(images, list | tuple) and len(images) == len(messages) and None in images:
             by_turn = [self._entry(entry) for entry in images]
         elif images is not None:
-            asked = [number for number, message in enumerate(messages) if message.get("role") == "user"]
+            asked = [i for i, message in enumerate(messages) if dict(message).get("role") == "user"]
             if not asked:
                 raise InputError("there is no user message that a picture could belong to")
             by_turn[asked[-1]] = self._entry(images)
@@ -197,10 +221,16 @@ class GhostVisSGLangEngine:
 
     def _load(self, source: Any) -> EncodedImage:
         limits: ImageLimits = self._profile.images
-        return source if isinstance(source, EncodedImage) else load_image(source, limits=limits)
+        if isinstance(source, EncodedImage):
+            return source
+        if not isinstance(source, str | bytes | os.PathLike) and not hasattr(source, "getexif"):
+            raise InputError(f"a picture is a path, URL, bytes or PIL image, not a {type(source).__name__}")
+        return load_image(source, limits=limits)
 
 
 def _message(message: Mapping[str, str], pictures: Sequence[EncodedImage]) -> Message:
+    if not isinstance(message, Mapping):
+        raise InputError(f"a message is a mapping, not a {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
         raise InputError('a message is {"role": "system" | "user" | "assistant", "content": text}')

@@ -101,6 +101,6 @@ def printable(name: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in name) or "''"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return printable(" ".join(text.split()))

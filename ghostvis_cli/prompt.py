@@ -26,9 +26,22 @@ IMAGE_TEXT = "<|image|>"
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
 
+def well_formed(text: object, name: str) -> None:
+    """InputError unless it is text that has bytes; the half surrogates of undecodable arguments have none."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} is a {type(text).__name__}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not valid Unicode at character {error.start}") from None
+
+
 @dataclass(frozen=True)
 class Text:
     text: str
+
+    def __post_init__(self) -> None:
+        well_formed(self.text, "the text")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, Self
 from ghostvis_cli.batch.manifest import Manifest, differences, plain_settings, sync_directory
 from ghostvis_cli.batch.rows import RunSettings
 from ghostvis_cli.errors import LockedError, OutputError, UsageError
+from ghostvis_cli.paths import expanded
 
 ELSEWHERE = "--output OTHER.jsonl"
 APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -75,7 +76,7 @@ class Journal:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Make or open it, and lock it until `close` or the end of the process, however that comes."""
-        path = path.expanduser().resolve()  # a link stays a link when the file it names is replaced
+        path = expanded(path).resolve()  # a link stays a link when the file it names is replaced
         if path.exists() and not path.is_file():
             raise UsageError(
                 f"--output {path} is not a regular file", hint="without --output, results go to stdout"

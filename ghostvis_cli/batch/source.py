@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 
 from ghostvis_cli.batch.rows import Row, RunSettings, read_row
 from ghostvis_cli.errors import InputError
+from ghostvis_cli.paths import expanded
 from ghostvis_cli.profile.values import shown
 
 LONGEST_LINE_BYTES = 64 * 2**20  # a picture of 32 MiB, the default limit, is 43 MiB as a data: URL
@@ -37,8 +38,8 @@ class RowFile:
     @classmethod
     def open(cls, path: str, settings: RunSettings) -> "RowFile":
         """Open and check a file, or stdin for `-`. InputError lists the lines that can't be used."""
-        name, file = ("stdin", _stdin()) if path == "-" else (path, _opened(Path(path).expanduser()))
-        directory = Path() if path == "-" else Path(path).expanduser().parent
+        name, file = ("stdin", _stdin()) if path == "-" else (path, _opened(expanded(path)))
+        directory = Path() if path == "-" else expanded(path).parent
         source = cls(name, directory, settings, _seekable(file))
         try:
             source._check()

@@ -4,7 +4,6 @@ A torch file is a zip: `data.pkl` says how tensors are cut from the storages bes
 admits the half dozen names that such a file needs and turns each tensor into a `TensorInfo`.
 """
 
-import io
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -14,7 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ghostvis_cli.errors import ModelError
+from ghostvis_cli.checkpoint import pickles
+from ghostvis_cli.errors import ModelError, one_line, printable
 
 # torch's storage class -> the dtype's name and its bytes an element
 STORAGES = {
@@ -33,7 +33,7 @@ T = TypeVar("T")
 HEADER_LIMIT_BYTES = 64 * 1024**2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
@@ -72,7 +72,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage: tuple[str, int], _offset: int, shape: tuple[int, ...], *_: Any) -> TensorInfo:
-    return TensorInfo(tuple(int(size) for size in shape), *storage)
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise ModelError(f"it holds a tensor of shape {printable(str(shape))}")
+    return TensorInfo(shape, *storage)
 
 
 def _parameter(tensor: TensorInfo, *_: Any) -> TensorInfo:
@@ -82,13 +84,15 @@ def _parameter(tensor: TensorInfo, *_: Any) -> TensorInfo:
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensor name -> TensorInfo of a flat state dict, or of one under `model` or `state_dict`."""
     try:
+        if not path.is_file():
+            raise ModelError("it is not a file" if path.exists() else "it does not exist")
         with zipfile.ZipFile(path) as archive:
-            pickles = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            if len(pickles) != 1:
+            entries = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
+            if len(entries) != 1:
                 raise ModelError("it is a zip, but not one that torch.save wrote")
-            if pickles[0].file_size > HEADER_LIMIT_BYTES:
+            if entries[0].file_size > HEADER_LIMIT_BYTES:
                 raise ModelError("its header is larger than any checkpoint's")
-            content = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
+            content = pickles.load(archive.read(entries[0]), _Unpickler)
         return unwrap(content, TensorInfo)
     except ModelError as error:
         raise ModelError(f"{path}: {error.message}", hint=error.hint) from None
@@ -98,7 +102,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             hint="copy it again and compare the sizes",
         ) from None
     except OSError as error:
-        raise ModelError(f"{path} can't be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} can't be read: {one_line(error)}") from error
     except Exception as error:  # a hostile pickle can fail in any way at all
         raise ModelError(f"{path} is damaged: its header can't be read ({type(error).__name__})") from error
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ghostvis_cli.checkpoint.header import TensorInfo
 from ghostvis_cli.errors import ModelError
@@ -27,6 +27,7 @@ from ghostvis_cli.model.config import (
 from ghostvis_cli.model.preprocess import normalisation
 
 T = TypeVar("T")
+Shape: TypeAlias = tuple[int, ...]
 ROOTS = ("transformer.", "lm_head.", "vision_encoder.", "vision_resampler.", "vision_projector.")
 WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 
@@ -40,6 +41,30 @@ LATER_GENERATIONS = (
     (re.compile(r"value_embeds|ve_gate"), "of January to March 2026 (value embeddings)"),
     (re.compile(r"resid_lambdas|x0_lambdas"), "of January 2026 (residual scaling)"),
 )
+# Every key of `model_config` that any writer is known to use (format specification, section 2.1).
+KNOWN_CONFIG = frozenset(
+    {
+        *("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size"),
+        *("mlp_type", "rope_theta", "attention_bias", "window_pattern", "image_token_id", "layout"),
+        *("moe_num_experts", "moe_top_k", "moe_layer_start", "moe_layer_end", "moe_layer_stride"),
+        *(
+            "moe_capacity_factor",
+            "moe_aux_loss_coef",
+            "use_flash_attn",
+            "use_fused_kernels",
+            "use_fused_loss",
+        ),
+        *(
+            "use_gradient_checkpointing",
+            "vision_encoder_name",
+            "vision_encoder_trainable",
+            "vision_image_size",
+        ),
+        *("vision_num_tokens", "vision_resampler_mode", "vision_resampler_depth", "vision_resampler_heads"),
+        *("vision_proj_hidden", "vision_proj_dropout", "vision_encoder_heads"),
+    }
+)
+MOST_POSITIONS = 10_000_000  # beyond any real model; a hostile meta file must not size our tables
 # Stored by some writers, used by nobody: CLIP's pooled head, SigLIP's attention head, position numbers.
 UNUSED = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?(embeddings\.position_ids|head\..*)$")
 UNUSED_IN_CLIP = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?post_layernorm\.(weight|bias)$")
@@ -57,6 +82,7 @@ class Part:
 class Classified:
     config: GhostVisConfig
     parts: dict[str, Part]  # our parameter name -> the file's keys
+    parameters: int  # numbers in the file
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -128,13 +154,15 @@ class _Classifier:
     def __init__(self, tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any]) -> None:
         self.tensors, self.meta, self.stored = tensors, meta, _model_config(meta)
         self.parts: dict[str, Part] = {}
+        self.shapes: dict[str, Shape] = {}  # what each of the file's keys must be
         self.notices: list[str] = []
 
     def run(self) -> Classified:
         decoder = self.decoder()
         vision = self.vision(decoder.n_embd)
         self.account_for_every_key()
-        return Classified(GhostVisConfig(decoder, vision, self.layout()), self.parts, self.notices)
+        numbers = sum(info.numel for info in self.tensors.values())
+        return Classified(GhostVisConfig(decoder, vision, self.layout()), self.parts, numbers, self.notices)
 
     # --- reading
 
@@ -147,9 +175,22 @@ class _Classifier:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many layers there are: one more than the largest index that `pattern` captures."""
-        found = [int(match[1]) for name in self.tensors if (match := re.match(pattern, name))]
-        return max(found, default=-1) + 1
+        """How many layers there are, by the indices that `pattern` captures: 0 to n-1 and no other."""
+        found = {int(match[1]) for name in self.tensors if (match := re.match(pattern, name))}
+        if found and max(found) != len(found) - 1:
+            missing = next(index for index in range(len(found)) if index not in found)
+            raise ModelError(f"its layers go up to {max(found)}, and layer {missing} is missing")
+        return len(found)
+
+    def place(self, ours: str, shapes: Mapping[str, Shape], rows: int | None = None) -> None:
+        """Our parameter is made of these keys of the file, which must have these shapes."""
+        self.parts[ours] = Part(tuple(shapes), rows)
+        self.shapes |= shapes
+
+    def layer(self, ours: str, theirs: str, shape: Shape) -> None:
+        """A weight of this shape and its bias: a Linear (out, in) or a norm (width,)."""
+        self.place(f"{ours}.weight", {f"{theirs}.weight": shape})
+        self.place(f"{ours}.bias", {f"{theirs}.bias": shape[:1]})
 
     def number(self, name: str, default: int | None = None) -> int:
         """A whole number of the meta file, at least 1."""
@@ -198,7 +239,7 @@ class _Classifier:
             )
         mlp_type, gate_up = self.mlp_names()
         config = DecoderConfig(
-            sequence_len=self.number("sequence_len", 1024),
+            sequence_len=self.sequence_len(),
             vocab_size=self.vocabulary(rows),
             n_layer=layers,
             n_head=heads,
@@ -211,7 +252,7 @@ class _Classifier:
         )
         for name in ("n_layer", "n_embd", "intermediate_size", "mlp_type", "attention_bias"):
             self.compare(name, getattr(config, name))
-        self.map_decoder(config, gate_up)
+        self.map_decoder(config, rows, gate_up)
         return config
 
     def vocabulary(self, rows: int) -> int:
@@ -221,8 +262,15 @@ class _Classifier:
             raise ModelError(f"the meta file says {size} token ids, the embedding has {rows} rows")
         return size
 
+    def sequence_len(self) -> int:
+        length = self.number("sequence_len", 1024)
+        if length > MOST_POSITIONS:
+            raise ModelError(f"the meta file's sequence_len is {length}, more than any model's")
+        return length
+
     def theta(self) -> float:
-        value = self.stored.get("rope_theta", 10000.0)
+        value = self.stored.get("rope_theta")
+        value = 10000.0 if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool) or not 1 < value < 1e12:
             raise ModelError(f"the meta file's rope_theta is {value!r}, not a rotary base")
         return float(value)
@@ -239,20 +287,26 @@ class _Classifier:
                 return mlp_type, names
         raise ModelError("its MLP is neither swiglu (c_gate, c_up) nor relu2 (c_fc)")
 
-    def map_decoder(self, config: DecoderConfig, gate_up: tuple[str, ...]) -> None:
-        self.parts["decoder.wte.weight"] = Part(("transformer.wte.weight",), config.vocab_size)
-        self.parts["decoder.lm_head.weight"] = Part(("lm_head.weight",), config.vocab_size)
+    def map_decoder(self, config: DecoderConfig, rows: int, gate_up: tuple[str, ...]) -> None:
+        D, width = config.n_embd, config.intermediate_size
+        sizes = {
+            "c_q": D,
+            "c_k": config.n_kv_head * config.head_dim,
+            "c_v": config.n_kv_head * config.head_dim,
+        }
+        for ours, theirs in (("wte", "transformer.wte"), ("lm_head", "lm_head")):
+            self.place(f"decoder.{ours}.weight", {f"{theirs}.weight": (rows, D)}, config.vocab_size)
         for i in range(config.n_layer):
             ours, theirs = f"decoder.blocks.{i}", f"transformer.h.{i}"
-            for kind in ("weight", "bias") if config.attention_bias else ("weight",):
-                self.parts[f"{ours}.attn.qkv.{kind}"] = Part(
-                    tuple(f"{theirs}.attn.{name}.{kind}" for name in ("c_q", "c_k", "c_v"))
-                )
-            self.parts[f"{ours}.attn.proj.weight"] = Part((f"{theirs}.attn.c_proj.weight",))
-            self.parts[f"{ours}.mlp.up.weight"] = Part(
-                tuple(f"{theirs}.mlp.{name}.weight" for name in gate_up)
+            attn = f"{theirs}.attn"
+            self.place(f"{ours}.attn.qkv.weight", {f"{attn}.{k}.weight": (n, D) for k, n in sizes.items()})
+            if config.attention_bias:
+                self.place(f"{ours}.attn.qkv.bias", {f"{attn}.{k}.bias": (n,) for k, n in sizes.items()})
+            self.place(f"{ours}.attn.proj.weight", {f"{attn}.c_proj.weight": (D, D)})
+            self.place(
+                f"{ours}.mlp.up.weight", {f"{theirs}.mlp.{name}.weight": (width, D) for name in gate_up}
             )
-            self.parts[f"{ours}.mlp.down.weight"] = Part((f"{theirs}.mlp.c_proj.weight",))
+            self.place(f"{ours}.mlp.down.weight", {f"{theirs}.mlp.c_proj.weight": (D, width)})
 
     # --- vision
 
@@ -262,31 +316,25 @@ class _Classifier:
                 self.notices.append("the meta file names a vision encoder, the file holds none: text only")
             return None
         tower = self.tower()
-        mode, num_tokens, depth = self.resampler()
+        mode, num_tokens, depth = self.resampler(tower.width)
         heads = self.number("vision_resampler_heads", 8)
         if mode == "perceiver" and tower.width % heads:
             raise ModelError(f"{heads} resampler heads do not divide its width of {tower.width}")
         hidden = self.shape("vision_projector.mlp.0.weight")[0]
-        if self.shape("vision_projector.mlp.3.weight") != (n_embd, hidden):
-            raise ModelError("the projector's last matrix does not fit the decoder's width")
-        self.map_alike("vision.projector", "vision_projector", ("mlp.0", "mlp.3", "mlp.4"))
-        name = self.stored.get("vision_encoder_name")
-        mean, std = normalisation(str(name or ""))
-        if tower.family == "clip" and "clip" not in str(name):
+        projector = {"mlp.0": (hidden, tower.width), "mlp.3": (n_embd, hidden), "mlp.4": (n_embd,)}
+        for name, shape in projector.items():
+            self.layer(f"vision.projector.{name}", f"vision_projector.{name}", shape)
+        encoder = self.stored.get("vision_encoder_name")
+        mean, std = normalisation(str(encoder or ""))
+        if tower.family == "clip" and "clip" not in str(encoder):
             self.notices.append(
-                f"a CLIP tower under the name {name!r}: pixels are normalised to ±1, as upstream does"
+                f"a CLIP tower under the name {encoder!r}: pixels are normalised to ±1, as upstream does"
             )
         self.compare("vision_image_size", tower.image_size)
         self.compare("vision_num_tokens", num_tokens)
         return VisionConfig(tower, num_tokens, mode, depth, heads, hidden, mean, std)
 
-    def map_alike(self, ours: str, theirs: str, names: tuple[str, ...]) -> None:
-        """Layers that have a weight and a bias and the same name on both sides."""
-        for name in names:
-            for kind in ("weight", "bias"):
-                self.parts[f"{ours}.{name}.{kind}"] = Part((f"{theirs}.{name}.{kind}",))
-
-    def resampler(self) -> tuple[ResamplerMode, int, int]:
+    def resampler(self, width: int) -> tuple[ResamplerMode, int, int]:
         """Mode, rows a picture, depth. Average pooling leaves no trace in the file: the meta must say it."""
         if not any(name.startswith("vision_resampler.") for name in self.tensors):
             if self.stored.get("vision_resampler_mode") != "avgpool":
@@ -296,15 +344,23 @@ class _Classifier:
             return "avgpool", self.number("vision_num_tokens", 64), 0
         self.compare("vision_resampler_mode", "perceiver")
         num_tokens = self.shape("vision_resampler.queries", 3)[1]
-        self.parts["vision.resampler.queries"] = Part(("vision_resampler.queries",))
+        W = width
+        self.place("vision.resampler.queries", {"vision_resampler.queries": (1, num_tokens, W)})
         depth = self.count(r"vision_resampler\.layers\.(\d+)\.")
+        layers = {
+            "norm1": (W,),
+            "norm2": (W,),
+            "cross_attn.out_proj": (W, W),
+            "mlp.0": (4 * W, W),
+            "mlp.2": (W, 4 * W),
+        }
         for i in range(depth):
-            layer = f"layers.{i}"
-            names = ("norm1", "norm2", "cross_attn.out_proj", "mlp.0", "mlp.2")
-            self.map_alike("vision.resampler", "vision_resampler", tuple(f"{layer}.{name}" for name in names))
-            for kind in ("weight", "bias"):
-                key = f"{layer}.cross_attn.in_proj_{kind}"
-                self.parts[f"vision.resampler.{key}"] = Part((f"vision_resampler.{key}",))
+            ours, theirs = f"vision.resampler.layers.{i}", f"vision_resampler.layers.{i}"
+            for name, shape in layers.items():
+                self.layer(f"{ours}.{name}", f"{theirs}.{name}", shape)
+            attn = "cross_attn.in_proj"  # one matrix for q, k and v, and no dot before its kind
+            self.place(f"{ours}.{attn}_weight", {f"{theirs}.{attn}_weight": (3 * W, W)})
+            self.place(f"{ours}.{attn}_bias", {f"{theirs}.{attn}_bias": (3 * W,)})
         return "perceiver", num_tokens, depth
 
     def tower(self) -> TowerConfig:
@@ -334,82 +390,89 @@ class _Classifier:
         return TowerConfig(family, width, layers, heads, mlp_width, patch, side * patch)
 
     def timm_tower(self, root: str) -> TowerConfig:
-        layers = self.count(re.escape(root) + r"blocks\.(\d+)\.")
+        rows = self.shape(f"{root}pos_embed", 3)[1]
         tower = self.tower_config(
             "timm",
             f"{root}patch_embed.proj.weight",
-            self.shape(f"{root}pos_embed", 3)[1],
-            layers,
+            rows,
+            self.count(re.escape(root) + r"blocks\.(\d+)\."),
             self.shape(f"{root}blocks.0.mlp.fc1.weight")[0],
         )
+        W, M, patch = tower.width, tower.mlp_width, tower.patch_size
         ours = "vision.tower"
-        self.parts[f"{ours}.patch.weight"] = Part((f"{root}patch_embed.proj.weight",))
-        self.parts[f"{ours}.class_token"] = Part((f"{root}cls_token",))
-        self.parts[f"{ours}.position"] = Part((f"{root}pos_embed",))
-        names = {"norm_pre": "norm_pre", "norm_post": "norm"}
-        for i in range(layers):
-            block = {"norm1": "norm1", "qkv": "attn.qkv", "proj": "attn.proj", "norm2": "norm2"}
-            block |= {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-            names |= {f"blocks.{i}.{mine}": f"blocks.{i}.{theirs}" for mine, theirs in block.items()}
-        self.map_renamed(ours, root, names)
+        self.place(f"{ours}.patch.weight", {f"{root}patch_embed.proj.weight": (W, 3, patch, patch)})
+        self.place(f"{ours}.class_token", {f"{root}cls_token": (1, 1, W)})
+        self.place(f"{ours}.position", {f"{root}pos_embed": (1, rows, W)})
+        self.layer(f"{ours}.norm_pre", f"{root}norm_pre", (W,))
+        self.layer(f"{ours}.norm_post", f"{root}norm", (W,))
+        for i in range(tower.layers):
+            mine, theirs = f"{ours}.blocks.{i}", f"{root}blocks.{i}"
+            self.layer(f"{mine}.norm1", f"{theirs}.norm1", (W,))
+            self.layer(f"{mine}.qkv", f"{theirs}.attn.qkv", (3 * W, W))
+            self.layer(f"{mine}.proj", f"{theirs}.attn.proj", (W, W))
+            self.layer(f"{mine}.norm2", f"{theirs}.norm2", (W,))
+            self.layer(f"{mine}.fc1", f"{theirs}.mlp.fc1", (M, W))
+            self.layer(f"{mine}.fc2", f"{theirs}.mlp.fc2", (W, M))
         return tower
 
     def hf_tower(self, root: str, family: TowerFamily) -> TowerConfig:
-        layers = self.count(re.escape(root) + r"encoder\.layers\.(\d+)\.")
+        rows = self.shape(f"{root}embeddings.position_embedding.weight")[0]
         tower = self.tower_config(
             family,
             f"{root}embeddings.patch_embedding.weight",
-            self.shape(f"{root}embeddings.position_embedding.weight")[0],
-            layers,
+            rows,
+            self.count(re.escape(root) + r"encoder\.layers\.(\d+)\."),
             self.shape(f"{root}encoder.layers.0.mlp.fc1.weight")[0],
         )
-        ours = "vision.tower"
-        self.parts[f"{ours}.patch.weight"] = Part((f"{root}embeddings.patch_embedding.weight",))
-        self.parts[f"{ours}.position"] = Part((f"{root}embeddings.position_embedding.weight",))
-        names: dict[str, str] = {}
+        W, M, patch = tower.width, tower.mlp_width, tower.patch_size
+        ours, embeddings = "vision.tower", f"{root}embeddings"
+        self.place(f"{ours}.patch.weight", {f"{embeddings}.patch_embedding.weight": (W, 3, patch, patch)})
+        self.place(f"{ours}.position", {f"{embeddings}.position_embedding.weight": (rows, W)})
         if family == "clip":
-            self.parts[f"{ours}.class_token"] = Part((f"{root}embeddings.class_embedding",))
-            names["norm_pre"] = "pre_layrnorm"  # the library's spelling
+            self.place(f"{ours}.class_token", {f"{embeddings}.class_embedding": (W,)})
+            self.layer(f"{ours}.norm_pre", f"{root}pre_layrnorm", (W,))  # the library's spelling
         else:
-            self.parts[f"{ours}.patch.bias"] = Part((f"{root}embeddings.patch_embedding.bias",))
-            names["norm_post"] = "post_layernorm"
-        for i in range(layers):
-            theirs = f"encoder.layers.{i}"
-            for kind in ("weight", "bias"):
-                qkv = tuple(
-                    f"{root}{theirs}.self_attn.{name}.{kind}" for name in ("q_proj", "k_proj", "v_proj")
-                )
-                self.parts[f"{ours}.blocks.{i}.qkv.{kind}"] = Part(qkv)
-            names |= {
-                f"blocks.{i}.norm1": f"{theirs}.layer_norm1",
-                f"blocks.{i}.proj": f"{theirs}.self_attn.out_proj",
-                f"blocks.{i}.norm2": f"{theirs}.layer_norm2",
-                f"blocks.{i}.fc1": f"{theirs}.mlp.fc1",
-                f"blocks.{i}.fc2": f"{theirs}.mlp.fc2",
-            }
-        self.map_renamed(ours, root, names)
+            self.place(f"{ours}.patch.bias", {f"{embeddings}.patch_embedding.bias": (W,)})
+            self.layer(f"{ours}.norm_post", f"{root}post_layernorm", (W,))
+        for i in range(tower.layers):
+            mine, theirs = f"{ours}.blocks.{i}", f"{root}encoder.layers.{i}"
+            attn = [f"{theirs}.self_attn.{name}_proj" for name in "qkv"]
+            self.place(f"{mine}.qkv.weight", {f"{key}.weight": (W, W) for key in attn})
+            self.place(f"{mine}.qkv.bias", {f"{key}.bias": (W,) for key in attn})
+            self.layer(f"{mine}.norm1", f"{theirs}.layer_norm1", (W,))
+            self.layer(f"{mine}.proj", f"{theirs}.self_attn.out_proj", (W, W))
+            self.layer(f"{mine}.norm2", f"{theirs}.layer_norm2", (W,))
+            self.layer(f"{mine}.fc1", f"{theirs}.mlp.fc1", (M, W))
+            self.layer(f"{mine}.fc2", f"{theirs}.mlp.fc2", (W, M))
         return tower
-
-    def map_renamed(self, ours: str, root: str, names: Mapping[str, str]) -> None:
-        for mine, theirs in names.items():
-            for kind in ("weight", "bias"):
-                self.parts[f"{ours}.{mine}.{kind}"] = Part((f"{root}{theirs}.{kind}",))
 
     # --- the end
 
     def account_for_every_key(self) -> None:
-        wanted = {key for part in self.parts.values() for key in part.keys}
+        """Nothing missing, nothing left over, every shape as it must be, every value a real number."""
         clip = "vision.tower.class_token" in self.parts and "vision.tower.norm_post.weight" not in self.parts
         surplus = [
             key
             for key in self.tensors
-            if key not in wanted and not UNUSED.match(key) and not (clip and UNUSED_IN_CLIP.match(key))
+            if key not in self.shapes and not UNUSED.match(key) and not (clip and UNUSED_IN_CLIP.match(key))
         ]
-        missing = sorted(wanted - self.tensors.keys())
+        missing = sorted(self.shapes.keys() - self.tensors.keys())
         faults = [f"lacks {_some(missing)}"] if missing else []
         faults += [f"has {_some(surplus)}, which no known model uses"] if surplus else []
+        faults += [self.misshapen()] if self.misshapen() else []
         if faults:
             raise ModelError("it " + " and ".join(faults))
+        if unknown := sorted(self.stored.keys() - KNOWN_CONFIG):
+            self.notices.append(f"the meta file's {_some(unknown)} is not known here and was ignored")
+
+    def misshapen(self) -> str:
+        """What is wrong with the tensors that are there, in words; empty where nothing is."""
+        found = [(key, shape, self.tensors[key]) for key, shape in self.shapes.items() if key in self.tensors]
+        wrong = [
+            f"{key} {list(info.shape)} for {list(shape)}" for key, shape, info in found if info.shape != shape
+        ]
+        wrong += [f"{key} of {info.dtype}" for key, _, info in found if "float" not in info.dtype]
+        return f"has the wrong tensors {_some(wrong)}" if wrong else ""
 
     def layout(self) -> Layout | None:
         """Where picture rows go, if the file records it: only files this project writes do."""

@@ -10,7 +10,7 @@ from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.errors import ModelError
+from ghostvis_cli.errors import ModelError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ghostvis_cli.model.ghostvis import GhostVis
 
+MESSAGE_LIMIT = 1000  # characters: key names and values in it are the file's
 META_LIMIT_BYTES = 16 * 1024**2
 
 
@@ -50,15 +51,13 @@ def read_meta(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def inspect(checkpoint: Checkpoint) -> Classified:
     """What the checkpoint is, from its header and meta alone: no torch, no weights read."""
-    header = read_header(checkpoint.path)
+    header, meta = read_header(checkpoint.path), read_meta(checkpoint)
     try:
-        return classify(clean_names(header), read_meta(checkpoint))
+        return classify(clean_names(header), meta)
     except ModelError as error:
         raise _named(checkpoint.path, error) from None
-
-
-def parameters(checkpoint: Checkpoint) -> int:
-    return sum(info.numel for info in read_header(checkpoint.path).values())
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # nonsense in ways nobody foresaw
+        raise ModelError(f"{checkpoint.path} makes no sense: {one_line(error)}") from error
 
 
 def load_model(
@@ -127,9 +126,7 @@ def _assemble(
         if not bool(torch.isfinite(piece).all()):
             raise ModelError(f"{key} holds values that are not finite", hint="use an earlier step")
     whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    if whole.numel() != shape.numel():
-        stored = ", ".join(f"{key} {list(tensors[key].shape)}" for key in part.keys)
-        raise ModelError(f"{stored} can't make {name} {list(shape)}")
+    assert whole.numel() == shape.numel(), f"classify let {name} pass with another shape"
     # A tensor that is still the mapped file would die with it, and its pages with another process's write.
     return (
         whole.reshape(shape).clone()
@@ -139,4 +136,5 @@ def _assemble(
 
 
 def _named(path: Path, error: ModelError) -> ModelError:
-    return ModelError(f"{path}: {error.message}", hint=error.hint)
+    message = error.message if len(error.message) <= MESSAGE_LIMIT else f"{error.message[:MESSAGE_LIMIT]} ..."
+    return ModelError(f"{path}: {message}", hint=error.hint)

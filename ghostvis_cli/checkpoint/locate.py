@@ -2,11 +2,14 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ghostvis_cli.errors import ModelError
+from ghostvis_cli.errors import ModelError, one_line
+from ghostvis_cli.paths import expanded
 
 # The name the training code writes comes first; the second is the one its README uses.
 SOURCE_DIRS: dict[str, tuple[str, ...]] = {
@@ -28,6 +31,8 @@ class Checkpoint:
     source: str | None = None
     tag: str | None = None
     step: int | None = None
+    base_dir: Path | None = None  # where else its tokenizer may be
+    tokenizer: Path | None = None  # the one to take, wherever it is
 
     @property
     def meta_path(self) -> Path:
@@ -35,13 +40,19 @@ class Checkpoint:
 
     @property
     def tokenizer_path(self) -> Path:
-        """Beside the weights where a download is flat, else in the base directory. May not exist."""
-        beside = self.path.with_name(TOKENIZER.name)
-        if beside.exists():
-            return beside
-        tag_dir = self.path.resolve().parent
-        candidates = [parent / TOKENIZER for parent in (tag_dir.parent.parent, tag_dir.parent, tag_dir)]
-        return next((found for found in candidates if found.exists()), candidates[0])
+        """Beside the weights where a download is flat, else where training put it. May not exist.
+
+        Links are not followed: a download cache keeps the weights elsewhere than the directory that shows them.
+        """
+        if self.tokenizer is not None:
+            return self.tokenizer
+        directory = self.path.absolute().parent
+        candidates = [directory / TOKENIZER.name, directory / TOKENIZER]
+        candidates += [parent / TOKENIZER for parent in directory.parents[:2]]
+        candidates += [parent / TOKENIZER.name for parent in directory.parents[:1]]
+        if self.base_dir is not None:
+            candidates.append(self.base_dir / TOKENIZER)
+        return next((found for found in candidates if found.exists()), candidates[-1 if self.base_dir else 3])
 
 
 def default_base_dir() -> Path:
@@ -66,8 +77,9 @@ def tags(base_dir: Path, source: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in SOURCE_DIRS[source]:
         for path in _entries(base_dir / name):
-            if path.is_dir() and (steps(path) or _deepspeed(path)):
-                found.setdefault(path.name, path)
+            with suppress(OSError):  # a directory that may not be entered has nothing for us
+                if path.is_dir() and (steps(path) or _deepspeed(path)):
+                    found.setdefault(path.name, path)
     return dict(sorted(found.items(), key=_tag_rank, reverse=True))
 
 
@@ -109,15 +121,21 @@ def find(base_dir: Path, source: str, tag: str | None = None, step: int | None =
         raise ModelError(
             f"no step {step} in {directory}", hint=f"it has: {', '.join(str(known) for known in by_step)}"
         )
-    return Checkpoint(by_step[step], source, tag, step)
+    return Checkpoint(by_step[step], source, tag, step, base_dir)
 
 
-def from_path(path: Path, step: int | None = None) -> Checkpoint:
+def from_path(path: Path, step: int | None = None, base_dir: Path | None = None) -> Checkpoint:
     """A model_*.pt, or a directory that holds some (the newest step unless one is named)."""
-    path = path.expanduser()
-    if not path.exists():
-        raise ModelError(f"{path} does not exist", hint="ghostvis models  lists the checkpoints found")
-    if path.is_dir():
+    path = expanded(path)
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} does not exist", hint="ghostvis models  lists the checkpoints found"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ModelError(f"{path} can't be read: {one_line(error)}") from error
+    if stat.S_ISDIR(kind):
         _refuse_deepspeed(path)
         by_step = steps(path)
         if not by_step:
@@ -130,7 +148,7 @@ def from_path(path: Path, step: int | None = None) -> Checkpoint:
         path = by_step[chosen]
     elif step is not None:
         raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")
-    return _describe(path)
+    return replace(_describe(path), base_dir=base_dir)
 
 
 def _describe(path: Path) -> Checkpoint:
@@ -169,5 +187,5 @@ def _entries(directory: Path) -> list[Path]:
         return list(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except PermissionError as error:
-        raise ModelError(f"{directory} may not be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory} can't be read: {one_line(error)}") from error

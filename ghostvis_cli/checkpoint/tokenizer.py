@@ -1,19 +1,21 @@
 """The tokenizer a checkpoint was trained with: a pickled tiktoken encoding, read without trusting it."""
 
-import io
+import asyncio
 import pickle
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghostvis_cli.errors import InputError, ModelError
+from ghostvis_cli.checkpoint import pickles
+from ghostvis_cli.errors import InputError, ModelError, one_line
 
 if TYPE_CHECKING:
     import tiktoken
 
 REQUIRED_SPECIALS = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
 IMAGE_TOKEN = "<|image|>"
+SAMPLE = "Hello, world! 1234\n\n  Größe 日本 🙂\t<|bos|>"
 FILE_LIMIT_BYTES = 64 * 1024**2
 
 
@@ -59,8 +61,9 @@ class Tokenizer:
         try:
             if path.stat().st_size > FILE_LIMIT_BYTES:
                 raise ModelError("larger than any tokenizer")
-            content = _Unpickler(io.BytesIO(path.read_bytes())).load()
-            return cls(*_validated(content))
+            tokenizer = cls(*_validated(pickles.load(path.read_bytes(), _Unpickler)))
+            tokenizer._try_out()
+            return tokenizer
         except FileNotFoundError:
             raise ModelError(
                 f"no tokenizer: {path} does not exist",
@@ -73,6 +76,19 @@ class Tokenizer:
         except Exception as error:  # a hostile pickle can fail in any way at all
             raise ModelError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})") from error
 
+    def _try_out(self) -> None:
+        """A split pattern that can't be compiled, or loses text, shows here and not in an answer."""
+        try:
+            _ = self._encoding
+        except ImportError:
+            return  # a remote-only installation, where doctor may still look at files
+        try:
+            intact = self.decode(self.encode(SAMPLE)) == SAMPLE
+        except InputError as error:
+            raise ModelError(f"its split pattern can't be used: {error.message}") from None
+        if not intact:
+            raise ModelError("its split pattern loses text")
+
     @property
     def vocab_size(self) -> int:
         return len(self.ranks) + len(self.specials)
@@ -81,6 +97,10 @@ class Tokenizer:
     def image_id(self) -> int | None:
         """The id of `<|image|>`, which tokenizers of the d32 era lack."""
         return self.specials.get(IMAGE_TOKEN)
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        return max(map(len, self.ranks))
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -93,8 +113,10 @@ class Tokenizer:
         """Ids of plain text; `<|bos|>` typed by a user is just seven characters."""
         try:
             return self._encoding.encode_ordinary(text)
-        except Exception as error:
-            raise InputError(f"the text can't be split into tokens: {error}") from error
+        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # the pattern's own stack overflow is a panic, which is no Exception
+            raise InputError(f"the text can't be split into tokens: {one_line(error)}") from None
 
     def token_bytes(self, id_: int) -> bytes:
         """The bytes one id stands for; a special's name; nothing for ids the tokenizer does not know."""

@@ -71,11 +71,11 @@ def start(ctx: "typer.Context", *, timeout_s: float | None, lock: str | None, lo
 
     from ghostvis_cli.cli import output
 
-    if log_file is not None:
-        output.log_to(Path(log_file), ctx.command_path)
     ctx.with_resource(_quick_interrupt())
     if timeout_s is not None:
         ctx.with_resource(deadline(timeout_s))
+    if log_file is not None:  # under the deadline: opening a pipe waits for its reader
+        output.log_to(Path(log_file), ctx.command_path)
     if lock is not None:
         ctx.with_resource(locked(automatic_lock(ctx) if lock == "auto" else Path(lock)))
 
@@ -185,8 +185,12 @@ def automatic_lock(ctx: "typer.Context") -> "Path":
     from pathlib import Path
 
     job = [(name, value) for name, value in sorted(ctx.params.items()) if name not in NOT_THE_JOB]
-    key = repr((ctx.command_path, job, os.environ.get("GHOSTVIS_PROFILE"), str(Path.cwd())))
     hint = "--lock FILE, or export GHOSTVIS_STATE_DIR=DIR"
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        raise UsageError("--lock auto has no place: this directory is gone", hint=hint) from error
+    key = repr((ctx.command_path, job, os.environ.get("GHOSTVIS_PROFILE"), here))
     if (state := state_dir()) is None:
         raise UsageError("--lock auto has no place: there is no home directory", hint=hint)
     directory = state / "locks"

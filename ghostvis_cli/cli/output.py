@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ghostvis_cli.cli.logfile import Log
 
 SCHEMA_VERSION = 1
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all of C0 and C1 but tab and line feed
+# All of C0 and C1 but tab and line feed, and what turns the direction of text around.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 REDRAW_S, REPORT_S = 0.1, 30.0  # of progress, on a terminal and elsewhere
 ColorChoice = Literal["auto", "always", "never"]
 
@@ -129,12 +130,10 @@ def _stdout(text: str) -> None:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns as wide as their widest cell, two spaces between; the header in bold where colour is on."""
-    lines = [list(headers), *(list(row) for row in rows)]
+    lines = [list(headers), *([_one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        if is_terminal_stdout():  # before the styles, which are control characters too
-            text = CONTROL.sub("", text)
         _stdout((_style(text, "1", sys.stdout) if number == 0 else text) + "\n")
 
 
@@ -185,7 +184,7 @@ def error(error: GhostvisError) -> None:
 def traceback(error: BaseException) -> None:
     from traceback import format_exception
 
-    _stderr("".join(format_exception(error)).rstrip("\n"))
+    _stderr(CONTROL.sub("", "".join(format_exception(error))).rstrip("\n"))
 
 
 @asynccontextmanager

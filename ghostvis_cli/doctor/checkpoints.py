@@ -12,6 +12,7 @@ from ghostvis_cli.doctor.finding import Finding, Status, from_error
 from ghostvis_cli.doctor.machine import GIB, read_memory
 from ghostvis_cli.engines.factory import choose_checkpoint
 from ghostvis_cli.errors import ModelError
+from ghostvis_cli.paths import expanded
 from ghostvis_cli.profile import EngineSettings, Resolved
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -40,7 +41,7 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
 
 def _base_dir(resolved: Resolved | None) -> Path:
     given = resolved.profile.model.base_dir if resolved else None
-    return Path(given).expanduser() if given else locate.default_base_dir()
+    return expanded(given) if given else locate.default_base_dir()
 
 
 def _asked(resolved: Resolved | None) -> bool:
@@ -129,7 +130,7 @@ def _chosen(checkpoint: Checkpoint, engine: EngineSettings) -> Iterator[Finding]
     for line in classified.notices:
         yield Finding("checkpoints", "chosen", "note", line)
     yield Finding("checkpoints", "tokenizer", "ok", f"{tokenizer.vocab_size} ids, fits the model")
-    yield from _fits(load.parameters(checkpoint), engine)
+    yield from _fits(classified.parameters, engine)
 
 
 def _fits(parameters: int, engine: EngineSettings) -> Iterator[Finding]:

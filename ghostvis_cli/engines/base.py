@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, TypeAlias
 
 from ghostvis_cli.errors import UsageError
-from ghostvis_cli.prompt import Message
+from ghostvis_cli.prompt import Message, well_formed
 
+CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
 EngineKind: TypeAlias = Literal["local", "sglang", "remote", "fake"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
@@ -35,20 +36,35 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _within("max_tokens", self.max_tokens, 1, 1_000_000)
-        _within("temperature", self.temperature, 0, 100)
-        _within("top_p", self.top_p, 1e-9, 1)
-        _within("top_k", self.top_k, 0, 1_000_000)
-        _within("min_p", self.min_p, 0, 1)
-        _within("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        _within("seed", self.seed, 0, 2**63 - 1)
-        _within("logprobs", self.logprobs, 0, 20)
+        _whole("max_tokens", self.max_tokens, 1, 1_000_000)
+        _number("temperature", self.temperature, 0, 100)
+        _number("top_p", self.top_p, 1e-9, 1)
+        _whole("top_k", self.top_k, 0, 1_000_000)
+        _number("min_p", self.min_p, 0, 1)
+        _number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, 2**63 - 1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, 20)
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
+            raise UsageError("stop is not a tuple of strings")
         if not all(self.stop):
             raise UsageError("a stop string is empty", hint="leave it out")
+        for text in self.stop:
+            well_formed(text, "a stop string")
 
 
-def _within(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:  # also catches NaN
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int:
+        raise UsageError(f"{name} is {value!r}, not a whole number")
+    if not low <= value <= high:
+        raise UsageError(f"{name} is {value}, outside {low} to {high}")
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}, not a number")
+    if not low <= value <= high:  # also catches NaN
         raise UsageError(f"{name} is {value:g}, outside {low:g} to {high:g}")
 
 
@@ -63,6 +79,8 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
             raise UsageError("a request holds either messages or a raw prompt")
+        if self.prompt is not None:
+            well_formed(self.prompt, "the prompt")
 
 
 @dataclass(frozen=True)

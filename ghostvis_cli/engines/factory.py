@@ -1,13 +1,13 @@
 """Profile -> engine. Imports exactly one engine module, the one the profile asks for."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.paths import expanded
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -17,16 +17,13 @@ if TYPE_CHECKING:
 DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
 
 
-def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
-    """The checkpoint meant and what to tell the user about the choice.
-
-    A path, else source, tag and step, else the newest sft checkpoint, else (nothing chosen, none found) the demo.
-    """
+def _choose(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
+    """A path, else source, tag and step, else the newest sft, else (nothing chosen or found) the demo."""
+    base_dir = expanded(model.base_dir) if model.base_dir else locate.default_base_dir()
     if model.checkpoint_path is not None:
-        return locate.from_path(Path(model.checkpoint_path), model.step), []
+        return locate.from_path(expanded(model.checkpoint_path), model.step, base_dir), []
     if model.source == DEMO_SOURCE:
         return locate.find(demo.BASE_DIR, "sft", model.model_tag, model.step), []
-    base_dir = Path(model.base_dir).expanduser() if model.base_dir else locate.default_base_dir()
     chosen = any(v is not None for v in (model.base_dir, model.source, model.model_tag, model.step))
     if chosen or locate.tags(base_dir, "sft"):
         return locate.find(base_dir, model.source or "sft", model.model_tag, model.step), []
@@ -35,6 +32,14 @@ def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
     return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [
         f"no sft checkpoint in {base_dir}: the built-in demo model answers{hint}"
     ]
+
+
+def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
+    """The checkpoint meant, with the tokenizer meant, and what to tell the user about the choice."""
+    checkpoint, notices = _choose(model)
+    if model.tokenizer_path is not None:
+        checkpoint = replace(checkpoint, tokenizer=expanded(model.tokenizer_path))
+    return checkpoint, notices
 
 
 async def make_engine(profile: "Profile") -> Engine:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ghostvis_cli.model.config import LOGIT_SOFTCAP, RMS_EPS, DecoderConfig
 
+FIRST_POSITIONS = 4096  # of the rotary tables, which grow on demand
+
 
 def rms(x: Tensor) -> Tensor:
     """x / sqrt(mean(x²) + 2⁻²³) over the last dimension, without a weight."""
@@ -162,7 +164,7 @@ class Decoder(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.grow_rotary(config.sequence_len)
+        self.grow_rotary(min(config.sequence_len, FIRST_POSITIONS))
 
     def grow_rotary(self, positions: int) -> None:
         """Make the tables at least this long; they are derived, so never part of a file."""

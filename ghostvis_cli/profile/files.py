@@ -119,10 +119,8 @@ class Library:
         if not NAME.fullmatch(name):  # a path is none
             return None
         for place in places:
-            if place == "project":
-                found = self._project_profiles.get(name)
-            else:
-                found = self._in_directory(place, name)
+            in_project = place == "project"
+            found = self._project_profiles.get(name) if in_project else self._in_directory(place, name)
             if found is not None:
                 return found
         return None

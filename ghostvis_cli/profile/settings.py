@@ -121,6 +121,11 @@ class ModelSettings:
     checkpoint_path: str | None = setting(
         None, "A model_*.pt or a directory, instead of source and model_tag", is_path=True
     )
+    tokenizer_path: str | None = setting(
+        None,
+        "A tokenizer.pkl, where it is neither beside the weights nor in the base directory",
+        is_path=True,
+    )
     layout: Literal["auto", Layout] = setting(
         "auto", "Where a picture's rows stand in the prompt; auto is what the checkpoint says"
     )

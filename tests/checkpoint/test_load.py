@@ -170,7 +170,7 @@ def test_a_meta_that_can_not_be_right_is_refused(
         (lambda s: s.update({"lm_head.weight": torch.ones(8, 64)}), "lm_head.weight has shape [8, 64]"),
         (
             lambda s: s.update({"transformer.h.1.mlp.c_gate.weight": torch.ones(7, 64)}),
-            "transformer.h.1.mlp.c_gate.weight [7, 64]",
+            "transformer.h.1.mlp.c_gate.weight [7, 64] for [172, 64]",
         ),
         (lambda s: {"config": 1}, "not tensors: config"),
         (lambda s: {}, "holds no state dict"),
@@ -321,3 +321,102 @@ def test_timm_names_make_a_tower_with_exact_gelu_and_a_last_norm(vlm: Copy) -> N
     pixels = torch.randn(1, 3, 56, 56)
     with torch.inference_mode():
         assert torch.allclose(timm(pixels), timm.norm_post(clip(pixels)), atol=1e-5)
+
+
+def test_a_transposed_matrix_of_the_right_size_is_refused(swiglu: Copy) -> None:
+    def transpose(state: State) -> None:
+        for i in range(4):
+            key = f"transformer.h.{i}.mlp.c_proj.weight"
+            state[key] = state[key].t().contiguous()
+
+    assert "mlp.c_proj.weight [172, 64] for [64, 172]" in swiglu.change(transpose).refusal().message
+
+
+def test_query_and_key_of_exchanged_sizes_are_refused(swiglu: Copy) -> None:
+    def exchange(state: State) -> None:
+        q, k = "transformer.h.1.attn.c_q.weight", "transformer.h.1.attn.c_k.weight"
+        state[q], state[k] = state[k], state[q]
+
+    assert "attn.c_q.weight [32, 64] for [64, 64]" in swiglu.change(exchange).refusal().message
+
+
+def test_weights_that_are_no_real_numbers_are_refused(swiglu: Copy) -> None:
+    swiglu.change(lambda s: s.update({"lm_head.weight": s["lm_head.weight"].to(torch.int8)}))
+    assert "lm_head.weight of int8" in swiglu.refusal().message
+
+
+def test_one_key_can_not_ask_for_millions_of_layers(swiglu: Copy) -> None:
+    swiglu.change(lambda s: s.update({"transformer.h.99999999.attn.c_q.weight": torch.ones(1)}))
+    assert "layer 4 is missing" in swiglu.refusal().message
+
+
+def test_unknown_settings_of_the_meta_are_named(swiglu: Copy) -> None:
+    loaded = load_model(swiglu.meta(flux_capacitor=3, rope_theta=None).checkpoint)
+    assert any("flux_capacitor" in notice for notice in loaded.notices)
+
+
+def test_a_huge_sequence_length_sizes_no_table(swiglu: Copy) -> None:
+    assert load_model(swiglu.meta(sequence_len=5_000_000).checkpoint).model.decoder.cos.size(0) <= 4096
+    assert "more than any model's" in swiglu.meta(sequence_len=10**12).refusal().message
+
+
+def test_a_pickle_that_asks_for_a_huge_memo_is_refused(tmp_path: Path) -> None:
+    from ghostvis_cli.checkpoint import pickles
+
+    content = b"\x80\x02K\x00r\x00\x00\x00\x7f."  # LONG_BINPUT 2130706432
+    with pytest.raises(ModelError, match="more objects than it can hold"):
+        pickles.load(content, pickle.Unpickler)
+
+
+def test_a_tokenizer_is_found_beside_a_linked_file_and_one_directory_up(swiglu: Copy, tmp_path: Path) -> None:
+    real = swiglu.checkpoint
+    for place in ("tokenizer/tokenizer.pkl", "tokenizer.pkl"):
+        snapshot = tmp_path / place.replace("/", "-")
+        (snapshot / "sft").mkdir(parents=True)
+        (snapshot / place).parent.mkdir(exist_ok=True)
+        shutil.copy(real.tokenizer_path, snapshot / place)
+        (snapshot / "sft" / real.path.name).symlink_to(real.path)
+        (snapshot / "sft" / real.meta_path.name).symlink_to(real.meta_path)
+        found = locate.from_path(snapshot / "sft" / real.path.name)
+        assert found.tokenizer_path == snapshot / place
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.", ""])
+def test_a_siglip_file_loads_with_its_unused_head(vlm: Copy, prefix: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.SiglipVisionModel(config).eval()
+
+    def replace_tower(state: State) -> State:
+        kept = {k: v for k, v in state.items() if not k.startswith("vision_encoder.")}
+        tower = {k.removeprefix("vision_model."): v for k, v in theirs.state_dict().items()}
+        assert any(key.startswith("head.") for key in tower)
+        return kept | {f"vision_encoder.encoder.{prefix}{k}": v.clone() for k, v in tower.items()}
+
+    vlm.change(replace_tower)
+    tower = load_model(vlm.checkpoint).model.vision.tower
+    assert tower.config.family == "siglip"
+    pixels = torch.randn(1, 3, 56, 56)
+    with torch.inference_mode():
+        assert (tower(pixels) - theirs(pixels).last_hidden_state).abs().max() <= 1e-5
+
+
+def test_attention_with_as_many_key_heads_as_query_heads_and_no_bias_loads(swiglu: Copy) -> None:
+    def widen(state: State) -> None:
+        for key in [key for key in state if key.endswith(".bias")]:
+            del state[key]
+        for i in range(4):
+            for name in ("c_k", "c_v"):
+                key = f"transformer.h.{i}.attn.{name}.weight"
+                state[key] = torch.cat([state[key], state[key]])
+
+    config = load_model(swiglu.change(widen).meta(n_kv_head=4).checkpoint).model.config.decoder
+    assert (config.n_kv_head, config.attention_bias) == (4, False)

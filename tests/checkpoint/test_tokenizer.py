@@ -146,3 +146,17 @@ def test_a_vocabulary_that_breaks_the_formats_promises_is_refused(state: object,
 
 def test_ids_the_tokenizer_does_not_know_decode_to_nothing() -> None:
     assert GHOST.decode([GHOST.vocab_size + 5]) == ""
+
+
+def test_text_that_makes_the_pattern_overflow_is_an_input_error() -> None:
+    from ghostvis_cli.errors import InputError
+
+    with pytest.raises(InputError, match="split into tokens"):
+        GHOST.encode("x" + " " * 1_000_000 + "x")
+
+
+@pytest.mark.parametrize("pattern", ["((", "(?!)", ""])
+def test_a_split_pattern_that_can_not_be_used_is_refused(pattern: str) -> None:
+    tokenizer = Tokenizer(pattern, GHOST.ranks, GHOST.specials)
+    with pytest.raises((ModelError, ValueError)):
+        tokenizer._try_out()

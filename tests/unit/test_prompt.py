@@ -111,3 +111,8 @@ def test_pictures_are_refused_where_there_is_no_place_for_them() -> None:
         render_for_reply([with_picture], TOKENIZER, "inline", 0)
     with pytest.raises(GhostvisError, match="system message"):
         render_for_reply([Message.of("system", "s", [image()]), U], TOKENIZER, "inline", N)
+
+
+def test_text_without_bytes_is_refused() -> None:
+    with pytest.raises(InputError, match="not valid Unicode at character 1"):
+        Message.of("user", "a\ud800b")

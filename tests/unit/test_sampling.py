@@ -63,6 +63,14 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits() -> None:
         {"seed": -1},
         {"stop": ("",)},
         {"logprobs": 21},
+        {"logprobs": True},
+        {"top_k": 2.5},
+        {"max_tokens": None},
+        {"temperature": None},
+        {"temperature": "1"},
+        {"seed": 1.5},
+        {"stop": ["a list"]},
+        {"stop": (1,)},
     ],
 )
 def test_settings_outside_their_range_are_usage_errors(setting: dict[str, object]) -> None:
