@@ -20,6 +20,8 @@ from ghostvis_cli.prompt import Message, Picture, Text
 __all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
+# Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
+ANSWER_CHARS, TOKEN_CHARS = 1 << 24, 1 << 14
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
@@ -64,10 +66,14 @@ class RemoteEngine:
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
         response = await self._open(path, body, deadline)
-        answer = _Answer()
+        answer, room = _Answer(), ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens
         try:
             async with aclosing(self._connection.events(response, deadline)) as events:
                 async for event in events:
+                    room -= len(event)
+                    if room < 0:  # whoever gathers the answer would run out of memory
+                        asked = f"{request.sampling.max_tokens} tokens"
+                        raise RequestError(f"{self._connection.where} sent far more than {asked}")
                     chunk = self._read(answer, event)
                     if chunk is not None:
                         yield chunk
