@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -25,6 +26,7 @@ from ghostvis_cli.model.config import Layout
 
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
 SCHEMA_VERSION = 1
+LEAST_PARAMETERS_TO_SHARE = 10_000_000  # among cores, as the local engine has it
 SMALL_FILES_BYTES = 16 * 1024**2  # more than everything beside the weights takes
 
 
@@ -152,10 +154,13 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
 def _verification(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
     if not plan.settings.verify:
         return {"skipped": True}
+    from ghostvis_cli.convert.tensors import one_thread
     from ghostvis_cli.convert.verify import verify
 
     progress.stage = "verifying"
-    return verify(plan, directory, progress.check)
+    small = sum(target.numel for target in plan.targets) < LEAST_PARAMETERS_TO_SHARE
+    with one_thread() if small else nullcontext():
+        return verify(plan, directory, progress.check)
 
 
 def _faults(certificate: Mapping[str, Any]) -> str:
@@ -172,12 +177,12 @@ def _faults(certificate: Mapping[str, Any]) -> str:
 
 def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
     """All files but the certificate; its beginning, with the hashes of everything read and written."""
-    from ghostvis_cli.convert.tensors import Source
+    from ghostvis_cli.convert.tensors import Source, one_thread
 
     inputs = [plan.checkpoint.path, plan.checkpoint.meta_path, plan.checkpoint.tokenizer_path]
     source = Source(plan.checkpoint.path)
     outputs: dict[str, str] = {}
-    with ThreadPoolExecutor(1) as other_core:
+    with one_thread(), ThreadPoolExecutor(1) as other_core:
         hashes = [other_core.submit(_sha256, path) for path in inputs]
         for name, content in small_files(plan).items():
             text = content if isinstance(content, str) else _json(content)

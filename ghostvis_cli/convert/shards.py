@@ -1,7 +1,9 @@
-"""Writes tensors as safetensors files, hashing what it writes: nothing is held but one block."""
+"""Writes tensors as safetensors files, hashing what it writes: no more is held than a few blocks."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from ghostvis_cli.convert.mapping import Target
 from ghostvis_cli.convert.tensors import DTYPES, Source, blocks
 
+BLOCKS_BEHIND = 8
 INDEX = "model.safetensors.index.json"
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,18 +55,26 @@ def total_bytes(shards: Iterable[Shard], dtype: str) -> int:
 
 
 def write(path: Path, shard: Shard, source: Source, dtype: str, wrote: Callable[[int], None]) -> str:
-    """Write a shard; its SHA-256. `wrote` is told the bytes of each block."""
+    """Write a shard; its SHA-256. `wrote` is told the bytes of each block, and may raise to end it.
+
+    Blocks are made in this thread, and hashed and written in another, which is a few blocks behind.
+    """
     digest = sha256()
-    with path.open("wb") as file:
-        header = _header(shard, dtype)
-        file.write(header)
-        digest.update(header)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+
+        def keep(content: memoryview | bytes) -> None:
+            digest.update(content)
+            file.write(content)
+
+        behind = deque([writer.submit(keep, _header(shard, dtype))])
         for target in shard.targets:
             for block in blocks(target, source, DTYPES[dtype]):
-                content = block.view(-1).view(torch.uint8).numpy().data
-                file.write(content)
-                digest.update(content)
-                wrote(content.nbytes)
+                behind.append(writer.submit(keep, block.view(-1).view(torch.uint8).numpy().data))
+                if len(behind) > BLOCKS_BEHIND:
+                    behind.popleft().result()
+                wrote(block.nbytes)
+        for future in behind:
+            future.result()
     return digest.hexdigest()
 
 

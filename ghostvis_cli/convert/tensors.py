@@ -1,6 +1,7 @@
 """Makes the converted tensors block by block, so that memory does not grow with the model."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from ghostvis_cli.convert.mapping import Target
 from ghostvis_cli.errors import ModelError, one_line
 from ghostvis_cli.model.decoder import rms
 
-BLOCK_BYTES = 64 * 1024**2
+BLOCK_BYTES = 4 * 1024**2  # stays in the processor's cache from reading to writing
 # A mapped file's pages stay in memory while it is mapped. Mapping it anew lets them go.
 REMAP_BYTES = 512 * 1024**2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,6 +36,17 @@ class Source:
         return tensor
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For operations too small to share: waiting for another core takes longer than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _map(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -53,7 +65,7 @@ def blocks(target: Target, source: Source, dtype: torch.dtype) -> Iterator[Tenso
         for rows in _row_blocks(source[key], target):
             block = _changed(rows, target)
             block = block[: left // max(1, block[0].numel())].to(dtype).contiguous()
-            if not bool(torch.isfinite(block).all()):
+            if block.numel() and not all(map(torch.isfinite, block.aminmax())):
                 raise ModelError(
                     f"{source.path}: {key} holds values that are not finite as {str(dtype)[6:]}",
                     hint="use an earlier step, or --dtype float32",
