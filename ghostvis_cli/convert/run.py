@@ -16,8 +16,8 @@ from ghostvis_cli.checkpoint.keys import Classified, clean_names
 from ghostvis_cli.checkpoint.load import inspect
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
+from ghostvis_cli.convert import remote_code, shards, staging
 from ghostvis_cli.convert import settings as files
-from ghostvis_cli.convert import shards, staging
 from ghostvis_cli.convert import tokenizer as tokenizer_files
 from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
 from ghostvis_cli.convert.shards import INDEX, Shard
@@ -221,6 +221,7 @@ def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     if layout is not None:
         token = tokenizer_files.image_token(layout)
         found["preprocessor_config.json"] = files.image_processor_config(config)
+        found[remote_code.FILE] = remote_code.source()
         found["processor_config.json"] = files.processor_config(config, layout, token)
     if len(plan.shards) > 1:
         found[INDEX] = shards.index(plan.shards, plan.settings.dtype)

@@ -4,6 +4,7 @@ from typing import Any
 
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert.mapping import architecture, padded_mlp_width
+from ghostvis_cli.convert.remote_code import auto_map
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import LOGIT_SOFTCAP, RMS_EPS, DecoderConfig, GhostVisConfig, Layout
@@ -23,6 +24,7 @@ def model_config(
         )
     return {
         "architectures": [architecture(config)],
+        **auto_map("AutoConfig", "AutoModelForImageTextToText"),
         "model_type": "ghostvis",
         "dtype": dtype,
         "image_token_id": tokenizer.image_id,
@@ -105,6 +107,7 @@ def image_processor_config(config: GhostVisConfig) -> dict[str, Any]:
     vision = config.vision
     assert vision is not None, "a text model has no image processor"
     return {
+        **auto_map("AutoImageProcessor", "AutoProcessor"),
         "image_processor_type": "GhostVisImageProcessor",
         "processor_class": "GhostVisProcessor",
         "image_size": vision.tower.image_size,
@@ -117,6 +120,7 @@ def processor_config(config: GhostVisConfig, layout: Layout, image_token: str) -
     vision = config.vision
     assert vision is not None, "a text model has no processor"
     return {
+        **auto_map("AutoProcessor"),
         "processor_class": "GhostVisProcessor",
         "num_image_tokens": vision.num_tokens,
         "image_layout": layout,

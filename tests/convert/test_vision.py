@@ -1,6 +1,9 @@
 """A converted vision model in transformers' own doors: Auto classes, processor, pipeline, batches."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,34 @@ def test_in_prepend_slots_the_first_half_of_a_rows_image_ids_are_places() -> Non
     ids = torch.tensor([[9, 9, 1, 9, 9, 2], [9, 1, 2, 9, 3, 4]])
     assert picture_places(ids, 9, "prepend_slots").int().tolist() == [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
     assert picture_places(ids, 9, "inline").sum() == 6
+
+
+WITHOUT_US = """
+import sys
+sys.modules["ghostvis_cli"] = None  # any import of it fails
+from transformers import AutoModelForImageTextToText, AutoProcessor
+directory, picture = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(directory, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is in this picture?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+print(processor.tokenizer.decode(ids, skip_special_tokens=True))
+"""
+
+
+def test_the_directory_answers_without_this_project_for_who_trusts_its_code(
+    directory: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(directory), str(demo.EXAMPLES[1])],
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "A blue square, a yellow star and a green triangle on a gray background.\n", (
+        done.stderr
+    )
