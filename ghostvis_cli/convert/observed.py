@@ -48,7 +48,7 @@ class Source:
     checkpoint: Checkpoint
     dtype: torch.dtype
     layout: Layout | None
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)  # of the cases that fit the model's positions
 
     @torch.inference_mode()
     def answer(self, cases: Sequence[Case], check: Callable[[], None]) -> None:
@@ -58,8 +58,11 @@ class Source:
         for case in cases:
             check()
             prompt = case.prompt(loaded.tokenizer, self.layout, vision.num_tokens if vision else 0)
+            if len(prompt.ids) + GREEDY_TOKENS > model.config.decoder.max_positions:
+                continue
             self.answers[case.name] = _run(model, list(prompt.ids), _pixels(model, prompt.images))
-        _unround_rotary(model.decoder, max(len(answer.logits) for answer in self.answers.values()))
+        longest = max((len(answer.logits) for answer in self.answers.values()), default=0)
+        _unround_rotary(model.decoder, longest)
         for answer in self.answers.values():
             check()
             with _watched(list(model.decoder.blocks)) as layers:

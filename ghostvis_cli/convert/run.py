@@ -77,6 +77,12 @@ def plan(checkpoint: Checkpoint, settings: ConvertSettings) -> Plan:
             f"{checkpoint.path} has {rows} rows: they do not belong together",
             hint="put the training run's own tokenizer.pkl beside the model file",
         )
+    if classified.config.vision is not None and tokenizer.image_id is None:
+        raise ModelError(
+            f"the tokenizer {checkpoint.tokenizer_path} has no <|image|>, "
+            "so there is no id for a picture's place in a prompt",
+            hint="put a tokenizer.pkl that has one beside the model file",
+        )
     layout, notices = _layout(classified, settings.layout)
     wanted = targets(classified, clean_names(read_header(checkpoint.path)))
     split = shards.split(wanted, settings.dtype, settings.max_shard_bytes)

@@ -6,7 +6,6 @@ from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert.mapping import architecture, padded_mlp_width
 from ghostvis_cli.convert.remote_code import auto_map
 from ghostvis_cli.engines.base import Sampling
-from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import LOGIT_SOFTCAP, RMS_EPS, DecoderConfig, GhostVisConfig, Layout
 
 
@@ -17,11 +16,6 @@ def model_config(
     text = _text_config(config.decoder, tokenizer) | {"dtype": dtype}
     if config.vision is None:
         return {"architectures": [architecture(config)], **text}
-    if tokenizer.image_id is None:
-        raise ModelError(
-            "the tokenizer has no <|image|>, so there is no id for a picture's place in a prompt",
-            hint="convert with a tokenizer.pkl that has one",
-        )
     return {
         "architectures": [architecture(config)],
         **auto_map("AutoConfig", "AutoModelForImageTextToText"),

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError
@@ -68,6 +69,8 @@ def staged(place: Path, needed_bytes: int) -> Iterator[Path]:
     try:
         yield directory
     except OSError as error:
+        if error.errno is None:  # a library's own, not the system's
+            raise
         raise _failed(place, error) from error
     finally:
         if lock is not None:
@@ -113,7 +116,7 @@ def _clear_leftovers(place: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(place)
-    for directory in place.parent.glob(f"{_glob_escape(_prefix(place))}*"):
+    for directory in place.parent.glob(f"{escape(_prefix(place))}*"):
         lock = _locked(directory)
         if lock is not None:  # else a run is writing it
             shutil.rmtree(directory, ignore_errors=True)
@@ -140,12 +143,6 @@ def _prefix(place: Path) -> str:
 
 def _aside(place: Path) -> Path:
     return place.with_name(f".{place.name}.replaced")
-
-
-def _glob_escape(text: str) -> str:
-    from glob import escape
-
-    return escape(text)
 
 
 def _sync(path: Path) -> None:

@@ -68,7 +68,8 @@ def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, 
     compared = _Compared(plan)
     for case in fixed:
         check()
-        expected = source.answers[case.name]
+        if (expected := source.answers.get(case.name)) is None:
+            continue
         compared.case(case, expected, converted.answer(case, expected.greedy))
     compared.texts(converted)
     return compared.record()
@@ -144,6 +145,7 @@ class _Compared:
     def checks(self) -> list[Check]:
         limits = self._limits
         found = [
+            Check("prompts compared", len(self.per_case), 1, least=True),
             Check("prompts rendered to other ids", self.rendered_otherwise, 0),
             Check("texts with other ids", self.texts_otherwise, 0),
             Check("tokens with other ids", self.tokens_otherwise, 0),

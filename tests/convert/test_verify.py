@@ -10,6 +10,7 @@ from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run
+from ghostvis_cli.errors import ModelError
 from tests.conftest import Reference
 from tests.convert.conversions import changed, converted
 
@@ -76,6 +77,28 @@ def test_a_relu2_decoder_with_average_pooling_is_certified_too(
     assert (
         json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]["model_type"] == "nanochat"
     )
+
+
+def test_prompts_longer_than_the_model_are_left_out_and_none_at_all_is_no_proof(tmp_path: Path) -> None:
+    checkpoint = changed(Reference("text_swiglu").checkpoint(), tmp_path / "in", lambda state: None)
+    meta = json.loads(checkpoint.meta_path.read_text())
+    meta["model_config"]["sequence_len"] = 10  # and so 100 positions
+    checkpoint.meta_path.write_text(json.dumps(meta))
+    made = certificate(checkpoint, tmp_path / "out")
+    assert made["verification"]["passed"]
+    assert "paragraph" not in {case["case"] for case in made["verification"]["cases"]}
+    meta["model_config"]["sequence_len"] = 1
+    checkpoint.meta_path.write_text(json.dumps(meta))
+    with pytest.raises(run.CheckFailedError, match="prompts compared 0"):
+        certificate(checkpoint, tmp_path / "out", force=True)
+
+
+def test_a_vision_model_without_an_image_token_is_refused(vlm_reference: Reference, tmp_path: Path) -> None:
+    checkpoint = changed(vlm_reference.checkpoint(), tmp_path / "in", lambda state: None)
+    without = Reference("text_relu2_nano1_pad").checkpoint().tokenizer_path
+    (tmp_path / "in" / "tokenizer.pkl").write_bytes(without.read_bytes())
+    with pytest.raises(ModelError, match=r"has no <\|image\|>"):
+        run.plan(checkpoint, run.ConvertSettings())
 
 
 def test_a_skipped_verification_says_so(tmp_path: Path) -> None:
