@@ -172,13 +172,17 @@ def _verification(plan: Plan, directory: Path, progress: Progress) -> dict[str, 
 def _faults(certificate: Mapping[str, Any]) -> str:
     verification = certificate["verification"]
     faults = [
-        f"{check['name']} {check['value']:.3g} (limit {check['limit']:g})"
+        f"{check['name']} {_figure(check['value'])} (limit {check['limit']:g})"
         for check in verification["checks"]
         if not check["ok"]
     ]
     if layer := verification["first_diverging_layer"]:
         faults.append(f"first diverging layer {layer}")
     return "; ".join(faults)
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from ghostvis_cli.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
+from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import Layout
 
 # In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
@@ -118,7 +119,11 @@ def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
     while len(pieces) > 2:
         pairs = [(ranks.get(a + b, below), i) for i, (a, b) in enumerate(pairwise(pieces))]
         rank, at = min(pairs)
-        assert rank < below, f"token {token!r} can't be reached by merges"
+        if rank >= below:
+            raise ModelError(
+                f"the tokenizer's token {token!r} can't be put together from smaller ones",
+                hint="use the tokenizer.pkl that training wrote",
+            )
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
     return pieces
 

@@ -8,6 +8,7 @@ embedding table, which is rounded after its rows were normalised instead of befo
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Check:
         return self.value >= self.limit if self.least else self.value <= self.limit
 
     def record(self) -> dict[str, Any]:
-        return asdict(self) | {"ok": self.ok}
+        return asdict(self) | {"value": _or_null(self.value), "ok": self.ok}
 
 
 def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, Any]:
@@ -120,13 +121,13 @@ class _Compared:
             self.diverging = _first_diverging(expected.layers, got.layers)
         match = _match_length(expected.greedy, got.greedy)
         figures = {
-            "max_logit_difference": float(difference.max()),
+            "max_logit_difference": _or_null(float(difference.max())),
             "greedy_tokens": len(expected.greedy),
             "greedy_match": match,
         }
         if match < len(expected.greedy):  # how sure the source was of the first token that differs
             best = expected.logits[len(expected.ids) - 1 + match].topk(2).values
-            figures["margin"] = float(best[0] - best[1])
+            figures["margin"] = _or_null(float(best[0] - best[1]))
         return figures
 
     def texts(self, converted: Converted) -> None:
@@ -156,7 +157,7 @@ class _Compared:
                 Check("max |logit difference| with unrounded rotary tables", self.mapped, limits.mapping),
                 Check("max |logit difference|", float(greatest.max()), limits.max_logit),
                 Check("mean |logit difference|", float(mean.mean()), limits.mean_logit),
-                Check("mean KL divergence", max(0.0, float(torch.cat(self.kl).mean())), limits.kl),
+                Check("mean KL divergence", float(torch.cat(self.kl).mean().clamp(min=0)), limits.kl),
                 Check(
                     "top-1 agreement", float(torch.cat(self.agreed).float().mean()), limits.top1, least=True
                 ),
@@ -184,7 +185,16 @@ class _Compared:
 
 
 def _greatest(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.float() - b.float()).abs().max()) if a.shape == b.shape else float("inf")
+    """The greatest difference; infinite where shapes differ or something is not a number."""
+    if a.shape != b.shape:
+        return inf
+    difference = float((a.float() - b.float()).abs().max())
+    return difference if isfinite(difference) else inf
+
+
+def _or_null(figure: float) -> float | None:
+    """For JSON, which has no infinities."""
+    return figure if isfinite(figure) else None
 
 
 def _match_length(expected: Sequence[int], got: Sequence[int]) -> int:

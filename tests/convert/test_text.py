@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import LOGIT_SOFTCAP
 from ghostvis_cli.prompt import Message, render, render_for_reply
 from tests.conftest import DATA, Reference
@@ -104,6 +105,16 @@ def test_merges_give_the_ids_of_whole_files() -> None:
         for file in sorted(DATA.parent.glob("unit/*.py"))[:3]:
             text = file.read_text()
             assert theirs.encode(text, add_special_tokens=False).ids == _plain(ours, text)
+
+
+def test_a_vocabulary_that_merges_can_not_build_is_refused() -> None:
+    from ghostvis_cli.checkpoint.tokenizer import Tokenizer as Ours
+    from ghostvis_cli.convert.tokenizer import tokenizer_json
+
+    ours = Ours.load(DATA / "_tok_ghost" / "tokenizer" / "tokenizer.pkl")
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"abcd": 256}
+    with pytest.raises(ModelError, match="can't be put together"):
+        tokenizer_json(Ours(ours.pattern, ranks, ours.specials))
 
 
 def _plain(tokenizer, text):

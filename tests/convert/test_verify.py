@@ -129,6 +129,22 @@ def test_a_damaged_tensor_is_found_and_its_layer_named(tmp_path: Path, damaged: 
     assert found["first_diverging_layer"] == named
 
 
+def test_a_model_that_answers_with_no_numbers_at_all_is_found_too(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from ghostvis_cli.convert.verify import verify
+
+    checkpoint = Reference("text_swiglu").checkpoint()
+    place = converted(checkpoint, tmp_path / "out")
+    state = load_file(place / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(state, place / "model.safetensors", {"format": "pt"})
+    found = verify(run.plan(checkpoint, run.ConvertSettings(dtype="float32")), place, lambda: None)
+    assert not found["passed"]
+    assert found["first_diverging_layer"] == "layers.1"
+    json.dumps(found, allow_nan=False)
+
+
 def too_sharp(state: dict[str, torch.Tensor]) -> None:
     """Logits so steep that the rounding of the embedding table to bfloat16 shows in them."""
     state["lm_head.weight"] *= 100
