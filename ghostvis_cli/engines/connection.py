@@ -63,6 +63,13 @@ class RefusedError(RequestError):
         self.status = status
 
 
+class BrokenOffError(RequestError):
+    """The connection ended, and the answer has not."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} closed the connection in the middle of the answer")
+
+
 class _TemporaryError(Exception):
     """The server has not taken the request, and another try may go better."""
 
@@ -114,7 +121,7 @@ class Connection:
             attempt += 1
 
     async def events(self, response: httpx2.Response, deadline: float) -> AsyncGenerator[str, None]:
-        """The data of each event, up to and with [DONE], or until the stream ends in whatever way."""
+        """The data of each event, up to and with [DONE], or to a well-formed end without it."""
         parser, heard, done = SSEParser(), now(), False
         async with aclosing(response.aiter_bytes()) as pieces:
             while True:
@@ -131,8 +138,10 @@ class Connection:
                     ) from error
                 except ValueError as error:
                     raise RequestError(f"{self.where} sent {error}") from error
-                except httpx2.TransportError:
-                    return
+                except httpx2.TransportError as error:
+                    if done:
+                        return
+                    raise BrokenOffError(self.where) from error
                 if piece is None:
                     return
                 heard = now()

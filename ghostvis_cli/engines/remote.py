@@ -13,7 +13,16 @@ from typing import Any, Literal, Self
 import httpx2
 
 from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, TokenLogprob, Usage
-from ghostvis_cli.engines.connection import DONE, Connection, RefusedError, RemoteSettings, now, route, said
+from ghostvis_cli.engines.connection import (
+    DONE,
+    BrokenOffError,
+    Connection,
+    RefusedError,
+    RemoteSettings,
+    now,
+    route,
+    said,
+)
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError
 from ghostvis_cli.prompt import Message, Picture, Text
 
@@ -66,21 +75,19 @@ class RemoteEngine:
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
         response = await self._open(path, body, deadline)
-        answer, room = _Answer(), ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens
+        answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
-            async with aclosing(self._connection.events(response, deadline)) as events:
-                async for event in events:
-                    room -= len(event)
-                    if room < 0:  # whoever gathers the answer would run out of memory
-                        asked = f"{request.sampling.max_tokens} tokens"
-                        raise RequestError(f"{self._connection.where} sent far more than {asked}")
-                    chunk = self._read(answer, event)
-                    if chunk is not None:
-                        yield chunk
+            try:
+                async with aclosing(self._connection.events(response, deadline)) as events:
+                    async for event in events:
+                        chunk = self._read(answer, event)
+                        if chunk is not None:
+                            yield chunk
+            except BrokenOffError:
+                if answer.usage is None:  # it comes last: with it, nothing of the answer is missing
+                    raise
             if answer.finish_reason is None:
-                raise RequestError(
-                    f"{self._connection.where} closed the connection in the middle of the answer"
-                )
+                raise BrokenOffError(self._connection.where)
             usage = self._usage(answer, request)
             yield Chunk("", answer.late_token_ids, finish_reason=answer.finish_reason, usage=usage)
         finally:
@@ -222,6 +229,9 @@ class RemoteEngine:
         if event == DONE:
             answer.finish_reason = answer.finish_reason or "stop"
             return None
+        answer.room -= len(event)
+        if answer.room < 0:  # whoever gathers the answer would run out of memory
+            raise RequestError(f"{self._connection.where} sent far more than was asked for")
         try:
             payload = json.loads(event)
             failure = _failure_in(payload)
@@ -288,8 +298,9 @@ def _failure_in(payload: dict[str, Any]) -> str | None:
 
 @dataclass
 class _Answer:
-    """What the events of a stream add up to, besides its text."""
+    """What the events of a stream add up to, besides its text. `room` is for characters still to come."""
 
+    room: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     late_token_ids: tuple[int, ...] = ()

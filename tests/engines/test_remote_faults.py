@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.commands.processes import PAGES, PATIENCE_S, environment, run
-from tests.engines.scripted import HELLO, Reply, Serve, ending, lines, refusal, words
+from tests.engines.scripted import HELLO, Reply, Serve, ending, lines, refusal, usage, words
 from tests.engines.test_connection import certificates, server_tls, unused_port  # noqa: F401
 
 MOST_MEMORY_BYTES = 256 << 20  # of data; an answer takes a process that is well under 100 MB
@@ -55,6 +55,9 @@ LONG_TOKEN = lines(*words("x" * 60_000))
 FAULTS = {
     "reset in the middle": Fault(6, "in the middle of the answer", Reply((TOKEN,), end="reset")),
     "closed in the middle": Fault(6, "in the middle of the answer", Reply((TOKEN,))),
+    "reset before the token counts": Fault(
+        6, "in the middle of the answer", Reply((lines(*words("a"), ending()),), end="reset", pause_s=0.1)
+    ),
     "reset at once": Fault(5, "gave no answer", Reply(silent=True, end="reset")),
     "stalled": Fault(5, "has sent no data for", Reply((TOKEN,), end="hang"), timeout_s=0.5),
     "silent": Fault(5, "has not answered", Reply(silent=True), timeout_s=0.5),
@@ -83,7 +86,7 @@ FAULTS = {
     "1 GB in one event": Fault(
         6, "an event of more than", gigabyte(TOKEN, b"data: " + b"x" * 65_000 + b"\n")
     ),
-    "1 GB of tokens": Fault(6, "sent far more than 100 tokens", gigabyte(LONG_TOKEN, LONG_TOKEN)),
+    "1 GB of tokens": Fault(6, "sent far more than was asked for", gigabyte(LONG_TOKEN, LONG_TOKEN)),
     "1 GB of nothing": Fault(5, "was given 0.5 s", gigabyte(TOKEN, b": ping\n\n" * 8192), timeout_s=0.5),
     "a stream whose end never comes": Fault(
         5, "was given 0.5 s", Reply((lines(*words("a"), ending()),), end="hang"), timeout_s=0.5
@@ -144,6 +147,12 @@ async def test_an_unknown_certificate_is_code_5(serve: Serve, certificates: Any)
     server = await serve(tls=server_tls(certificates))
     code, said = await generate(server.url)
     assert (code, is_one_error(said), "CERTIFICATE_VERIFY_FAILED" in said) == (5, True, True)
+
+
+async def test_an_answer_is_whole_with_its_token_counts_however_the_connection_ends(serve: Serve) -> None:
+    whole = (lines(*words("a"), ending(), usage()),)
+    server = await serve(Reply(whole, end="reset", pause_s=0.1), pages=PAGES)
+    assert (await generate(server.url))[0] == 0
 
 
 async def test_a_slow_server_that_ends_in_time_is_answered(serve: Serve) -> None:
