@@ -54,7 +54,8 @@ class Ours:
         with ThreadPoolExecutor(1) as thread:
             model = thread.submit(random_model, SIZES[size]).result()
             self.weights_bytes = sum(p.nbytes for p in model.parameters()) - model.decoder.wte.weight.nbytes
-            thread.submit(pack, model).result()
+            if not compiled:
+                thread.submit(pack, model).result()
         tokenizer = Tokenizer.load(demo.BASE_DIR / "tokenizer" / "tokenizer.pkl")
         loaded = LoadedModel(model, tokenizer, Checkpoint(Path("random.pt")), ())
         self.engine = LocalEngine(loaded, LocalSettings("cpu", prefix_cache_mb=0, compile=compiled))

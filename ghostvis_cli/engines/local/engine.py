@@ -120,7 +120,8 @@ class LocalEngine:
         try:
             dtype = choose_dtype(settings.dtype, device)
             loaded = load_model(checkpoint, device=device, dtype=dtype)
-            if device.type == "cpu" and dtype == torch.float32:
+            # The compiler has matrix code of its own, and can't take in what we packed.
+            if device.type == "cpu" and dtype == torch.float32 and not settings.compile:
                 pack(loaded.model)
             return cls(loaded, settings)
         except (RuntimeError, MemoryError) as error:
