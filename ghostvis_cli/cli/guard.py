@@ -106,6 +106,7 @@ def _quick_interrupt() -> Iterator[None]:
 
     def on_sigint(_signal: int, _frame: "FrameType | None") -> None:
         _end_within_grace(ExitCode.INTERRUPTED)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once
         raise KeyboardInterrupt
 
     with _handling(signal.SIGINT, on_sigint):
@@ -140,6 +141,9 @@ def _cut_short(code: int, error: GhostvisError | None) -> None:
         _thread.start_new_thread(output.error, (error,))  # stdout or stderr may be what is stuck
         time.sleep(LAST_WORDS_S)
     output.end_log(code)
+    if code == ExitCode.INTERRUPTED and _in_front():
+        os.kill(os.getpid(), signal.SIGINT)  # whose default action the handler has put back
+        time.sleep(LAST_WORDS_S)
     os._exit(code)
 
 
@@ -148,14 +152,18 @@ def die_of_interrupt() -> None:
 
     The shell reports 130 either way. Without a terminal in front of it the process exits with 130.
     """
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-        in_front = os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return
-    if in_front:
+    if _in_front():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def _in_front() -> bool:
+    """Whether a terminal's Ctrl-C comes to this process."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
 
 
 # --- once at a time
