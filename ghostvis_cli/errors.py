@@ -7,6 +7,7 @@ GhostvisError
 ├── EngineError       5   not reachable, not installed, not ready in time
 ├── RequestError      6   the engine answered with an error, or cannot do what was asked
 ├── MemoryLimitError  7   out of memory; the hint says what to lower
+├── CheckFailedError  9   a check said no, such as convert's comparison
 ├── LockedError      10   another run holds --lock
 ├── DeadlineError   124   --timeout passed
 └── OutputError       1   stdout can't be written, as on a full disk: no bug, no traceback
@@ -78,6 +79,11 @@ class RequestError(GhostvisError):
 class MemoryLimitError(GhostvisError):
     code = ExitCode.MEMORY
     kind = "memory"
+
+
+class CheckFailedError(GhostvisError):
+    code = ExitCode.CHECK_FAILED
+    kind = "check"
 
 
 class LockedError(GhostvisError):

@@ -60,14 +60,8 @@ def inspect(checkpoint: Checkpoint) -> Classified:
         raise ModelError(f"{checkpoint.path} makes no sense: {one_line(error)}") from error
 
 
-def load_model(
-    checkpoint: Checkpoint, *, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
-) -> LoadedModel:
-    """Read weights onto `device` as `dtype` (float32 by default); every value is checked to be finite."""
-    import torch
-
-    from ghostvis_cli.model.ghostvis import GhostVis
-
+def verify(checkpoint: Checkpoint) -> tuple[Classified, Tokenizer]:
+    """Header, meta and tokenizer, and that they belong together; ModelError where one is not usable."""
     classified = inspect(checkpoint)
     tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
     rows = classified.config.decoder.vocab_size
@@ -77,6 +71,18 @@ def load_model(
             f"{checkpoint.path} has {rows} rows: they do not belong together",
             hint="put the training run's own tokenizer.pkl beside the model file",
         )
+    return classified, tokenizer
+
+
+def load_model(
+    checkpoint: Checkpoint, *, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+) -> LoadedModel:
+    """Read weights onto `device` as `dtype` (float32 by default); every value is checked to be finite."""
+    import torch
+
+    from ghostvis_cli.model.ghostvis import GhostVis
+
+    classified, tokenizer = verify(checkpoint)
     tensors = _open(checkpoint.path)
     with torch.device("meta"):
         model = GhostVis(classified.config)

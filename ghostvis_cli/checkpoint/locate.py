@@ -114,14 +114,16 @@ def find(base_dir: Path, source: str, tag: str | None = None, step: int | None =
         )
     directory = available[tag]
     _refuse_deepspeed(directory)
-    by_step = steps(directory)
-    if step is None:
-        step = max(by_step)
-    elif step not in by_step:
-        raise ModelError(
-            f"no step {step} in {directory}", hint=f"it has: {', '.join(str(known) for known in by_step)}"
-        )
-    return Checkpoint(by_step[step], source, tag, step, base_dir)
+    step, path = _at(directory, steps(directory), step)
+    return Checkpoint(path, source, tag, step, base_dir)
+
+
+def _at(directory: Path, by_step: dict[int, Path], step: int | None) -> tuple[int, Path]:
+    """The step meant, the newest unless one is named, and its file."""
+    chosen = max(by_step) if step is None else step
+    if chosen not in by_step:
+        raise ModelError(f"no step {chosen} in {directory}", hint=f"it has: {', '.join(map(str, by_step))}")
+    return chosen, by_step[chosen]
 
 
 def from_path(path: Path, step: int | None = None, base_dir: Path | None = None) -> Checkpoint:
@@ -142,10 +144,7 @@ def from_path(path: Path, step: int | None = None, base_dir: Path | None = None)
             raise ModelError(
                 f"{path} holds no model_<step>.pt", hint="name the file, or the directory it lies in"
             )
-        chosen = max(by_step) if step is None else step
-        if chosen not in by_step:
-            raise ModelError(f"no step {chosen} in {path}", hint=f"it has: {', '.join(map(str, by_step))}")
-        path = by_step[chosen]
+        _, path = _at(path, by_step, step)
     elif step is not None:
         raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")
     return replace(_describe(path), base_dir=base_dir)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ghostvis_cli import __version__
+from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.header import read_header
 from ghostvis_cli.checkpoint.keys import Classified, clean_names
-from ghostvis_cli.checkpoint.load import inspect
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert import remote_code, shards, staging
@@ -21,7 +21,7 @@ from ghostvis_cli.convert import settings as files
 from ghostvis_cli.convert import tokenizer as tokenizer_files
 from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
 from ghostvis_cli.convert.shards import INDEX, Shard
-from ghostvis_cli.errors import ExitCode, GhostvisError, ModelError
+from ghostvis_cli.errors import CheckFailedError, ModelError
 from ghostvis_cli.model.config import Layout
 
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
@@ -68,15 +68,7 @@ class Plan:
 
 def plan(checkpoint: Checkpoint, settings: ConvertSettings) -> Plan:
     """Read what the checkpoint is; ModelError where it can't be converted."""
-    classified = inspect(checkpoint)
-    tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
-    rows = classified.config.decoder.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise ModelError(
-            f"the tokenizer {checkpoint.tokenizer_path} has {tokenizer.vocab_size} ids, "
-            f"{checkpoint.path} has {rows} rows: they do not belong together",
-            hint="put the training run's own tokenizer.pkl beside the model file",
-        )
+    classified, tokenizer = load.verify(checkpoint)
     if classified.config.vision is not None and tokenizer.image_id is None:
         raise ModelError(
             f"the tokenizer {checkpoint.tokenizer_path} has no <|image|>, "
@@ -122,13 +114,6 @@ class Progress:
             return self.stage
         share = self.written_bytes / max(1, self.total_bytes)
         return f"writing {share:4.0%} of {self.total_bytes / 1e9:.2f} GB"
-
-
-class CheckFailedError(GhostvisError):
-    """The certificate says no."""
-
-    code = ExitCode.CHECK_FAILED
-    kind = "check"
 
 
 class CancelledError(Exception):

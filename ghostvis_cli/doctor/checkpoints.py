@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ghostvis_cli.checkpoint import load, locate
-from ghostvis_cli.checkpoint.keys import Classified
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.doctor.finding import Finding, Status, from_error
 from ghostvis_cli.doctor.machine import GIB, read_memory
 from ghostvis_cli.engines.factory import choose_checkpoint
@@ -94,23 +92,9 @@ def _unusable(
     try:
         checkpoint = locate.find(base, source, tag, step)
         if besides is None or checkpoint.path != besides.path:
-            verify(checkpoint)
+            load.verify(checkpoint)
     except ModelError as error:
         yield from_error("checkpoints", source, error, "warning")
-
-
-def verify(checkpoint: Checkpoint) -> tuple[Classified, Tokenizer]:
-    """Header, meta and tokenizer, and that they belong together; ModelError where one is not usable."""
-    classified = load.inspect(checkpoint)
-    tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
-    rows = classified.config.decoder.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise ModelError(
-            f"the tokenizer {checkpoint.tokenizer_path} has {tokenizer.vocab_size} ids, "
-            f"{checkpoint.path} has {rows} rows: they do not belong together",
-            hint="put the training run's own tokenizer.pkl beside the model file",
-        )
-    return classified, tokenizer
 
 
 # --- the chosen one
@@ -118,7 +102,7 @@ def verify(checkpoint: Checkpoint) -> tuple[Classified, Tokenizer]:
 
 def _chosen(checkpoint: Checkpoint, engine: EngineSettings) -> Iterator[Finding]:
     try:
-        classified, tokenizer = verify(checkpoint)
+        classified, tokenizer = load.verify(checkpoint)
     except ModelError as error:
         yield from_error("checkpoints", "chosen", error)
         return

@@ -10,7 +10,7 @@ from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run
-from ghostvis_cli.errors import ModelError
+from ghostvis_cli.errors import CheckFailedError, ModelError
 from tests.conftest import Reference
 from tests.convert.conversions import changed, converted
 
@@ -89,7 +89,7 @@ def test_prompts_longer_than_the_model_are_left_out_and_none_at_all_is_no_proof(
     assert "paragraph" not in {case["case"] for case in made["verification"]["cases"]}
     meta["model_config"]["sequence_len"] = 1
     checkpoint.meta_path.write_text(json.dumps(meta))
-    with pytest.raises(run.CheckFailedError, match="prompts compared 0"):
+    with pytest.raises(CheckFailedError, match="prompts compared 0"):
         certificate(checkpoint, tmp_path / "out", force=True)
 
 
@@ -155,7 +155,7 @@ def test_a_failed_check_keeps_the_output_aside_and_leaves_what_was_there(tmp_pat
     place = converted(Reference("text_swiglu").checkpoint(), tmp_path / "out")
     before = (place / "parity.json").read_bytes()
     for _ in range(2):  # a second failure takes the place of the first
-        with pytest.raises(run.CheckFailedError, match="does not answer as the checkpoint") as failure:
+        with pytest.raises(CheckFailedError, match="does not answer as the checkpoint") as failure:
             certificate(checkpoint, place, dtype="bfloat16", force=True)
     assert failure.value.code == 9
     assert (place / "parity.json").read_bytes() == before
