@@ -1,0 +1,205 @@
+"""What was said: turns with their own pictures, and the message that is being put together. Pure, no I/O.
+
+Only the last turn may lack a reply, and only while that reply is on its way: a message that was not answered is
+taken back, its text becomes the draft and its pictures are attached to the next message again. So the turns always
+make a conversation that every engine takes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ghostvis_cli.engines.base import FinishReason, Usage
+from ghostvis_cli.errors import InputError, UsageError
+from ghostvis_cli.prompt import Message, well_formed
+
+if TYPE_CHECKING:
+    from ghostvis_cli.images import EncodedImage
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or the part of it that came. `usage` None: it was stopped, so nobody counted."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage | None = None
+    completion_tokens: int = 0  # counted here as they came
+    ttft_s: float | None = None
+    total_s: float = 0.0
+    model: str = ""  # which one answered; a conversation may change its model
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        from ghostvis_cli.answer import SHORTEST_TIMED_S
+
+        after_s = self.total_s - self.ttft_s if self.ttft_s is not None else 0.0
+        more = self.completion_tokens - 1
+        return more / after_s if more > 0 and after_s >= SHORTEST_TIMED_S else None
+
+    def statistics(self) -> str:
+        """The line of --stats: "ttft 41 ms · 312 tok/s · 128 + 57 tokens · 64 image · 96 cached"."""
+        parts = [f"ttft {self.ttft_s * 1000:.0f} ms"] if self.ttft_s is not None else []
+        parts += [f"{self.tokens_per_s:.0f} tok/s"] if self.tokens_per_s else []
+        if self.usage is None:
+            return " · ".join([*parts, f"{self.completion_tokens} tokens", "stopped"])
+        usage = self.usage
+        parts += [f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"]
+        parts += [f"{usage.image_tokens} image"] if usage.image_tokens else []
+        parts += ["cached not reported" if usage.cached_tokens is None else f"{usage.cached_tokens} cached"]
+        return " · ".join(parts)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message, its pictures, and what was answered."""
+
+    text: str
+    images: tuple["EncodedImage", ...] = ()
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Tokens of all replies that are still in the conversation. `cached` is None where nobody reported it."""
+
+    replies: int = 0
+    prompt: int = 0  # text and image together, each reply's whole prompt
+    image: int = 0
+    cached: int | None = None
+    completion: int = 0
+
+    @property
+    def text(self) -> int:
+        return self.prompt - self.image
+
+
+@dataclass
+class Session:
+    """A conversation. `pending` are the pictures of the next message, `draft` is one that was not answered."""
+
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    pending: list["EncodedImage"] = field(default_factory=list)
+    draft: str | None = None
+    cleared: list[Turn] = field(default_factory=list, repr=False)  # what /clear took, for /undo
+    _before: Turn | None = field(default=None, repr=False)  # the last turn, while it is answered once more
+
+    # The next message
+
+    def attach(self, images: Sequence["EncodedImage"]) -> None:
+        self.pending.extend(images)
+
+    def detach(self, number: int) -> "EncodedImage":
+        """Take the picture with this number, counted from 1, off the next message."""
+        if not 1 <= number <= len(self.pending):
+            some = f"1 to {len(self.pending)}" if self.pending else "none"
+            raise UsageError(f"no picture {number} is attached; there is {some}", hint="/image lists them")
+        return self.pending.pop(number - 1)
+
+    def begin(self, text: str) -> Turn:
+        """The message is sent: it takes the attached pictures with it."""
+        assert self.answered, "a reply is still on its way"
+        well_formed(text, "the message")
+        if not text.strip():
+            raise InputError("the message is empty", hint="ask something about the pictures attached")
+        turn = Turn(text, tuple(self.pending))
+        self.turns.append(turn)
+        self.pending, self.draft, self.cleared, self._before = [], None, [], None
+        return turn
+
+    def answer(self, reply: Reply) -> None:
+        """What came back for the message that `begin` or `reopen` left open."""
+        self.turns[-1] = replace(self.turns[-1], reply=reply)
+        self._before = None
+
+    def take_back(self) -> None:
+        """The message was not answered: it is the draft again, or keeps the answer it had before."""
+        if self.answered:
+            return
+        turn = self.turns.pop()
+        if self._before is not None:
+            self.turns.append(self._before)
+        else:
+            self.draft, self.pending = turn.text, [*turn.images, *self.pending]
+        self._before = None
+
+    # Second thoughts
+
+    def undo(self) -> Turn | None:
+        """Take the last message and its reply out; where /clear came last, bring back what it took (None)."""
+        if not self.turns and self.cleared:
+            self.turns, self.cleared = self.cleared, []
+            return None
+        return self._last("there is nothing to undo", pop=True)
+
+    def reopen(self, text: str | None = None) -> Turn:
+        """The last message is to be answered again, with other words where `text` is given."""
+        if self.draft is not None and (self.pending or self.draft.strip()):
+            return self.begin(self.draft if text is None else text)
+        turn = self._last("there is no message yet", pop=False)
+        if text is not None:
+            well_formed(text, "the message")
+            if not text.strip():
+                raise InputError("the message is empty", hint="/undo takes the last message out")
+        self._before = turn if text is None else None
+        self.turns[-1] = Turn(turn.text if text is None else text, turn.images)
+        return self.turns[-1]
+
+    def last_text(self) -> str:
+        """The words that /edit begins with."""
+        return self.draft if self.draft is not None else self._last("there is no message yet", pop=False).text
+
+    def clear(self) -> None:
+        """Forget messages, pictures and draft; the system message stays."""
+        self.cleared = self.turns or self.cleared
+        self.turns, self.pending, self.draft = [], [], None
+
+    def _last(self, otherwise: str, *, pop: bool) -> Turn:
+        if not self.turns:
+            raise UsageError(otherwise)
+        return self.turns.pop() if pop else self.turns[-1]
+
+    # Room
+
+    def drop_oldest(self, count: int) -> list[Turn]:
+        """Take the first `count` turns out, their pictures with them; the last one is never taken."""
+        count = max(0, min(count, len(self.turns) - 1))
+        dropped, self.turns = self.turns[:count], self.turns[count:]
+        return dropped
+
+    # What there is
+
+    @property
+    def answered(self) -> bool:
+        return not self.turns or self.turns[-1].reply is not None
+
+    @property
+    def empty(self) -> bool:
+        return not (self.turns or self.pending or self.draft)
+
+    @property
+    def images(self) -> list["EncodedImage"]:
+        """Every picture in the order shown, those of the next message last: the numbers of /view."""
+        return [*(image for turn in self.turns for image in turn.images), *self.pending]
+
+    @property
+    def totals(self) -> Totals:
+        usages = [turn.reply.usage for turn in self.turns if turn.reply and turn.reply.usage]
+        cached = [usage.cached_tokens for usage in usages if usage.cached_tokens is not None]
+        return Totals(
+            replies=sum(turn.reply is not None for turn in self.turns),
+            prompt=sum(usage.prompt_tokens for usage in usages),
+            image=sum(usage.image_tokens for usage in usages),
+            cached=sum(cached) if cached else None,
+            completion=sum(turn.reply.completion_tokens for turn in self.turns if turn.reply),
+        )
+
+    def messages(self, skip: int = 0) -> tuple[Message, ...]:
+        """The conversation as engines take it, without its first `skip` turns."""
+        found = [Message.of("system", self.system)] if self.system else []
+        for turn in self.turns[skip:]:
+            found.append(Message.of("user", turn.text, turn.images))
+            if turn.reply is not None:
+                found.append(Message.of("assistant", turn.reply.text))
+        return tuple(found)
