@@ -71,6 +71,19 @@ class EngineSettings:
     gpu_memory_utilization: float | None = setting(
         None, "Share of GPU memory SGLang takes; null leaves it to SGLang", low=0.01, high=1
     )
+    data_parallel_size: int = setting(1, "Copies of the model behind one address, SGLang", low=1, high=1024)
+    context_length: int | None = setting(
+        None,
+        "Longest prompt and answer together, SGLang; null is what the model was trained for",
+        low=16,
+        high=10**7,
+    )
+    schedule_policy: Literal["lpm", "fcfs", "random", "dfs-weight", "lof"] = setting(
+        "lpm", "Which waiting request SGLang takes next; lpm: the one that shares most with what is cached"
+    )
+    attention_backend: str | None = setting(
+        None, "Attention kernels of SGLang, such as fa3 or triton; null leaves it to SGLang"
+    )
 
     def __post_init__(self) -> None:
         _check_ranges(self)
