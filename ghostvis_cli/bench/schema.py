@@ -67,6 +67,7 @@ SCALARS = {
     "peak_memory_bytes": Metric("peak device memory", "B", "lower"),
     "mean_power_w": Metric("device power, mean", "W", "lower"),
     "loop_lag_p99": Metric("client's event loop late, p99", "s", "neither"),
+    "loop_busy": Metric("share of time the client's loop was busy", "", "neither"),
 }
 
 
@@ -107,6 +108,7 @@ class Load:
     concurrency: int | None = None  # in an open loop: the most in flight; None: no limit
     request_rate: float | None = None  # requests a second; None: closed loop
     arrival: Literal["poisson", "constant"] | None = None
+    ramp_up_s: float = 0.0  # from nothing to the full load, in a straight line
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("generate", "Answer a prompt, with or without pictures.", "generate"),
     Command("serve", "Serve a model over OpenAI's routes.", "serve"),
+    Command("bench", "Measure throughput and latency; compare runs.", "bench"),
     Command("convert", "Convert a checkpoint for SGLang, vLLM and transformers.", "convert"),
     Command("doctor", "Examine the installation, the settings and the model.", "doctor"),
     Command("models", "List the checkpoints found.", "models"),

@@ -1,0 +1,155 @@
+"""One benchmark from its options to its report: draw the workload, open the engines, run the plan, sum up."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlsplit
+
+from ghostvis_cli.bench import machine, metrics, workload
+from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
+from ghostvis_cli.bench.schema import Load, Report, Run
+from ghostvis_cli.bench.workload import Spec, Workload
+from ghostvis_cli.engines.base import Sampling
+from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.profile import Profile
+    from ghostvis_cli.profile.settings import EngineSettings
+
+KINDS: tuple[Literal["local", "sglang", "remote"], ...] = ("local", "sglang", "remote")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# Requests in flight where nobody chose and the local engine's max_batch does not say.
+IN_FLIGHT = {"sglang": 64, "remote": 16}
+WARM_UP = 4
+OFF_BY = 0.1  # a prompt length that differs by more from what was asked for is worth a line
+
+
+@dataclass(frozen=True)
+class Job:
+    """`input` None draws the workload of `spec`. `engines` empty is the profile's own."""
+
+    spec: Spec = field(default_factory=Spec)
+    input: str | None = None
+    engines: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()  # addresses of servers, measured beside
+    loads: tuple[Load, ...] = ()  # empty: closed loop, as many in flight as suits the engine
+    repeats: int = 1
+    duration_s: float | None = None
+    warm_up: int = WARM_UP
+    ignore_eos: bool = True
+    slo: Mapping[str, float] = field(default_factory=dict)
+    details: bool = False
+    workload_file: Path | None = None
+    command: str = "ghostvis bench"
+
+
+class Voice(Protocol):
+    """How a job speaks. The module cli.output is one."""
+
+    def notice(self, text: str, /) -> None: ...
+    def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
+
+
+async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
+    """Measure everything the job asks for. Records stay in the report only with `details`."""
+    from ghostvis_cli.engines.factory import make_engine
+
+    profiles = engine_profiles(job, profile)
+    first = next(iter(profiles.values()))
+    load = Load(concurrency=IN_FLIGHT.get(first.engine.chosen_kind, first.engine.max_batch))
+    plan = Plan(job.loads or (load,), job.repeats, job.duration_s, job.spec.seed, job.slo)
+    work = make_workload(job, profile, plan)
+    watch = machine.Watch(job.command, job.spec.seed)
+    async with AsyncExitStack() as stack:
+        contenders = []
+        for name, settings in profiles.items():
+            engine = await stack.enter_async_context(await make_engine(settings))
+            for line in engine.info.notices:
+                voice.notice(line)
+            contenders.append(Contender(name, engine, _is_here(settings)))
+        progress = Progress()
+        async with voice.progress(progress.line):
+            runs = await measure(contenders, work, plan, progress)
+        cards = tuple(machine.card(each.name, each.engine, profiles[each.name]) for each in contenders)
+        told = [line for each in contenders for line in each.engine.info.notices]
+    notes = [*work.notes, *told, *(note for run in runs for note in run.notes), *_lengths_off(job, runs)]
+    return Report(
+        manifest=watch.manifest(),
+        workload=work.summary,
+        engines=cards,
+        runs=tuple(run if job.details else replace(run, records=()) for run in runs),
+        summaries=metrics.summarise(runs),
+        slo=dict(job.slo),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def engine_profiles(job: Job, profile: "Profile") -> dict[str, "Profile"]:
+    """What each engine is set to, by the name it is measured under. No request is ever repeated."""
+    settings = replace(profile.engine, retries=0)
+    own = job.engines or ((settings.chosen_kind,) if not job.against or settings.base_url else ())
+    if unknown := [name for name in own if name not in KINDS]:
+        raise UsageError(f"no engine is called {unknown[0]!r}", hint=f"--engines {','.join(KINDS[::2])}")
+    found: dict[str, "EngineSettings"] = {kind: replace(settings, kind=kind) for kind in KINDS if kind in own}
+    for url in job.against:
+        found[urlsplit(url).netloc or url] = replace(settings, kind="remote", base_url=url)
+    return {name: replace(profile, engine=engine) for name, engine in found.items()}
+
+
+def make_workload(job: Job, profile: "Profile", plan: Plan) -> Workload:
+    greedy = Sampling(
+        max_tokens=job.spec.output_len.longest, temperature=0.0, top_p=1.0, top_k=0, ignore_eos=job.ignore_eos
+    )
+    if job.input is None:
+        drawn = workload.drawn(job.spec, greedy, rounds=plan.rounds, warm_up=job.warm_up)
+        return workload.save(job.spec, drawn, job.workload_file) if job.workload_file else drawn
+    return workload.from_file(
+        job.input,
+        greedy,
+        profile.images,
+        num_prompts=job.spec.num_prompts,
+        rounds=plan.rounds,
+        warm_up=job.warm_up,
+        seed=job.spec.seed,
+        system=profile.system,
+    )
+
+
+def exit_code(runs: Iterable[Run]) -> int:
+    """Done; partly done; or the code of what went wrong most, where nothing succeeded."""
+    done = failed = 0
+    kinds: dict[str, int] = {}
+    for run in runs:
+        done += int(run.figures.get("requests") or 0)
+        failed += sum(run.failures.values())
+        for kind, count in run.failures.items():
+            kinds[kind] = kinds.get(kind, 0) + count
+    if not failed:
+        return ExitCode.OK
+    if done:
+        return ExitCode.PARTIAL
+    codes = {each.kind: int(each.code) for each in GhostvisError.__subclasses__()}
+    return codes.get(max(kinds, key=kinds.__getitem__), int(ExitCode.REQUEST))
+
+
+def _is_here(profile: "Profile") -> bool:
+    """Whether the engine's GPU is this machine's."""
+    url = profile.engine.base_url
+    return profile.engine.chosen_kind != "remote" or url is None or urlsplit(url).hostname in LOOPBACK
+
+
+def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:
+    """A tokenizer that cuts words up makes prompts longer than was asked for."""
+    length = job.spec.length
+    if job.input is not None or job.spec.vision or job.spec.turns > 1 or job.spec.shared_prefix:
+        return
+    for run in runs:
+        total, count = run.figures.get("input_tokens"), run.figures.get("requests")
+        if length.kind == "fixed" and total and count and abs(total / count - length.a) > OFF_BY * length.a:
+            yield (
+                f"prompts were {total / count:.0f} tokens in {run.engine}'s tokenizer, not {length.a:.0f}:"
+                " lengths are counted in common words"
+            )
+            return

@@ -1,0 +1,228 @@
+"""Records of requests -> figures, and figures of repeats -> estimates. Pure; docs/bench.md has every formula.
+
+Latencies count from the time a request was scheduled for. Where the client kept to its schedule that is when it
+was sent; where it did not, whoever waited has waited since then.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from ghostvis_cli.bench.schema import LATENCIES, STATISTICS, Estimate, Record, Run, Summary
+from ghostvis_cli.bench.stats import bootstrap_interval, mean
+from ghostvis_cli.errors import UsageError
+
+Figures = dict[str, float | None]
+OBJECTIVES = ("ttft", "tpot", "e2e")
+UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+def figures(records: Sequence[Record], slo: Mapping[str, float] | None = None) -> Figures:
+    """Every figure of one run that its records decide. A run without a success has no latencies."""
+    done = [record for record in records if record.error is None]
+    samples = {
+        "ttft": [value for record in done if (value := ttft(record)) is not None],
+        "tpot": [value for record in done if (value := tpot(record)) is not None],
+        "itl_token": [gap for record in done for gap in token_gaps(record)],
+        "itl_chunk": [gap for record in done for gap in chunk_gaps(record)],
+        "e2e": [e2e(record) for record in done],
+        "send_lag": [record.sent_s - record.scheduled_s for record in records],
+    }
+    found: Figures = {}
+    for name in LATENCIES:
+        found |= {f"{name}_{statistic}": value for statistic, value in spread(samples[name]).items()}
+    duration_s = duration(records)
+    totals = _totals(done)
+    found |= {"duration": duration_s, "failed": float(len(records) - len(done)), **totals}
+    if duration_s > 0:
+        found |= _rates(totals, duration_s)
+        found["mean_concurrency"] = math.fsum(samples["e2e"]) / duration_s
+    return found | _goodput(records, slo or {}, duration_s)
+
+
+# --- one request
+
+
+def ttft(record: Record) -> float | None:
+    return None if record.first_token_s is None else record.first_token_s - record.scheduled_s
+
+
+def e2e(record: Record) -> float:
+    return record.finished_s - record.scheduled_s
+
+
+def tpot(record: Record) -> float | None:
+    """Mean time of a token after the first. Servers may hide a last token's text, so it counts to the end."""
+    if record.first_token_s is None or not record.completion_tokens or record.completion_tokens < 2:
+        return None
+    return (record.finished_s - record.first_token_s) / (record.completion_tokens - 1)
+
+
+def chunk_gaps(record: Record) -> Iterator[float]:
+    for before, after in zip(record.chunk_s, record.chunk_s[1:], strict=False):
+        yield after - before
+
+
+def token_gaps(record: Record) -> Iterator[float]:
+    """A chunk of k tokens counts k times a k-th of its gap. Nothing where tokens can't be told from chunks."""
+    counts = record.chunk_tokens
+    if not any(counts) and len(record.chunk_s) == record.completion_tokens:
+        counts = (1,) * len(record.chunk_s)
+    elif sum(counts) != record.completion_tokens:
+        return
+    for gap, tokens in zip(chunk_gaps(record), counts[1:], strict=True):
+        yield from (gap / tokens for _ in range(tokens))
+
+
+# --- one run
+
+
+def duration(records: Sequence[Record]) -> float:
+    """From the first request's time to the last one's end, failures included."""
+    if not records:
+        return 0.0
+    return max(record.finished_s for record in records) - min(record.scheduled_s for record in records)
+
+
+def spread(values: Sequence[float]) -> Figures:
+    """mean, sd (of these values, divided by n), percentiles (linear between neighbours), max."""
+    if not values:
+        return dict.fromkeys(STATISTICS)
+    ordered = sorted(values)
+    middle = mean(ordered)
+    found: Figures = {
+        "mean": middle,
+        "sd": math.sqrt(math.fsum((value - middle) ** 2 for value in ordered) / len(ordered)),
+        "max": ordered[-1],
+    }
+    return found | {f"p{q}": _percentile(ordered, q) for q in (50, 90, 95, 99)}
+
+
+def _percentile(ordered: Sequence[float], q: float) -> float:
+    """Of values in order: stats.percentile sorts anew, which a million gaps would feel."""
+    place = (len(ordered) - 1) * q / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def failures(records: Sequence[Record]) -> dict[str, int]:
+    return dict(Counter(record.error for record in records if record.error is not None).most_common())
+
+
+def _totals(done: Sequence[Record]) -> Figures:
+    inputs = _sum([record.prompt_tokens for record in done])
+    cached = _sum([record.cached_tokens for record in done])
+    return {
+        "requests": float(len(done)),
+        "input_tokens": inputs,
+        "output_tokens": _sum([record.completion_tokens for record in done]),
+        "image_tokens": float(sum(record.image_tokens for record in done)),
+        "image_tokens_computed": image_tokens_computed(done),
+        "cached_tokens": cached,
+        "cache_hit_rate": cached / inputs if inputs and cached is not None else None,
+    }
+
+
+def _sum(counts: Sequence[int | None]) -> float | None:
+    """None where one of them was not reported: a sum of some would look like a sum of all."""
+    known = [count for count in counts if count is not None]
+    return float(sum(known)) if len(known) == len(counts) else None
+
+
+def image_tokens_computed(done: Sequence[Record]) -> float | None:
+    """Vision tokens that the cache did not hold; None where cached tokens are not reported.
+
+    A prefix cache counts all that stands before a picture too. How much that is, requests show whose pictures
+    were all new: what was cached of them can't have been pixels. What is cached beyond is taken for pictures.
+    """
+    seeing = [record for record in done if record.image_tokens]
+    if any(record.cached_tokens is None for record in seeing):
+        return None
+    new = [record for record in seeing if not record.images_seen]
+    before_pictures = max((record.cached_tokens or 0 for record in new), default=0)
+    saved = sum(
+        min(max((record.cached_tokens or 0) - before_pictures, 0), record.image_tokens)
+        for record in seeing
+        if record.images_seen
+    )
+    return float(sum(record.image_tokens for record in seeing) - saved)
+
+
+def _rates(totals: Figures, duration_s: float) -> Figures:
+    def rate(name: str) -> float | None:
+        total = totals[name]
+        return None if total is None else total / duration_s
+
+    inputs, outputs = rate("input_tokens"), rate("output_tokens")
+    return {
+        "requests_per_s": rate("requests"),
+        "input_tokens_per_s": inputs,
+        "output_tokens_per_s": outputs,
+        "total_tokens_per_s": None if inputs is None or outputs is None else inputs + outputs,
+        "image_tokens_per_s": rate("image_tokens"),
+    }
+
+
+# --- objectives
+
+
+def parse_slo(text: str) -> dict[str, float]:
+    """`ttft=200ms,tpot=20ms` -> seconds by metric."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([\d.]+)\s*(s|ms|us)\s*", part)
+        if match is None or match[1] not in OBJECTIVES or match[2].count(".") > 1 or match[2] == ".":
+            raise UsageError(
+                f"--slo {part!r} is no objective: {', '.join(OBJECTIVES)} take a time such as 200ms",
+                hint="--slo ttft=200ms,tpot=20ms",
+            )
+        found[match[1]] = float(match[2]) * UNITS_S[match[3]]
+    return found
+
+
+def within(record: Record, slo: Mapping[str, float]) -> bool:
+    """True if the request succeeded and met every objective. One token or none has no TPOT to miss."""
+    if record.error is not None:
+        return False
+    values = {"ttft": ttft(record), "tpot": tpot(record), "e2e": e2e(record)}
+    return all((value := values[name]) is None or value <= limit for name, limit in slo.items())
+
+
+def _goodput(records: Sequence[Record], slo: Mapping[str, float], duration_s: float) -> Figures:
+    if not slo or not records:
+        return {}
+    good = sum(within(record, slo) for record in records)
+    return {
+        "goodput_per_s": good / duration_s if duration_s > 0 else None,
+        "goodput_share": good / len(records),
+    }
+
+
+# --- repeats
+
+
+def summarise(runs: Sequence[Run]) -> tuple[Summary, ...]:
+    """One summary for each engine at each load point, in the order they were first measured."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.engine, run.load.name), []).append(run)
+    return tuple(_summary(group) for group in groups.values())
+
+
+def _summary(group: Sequence[Run]) -> Summary:
+    names = dict.fromkeys(name for run in group for name in run.figures)
+    figures_ = {name: estimate([run.figures.get(name) for run in group]) for name in names}
+    return Summary(group[0].engine, group[0].load, figures_)
+
+
+def estimate(values: Sequence[float | None]) -> Estimate | None:
+    """Mean over repeats with a 95 % bootstrap interval. None where a repeat has no value."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    if len(known) == 1:
+        return Estimate(known[0], None, None, 1)
+    interval = bootstrap_interval(known, mean)
+    return Estimate(interval.estimate, interval.low, interval.high, len(known))

@@ -1,0 +1,338 @@
+"""Load on an engine, and a record of every request. Closed loop: so many in flight. Open loop: on a schedule.
+
+Nothing is repeated, nothing waits for the server but what the load says, and the client watches itself: how late
+its event loop runs and how busy it is. Knows engines only by their protocol.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import cycle
+from random import Random
+
+from ghostvis_cli.bench import metrics
+from ghostvis_cli.bench.arrivals import schedule
+from ghostvis_cli.bench.machine import Gpu
+from ghostvis_cli.bench.schema import Load, Record, Run
+from ghostvis_cli.bench.workload import Item, Workload
+from ghostvis_cli.engines.base import Chunk, Engine
+from ghostvis_cli.errors import GhostvisError
+
+now = time.monotonic  # the event loop's clock
+LAG_PERIOD_S = 0.005
+# Beyond these, figures say more about the client than about the server.
+BUSY_SHARE = 0.9
+LOOP_LATE_S = 0.02
+SENT_LATE_S, SENT_LATE_OF_TTFT = 0.005, 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Each load point is measured `repeats` times on every engine, the engines in turn."""
+
+    loads: tuple[Load, ...] = (Load(concurrency=1),)
+    repeats: int = 1
+    duration_s: float | None = None  # None: until every row of the run was asked
+    seed: int = 42
+    slo: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.loads) * self.repeats
+
+
+@dataclass
+class Contender:
+    """An engine under a name, and the pictures that were sent to it."""
+
+    name: str
+    engine: Engine
+    gpu_is_here: bool = True
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def in_process(self) -> bool:
+        return self.engine.info.kind in ("local", "sglang")
+
+
+@dataclass
+class Progress:
+    """For the line on the terminal."""
+
+    what: str = ""
+    total: int | None = None
+    done: int = 0
+    failed: int = 0
+    tokens: int = 0
+    started_s: float = field(default_factory=now)
+
+    def begin(self, what: str, total: int | None) -> None:
+        self.what, self.total, self.done, self.failed, self.tokens, self.started_s = (
+            what,
+            total,
+            0,
+            0,
+            0,
+            now(),
+        )
+
+    def line(self) -> str:
+        """ "local · concurrency=4 · 2/3 · 312/1,000 · 2 failed · 29.2 requests/s · 812 tokens/s"."""
+        seconds = max(now() - self.started_s, 1e-9)
+        parts = [self.what, f"{self.done:,}" + ("" if self.total is None else f"/{self.total:,}")]
+        parts += [f"{self.failed:,} failed"] if self.failed else []
+        parts += [f"{self.done / seconds:.1f} requests/s", f"{self.tokens / seconds:.0f} tokens/s"]
+        return " · ".join(parts)
+
+
+async def measure(
+    contenders: Sequence[Contender], workload: Workload, plan: Plan, progress: Progress
+) -> list[Run]:
+    """Every run of the plan. Engines take turns within a repeat, each repeat beginning with another."""
+    runs = []
+    for point, load in enumerate(plan.loads):
+        for contender in contenders:
+            progress.begin(f"{contender.name} · {load.name} · warm-up", len(workload.warm_up))
+            await warm_up(contender, workload.warm_up, load, progress)
+        for repeat in range(plan.repeats):
+            number = point * plan.repeats + repeat
+            turn = repeat % len(contenders)
+            for contender in (*contenders[turn:], *contenders[:turn]):
+                items = workload.rounds[number]
+                total = len(items) if plan.duration_s is None else None
+                progress.begin(f"{contender.name} · {load.name} · {repeat + 1}/{plan.repeats}", total)
+                runs.append(await run_once(contender, items, load, plan, repeat, progress))
+    return runs
+
+
+async def warm_up(contender: Contender, items: Sequence[Item], load: Load, progress: Progress) -> None:
+    """Requests that nobody counts, as many in flight as will be. The first error where none succeeded."""
+    if not items:
+        return
+    client = Client(contender, progress)
+    at_once = min(load.concurrency or len(items), len(items))
+    failures: list[GhostvisError] = []
+    await client.closed(items, Load(concurrency=at_once), None, failures)
+    if len(failures) == len(items):
+        raise failures[0]
+
+
+async def run_once(
+    contender: Contender, items: Sequence[Item], load: Load, plan: Plan, repeat: int, progress: Progress
+) -> Run:
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    client, lag, gpu = Client(contender, progress), LoopWatch(), Gpu(contender.gpu_is_here)
+    with _no_garbage_collection(), gpu:
+        async with lag:
+            if load.request_rate is None:
+                await client.closed(items, load, plan.duration_s)
+            else:
+                offsets = schedule(load, Random(f"{plan.seed}:{repeat}:arrivals"))
+                await client.open(items, load, offsets, plan.duration_s)
+    records = client.records
+    figures = metrics.figures(records, plan.slo) | lag.figures() | gpu.figures()
+    return Run(
+        engine=contender.name,
+        load=load,
+        repeat=repeat,
+        started_at=started_at,
+        duration_s=metrics.duration(records),
+        figures=figures,
+        failures=metrics.failures(records),
+        records=tuple(records),
+        notes=tuple(_doubts(figures, load, contender, len(records), len(items))),
+    )
+
+
+class Client:
+    """All requests of one run. Times in records are relative to its beginning."""
+
+    def __init__(self, contender: Contender, progress: Progress) -> None:
+        self._contender, self._progress = contender, progress
+        self._start_s = now()
+        self.records: list[Record] = []
+
+    async def closed(
+        self,
+        items: Sequence[Item],
+        load: Load,
+        duration_s: float | None,
+        failures: list[GhostvisError] | None = None,
+    ) -> None:
+        """`load.concurrency` requests in flight; the next is sent when one ends."""
+        concurrency = load.concurrency or 1
+        self._start_s = now()
+        waiting = iter(items) if duration_s is None else _until(self._start_s + duration_s, items)
+
+        async def work(after_s: float) -> None:
+            if after_s:
+                await asyncio.sleep(after_s)
+            for item in waiting:
+                await self._ask(item, now(), failures)
+
+        await _all(work(load.ramp_up_s * n / concurrency) for n in range(concurrency))
+
+    async def open(
+        self, items: Sequence[Item], load: Load, offsets: Iterable[float], duration_s: float | None
+    ) -> None:
+        """Requests at their times, whatever became of those before."""
+        places = asyncio.Semaphore(load.concurrency) if load.concurrency else None
+        tasks: set[asyncio.Task[None]] = set()
+        self._start_s = now()
+        try:
+            for item, offset in zip(items if duration_s is None else cycle(items), offsets, strict=False):
+                if duration_s is not None and offset >= duration_s:
+                    break
+                due_s = self._start_s + offset
+                if (wait_s := due_s - now()) > 0:
+                    await asyncio.sleep(wait_s)
+                task = asyncio.create_task(self._ask_in_turn(item, due_s, places))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _ask_in_turn(self, item: Item, due_s: float, places: asyncio.Semaphore | None) -> None:
+        async with places or nullcontext():
+            await self._ask(item, due_s)
+
+    async def _ask(self, item: Item, due_s: float, failures: list[GhostvisError] | None = None) -> None:
+        pictures = item.pictures
+        seen = sum(picture in self._contender.seen for picture in pictures)
+        self._contender.seen.update(pictures)
+        record, error = await timed(self._contender.engine, item, due_s, self._start_s)
+        self.records.append(replace(record, images=len(pictures), images_seen=seen))
+        if error is not None and failures is not None:
+            failures.append(error)
+        self._progress.done += 1
+        self._progress.failed += error is not None
+        self._progress.tokens += record.completion_tokens or 0
+
+
+async def timed(
+    engine: Engine, item: Item, due_s: float, start_s: float
+) -> tuple[Record, GhostvisError | None]:
+    """One request to its end. `due_s` and `start_s` are times of `now`; the record counts from `start_s`."""
+    times: list[float] = []
+    counts: list[int] = []
+    last: Chunk | None = None
+    error: GhostvisError | None = None
+    sent_s = now()
+    try:
+        async with aclosing(engine.generate(item.request())) as stream:
+            async for chunk in stream:
+                if chunk.finish_reason is not None:
+                    last = chunk
+                    if not chunk.text and times and not any(counts):
+                        continue  # all token ids once more, from a server that streams text alone
+                if chunk.text or chunk.token_ids:
+                    times.append(now() - start_s)
+                    counts.append(len(chunk.token_ids))
+    except GhostvisError as raised:
+        error = raised
+    finished_s = now() - start_s
+    usage = None if last is None else last.usage
+    counted = usage is not None and usage.prompt_tokens > 0  # a server that does not count says 0
+    aborted = last is not None and last.finish_reason == "abort"
+    record = Record(
+        id=item.id,
+        scheduled_s=due_s - start_s,
+        sent_s=sent_s - start_s,
+        first_token_s=times[0] if times else None,
+        finished_s=finished_s,
+        chunk_s=tuple(times),
+        chunk_tokens=tuple(counts),
+        prompt_tokens=usage.prompt_tokens if usage and counted else None,
+        completion_tokens=usage.completion_tokens if usage and counted else None,
+        cached_tokens=usage.cached_tokens if usage else None,
+        image_tokens=usage.image_tokens if usage else 0,
+        finish_reason=last.finish_reason if last else None,
+        error=error.kind if error else "abort" if aborted else None,
+        error_message=error.message if error else None,
+    )
+    return record, error
+
+
+def _until(end_s: float, items: Sequence[Item]) -> Iterator[Item]:
+    """Rows, over and over, for a time."""
+    for item in cycle(items):
+        if now() >= end_s:
+            return
+        yield item
+
+
+async def _all(works: "Iterable[object]") -> None:
+    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+# --- the client itself
+
+
+class LoopWatch:
+    """How late the event loop runs what is due, and the share of time it is busy."""
+
+    def __init__(self) -> None:
+        self.late_s: list[float] = []
+        self._wall_s = self._cpu_s = 0.0
+
+    async def __aenter__(self) -> "LoopWatch":
+        self._wall_s, self._cpu_s = now(), time.thread_time()
+        self._task = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._task.cancel()
+        self._wall_s, self._cpu_s = now() - self._wall_s, time.thread_time() - self._cpu_s
+
+    async def _watch(self) -> None:
+        while True:
+            before = now()
+            await asyncio.sleep(LAG_PERIOD_S)
+            self.late_s.append(now() - before - LAG_PERIOD_S)
+
+    def figures(self) -> metrics.Figures:
+        busy = self._cpu_s / self._wall_s if self._wall_s > 0 else None
+        return {"loop_lag_p99": metrics.spread(self.late_s)["p99"], "loop_busy": busy}
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection stops the loop for as long as there are objects to look at: after the run, not in it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+        gc.collect()
+
+
+def _doubts(
+    figures: metrics.Figures, load: Load, contender: Contender, asked: int, rows: int
+) -> Iterator[str]:
+    """What a reader must know before believing this run."""
+    if asked > rows:
+        yield f"the run's {rows} rows were asked {asked} times in all: a cache may know them"
+    late, busy = figures["loop_lag_p99"] or 0.0, figures["loop_busy"] or 0.0
+    sent_late, ttft = figures["send_lag_p99"] or 0.0, figures["ttft_p50"] or 0.0
+    on_schedule = load.request_rate is None or load.concurrency is not None
+    signs = [f"its event loop was busy {busy:.0%} of the time"] if busy > BUSY_SHARE else []
+    signs += [f"it ran {1000 * late:.0f} ms late at p99"] if late > LOOP_LATE_S else []
+    if not on_schedule and sent_late > max(SENT_LATE_S, SENT_LATE_OF_TTFT * ttft):
+        signs.append(f"it sent requests {1000 * sent_late:.0f} ms late at p99")
+    if signs:
+        cause = "the engine shares this process" if contender.in_process else "the client was the bottleneck"
+        yield f"{contender.name} at {load.name}: {cause.upper()}: {', '.join(signs)}"
