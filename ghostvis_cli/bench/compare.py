@@ -1,0 +1,318 @@
+"""Two reports -> a verdict per metric: better, worse, or no evidence. Decides; rendering is compare_text's.
+
+Whatever was measured, B against A. Reports of unlike work are refused, since no arithmetic makes them comparable.
+A verdict needs an interval that leaves out "no change"; see stats.py for where intervals come from, and
+benchmarks/bench_verdicts.py for how often they are wrong.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, Literal
+
+from ghostvis_cli.bench import stats
+from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Load, Report, Run, metric
+from ghostvis_cli.bench.stats import Interval
+from ghostvis_cli.bench.units import percent
+from ghostvis_cli.errors import InputError, UsageError
+
+Verdict = Literal["better", "worse", "changed", "no evidence", "too few repeats"]
+# What a table shows unless asked for more: one or two figures for each thing a person feels or pays for.
+HEADLINES = (
+    "requests_per_s", "output_tokens_per_s", "image_tokens_per_s", "goodput_per_s", "failed",
+    "ttft_p50", "ttft_p95", "ttft_p99", "tpot_p50", "tpot_p95", "itl_token_p50", "itl_token_p99",
+    "e2e_p50", "e2e_p95", "e2e_p99", "cache_hit_rate", "peak_memory_bytes",
+)  # fmt: skip
+# Pairing takes out what the rows of a repeat cost, and half the degrees of freedom. With fewer pairs than this it
+# finds less than it gains.
+LEAST_PAIRS = 10
+ALL_METRICS = (*SCALARS, *(f"{base}_{statistic}" for base in LATENCIES for statistic in STATISTICS))
+CONDITION = re.compile(r"\s*(?P<metric>\w+)\s*(?P<side>[<>])\s*(?P<percent>[+-]?\d+(\.\d+)?)\s*%\s*")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One engine of one report."""
+
+    name: str
+    report: Report
+    card: EngineCard
+
+    @cached_property
+    def runs(self) -> dict[Load, list[Run]]:
+        found: dict[Load, list[Run]] = {}
+        for run in sorted(self.report.runs, key=lambda run: run.repeat):
+            if run.engine == self.card.name:
+                found.setdefault(run.load, []).append(run)
+        return found
+
+    def values(self, load: Load, name: str) -> dict[int, float]:
+        """The figure of each repeat that reports it."""
+        found = {run.repeat: run.figures.get(name) for run in self.runs.get(load, ())}
+        return {repeat: value for repeat, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One metric at one load. `change` is b / a - 1 where `relative`, else b - a; a and b are medians."""
+
+    metric: str
+    load: str
+    a: float
+    b: float
+    change: Interval
+    relative: bool
+    verdict: Verdict
+    repeats: int
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    a: Side
+    b: Side
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    def named(self, name: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.metric == name]
+
+
+def sides(reports: Mapping[str, Report]) -> list[Side]:
+    """Every engine of every report, in order. Names stay as short as they can be told apart."""
+    found = []
+    for name, report in reports.items():
+        for card in report.engines:
+            label = (
+                card.name
+                if len(reports) == 1
+                else name
+                if len(report.engines) == 1
+                else f"{name}:{card.name}"
+            )
+            found.append(Side(label, report, card))
+    if len(found) < 2:
+        raise UsageError(
+            "there is one run, and nothing to compare it with", hint="bench compare A.json B.json"
+        )
+    return found
+
+
+def compare(a: Side, b: Side, *, metrics: Sequence[str] = (), force: bool = False) -> Comparison:
+    """What changed from a to b. InputError names every way in which they are not the same work."""
+    unlike = differences(a, b)
+    if unlike and not force:
+        listed = "\n".join(unlike)
+        raise InputError(f"{a.name} and {b.name} did not measure the same thing:\n{listed}", hint="--force")
+    loads = _loads(a, b)
+    findings = [
+        finding
+        for first, second in loads
+        for name in metrics or HEADLINES
+        if (finding := _finding(a, b, first, second, name)) is not None
+    ]
+    if not findings:
+        raise InputError(f"{a.name} and {b.name} report no figure in common", hint="--metric NAME")
+    return Comparison(a, b, tuple(findings), tuple(_notes(a, b, unlike, findings)))
+
+
+# --- the same work?
+
+
+def differences(a: Side, b: Side) -> list[str]:
+    """Every way in which two sides were asked to do different things, one line each."""
+    found = [*_workload(a.report, b.report)]
+    if set(a.runs) != set(b.runs):
+        found.append(_against("load", _names(a), _names(b)))
+    if a.report is not b.report:  # engines of one run were chosen by hand to be compared
+        if a.card.model_hash and b.card.model_hash:
+            if a.card.model_hash != b.card.model_hash:
+                found.append(_against("model", a.card.model, b.card.model) + " (other weights)")
+        elif a.card.model != b.card.model:
+            found.append(_against("model", a.card.model, b.card.model))
+    if a.report.slo != b.report.slo:
+        found.append(_against("slo", dict(a.report.slo), dict(b.report.slo)))
+    return found
+
+
+def _workload(a: Report, b: Report) -> Iterator[str]:
+    one, two = a.workload, b.workload
+    before = []
+    for name in ("kind", "seed", "rows", "images"):
+        before += _differing(f"workload.{name}", getattr(one, name), getattr(two, name))
+    for part in ("settings", "sampling"):
+        left, right = getattr(one, part), getattr(two, part)
+        for key in sorted({*left, *right}):
+            before += _differing(f"workload.{part}.{key}", left.get(key), right.get(key))
+    yield from before
+    # Drawn from one seed with the same settings, the first repeats are the same however many follow.
+    drawn = one.kind != "file" and _repeats(a) != _repeats(b)
+    if not before and one.sha256 != two.sha256 and not drawn:
+        yield "workload: the rows differ"
+
+
+def _differing(name: str, a: object, b: object) -> list[str]:
+    return [] if a == b else [_against(name, a, b)]
+
+
+def _against(name: str, a: object, b: object) -> str:
+    return f"{name}: {a} against {b}"
+
+
+def _repeats(report: Report) -> int:
+    return len({run.repeat for run in report.runs})
+
+
+def _names(side: Side) -> str:
+    return ", ".join(load.name for load in side.runs) or "none"
+
+
+def _loads(a: Side, b: Side) -> list[tuple[Load, Load]]:
+    common = [(load, load) for load in a.runs if load in b.runs]
+    if not common and len(a.runs) == len(b.runs) == 1:
+        return [(next(iter(a.runs)), next(iter(b.runs)))]  # forced
+    return common
+
+
+# --- one metric
+
+
+def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding | None:
+    """None where a side has no such figure."""
+    left, right = a.values(first, name), b.values(second, name)
+    if not left or not right:
+        return None
+    relative = min(*left.values(), *right.values()) > 0
+    pairs = sorted(left.keys() & right.keys()) if first == second else []
+    paired = len(pairs) >= LEAST_PAIRS
+    if paired:  # repeat n of both asked the same rows
+        change = _paired([left[n] for n in pairs], [right[n] for n in pairs], relative)
+    else:
+        change = _unpaired([*left.values()], [*right.values()], relative)
+    label = first.name if first == second else f"{first.name} -> {second.name}"
+    repeats = min(len(left), len(right))
+    verdict = _verdict(name, change, repeats)
+    middle = stats.median([*left.values()]), stats.median([*right.values()])
+    return Finding(name, label, *middle, change, relative, verdict, repeats, paired)
+
+
+def _paired(a: Sequence[float], b: Sequence[float], relative: bool) -> Interval:
+    if relative:
+        return stats.paired_ratio(a, b).mapped(_less_one)
+    return stats.paired_shift([y - x for x, y in zip(a, b, strict=True)])
+
+
+def _unpaired(a: Sequence[float], b: Sequence[float], relative: bool) -> Interval:
+    return stats.ratio(a, b).mapped(_less_one) if relative else stats.shift(a, b)
+
+
+def _less_one(ratio: float) -> float:
+    return ratio - 1
+
+
+def _verdict(name: str, change: Interval, repeats: int) -> Verdict:
+    if repeats < stats.repeats_needed():
+        return "too few repeats"
+    if not change.excludes(0):
+        return "no evidence"
+    better = metric(name).better
+    if better == "neither":
+        return "changed"
+    return "better" if (change.estimate > 0) == (better == "higher") else "worse"
+
+
+# --- what a reader must know
+
+
+def _notes(a: Side, b: Side, unlike: Sequence[str], findings: Sequence[Finding]) -> Iterator[str]:
+    for line in unlike:
+        yield f"forced, although not the same thing was measured: {line}"
+    few = min(finding.repeats for finding in findings)
+    needed = stats.repeats_needed()
+    if few < needed:
+        yield f"{few} repeats can't tell a change from chance: measure with --repeat {needed} or more"
+    for side in (a, b):
+        failed = sum(sum(run.failures.values()) for runs in side.runs.values() for run in runs)
+        if failed:
+            yield f"{side.name}: {failed} requests failed, and the times are those of the others"
+    for name, one, two in _circumstances(a, b):
+        if one != two:
+            yield f"not the same {name}: {one} against {two}"
+
+
+def _circumstances(a: Side, b: Side) -> Iterator[tuple[str, Any, Any]]:
+    """What may differ because it is what is compared, and is worth knowing because it may not be."""
+    for name in ("kind", "device", "dtype", "layout", "server"):
+        yield name, getattr(a.card, name), getattr(b.card, name)
+    for part in ("machine", "versions"):
+        left, right = getattr(a.report.manifest, part), getattr(b.report.manifest, part)
+        for key in sorted({*left, *right}):
+            yield key, left.get(key), right.get(key)
+
+
+# --- --fail-if
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`ttft_p95>+5%`: met where a change has evidence and its estimate lies beyond the limit."""
+
+    text: str
+    metric: str
+    above: bool
+    limit: float  # a share: 0.05 is 5 %
+
+    def met_by(self, finding: Finding) -> bool:
+        return finding.change.excludes(0) and self._beyond(finding.change.estimate)
+
+    def possible_in(self, finding: Finding) -> bool:
+        """Whether the interval leaves room for it."""
+        return self._beyond(finding.change.high if self.above else finding.change.low)
+
+    def _beyond(self, change: float) -> bool:
+        return change > self.limit if self.above else change < self.limit
+
+
+def condition(text: str) -> Condition:
+    found = CONDITION.fullmatch(text)
+    if found is None:
+        raise UsageError(f"--fail-if {text!r} is not of the form METRIC>+N%", hint="--fail-if 'ttft_p95>+5%'")
+    name = known_metric(found["metric"])
+    return Condition(text, name, found["side"] == ">", float(found["percent"]) / 100)
+
+
+def known_metric(name: str) -> str:
+    """The name itself. UsageError with the nearest one for a name that no figure has."""
+    if name not in ALL_METRICS:
+        near = get_close_matches(name, ALL_METRICS, n=1)
+        raise UsageError(f"no metric named {name!r}", hint=near[0] if near else "docs/bench.md lists them")
+    return name
+
+
+def judged(check: Condition, comparisons: Sequence[Comparison]) -> list[str]:
+    """One line for each way in which the condition is met. InputError where nothing can be said of it."""
+    met = []
+    for comparison in comparisons:
+        findings = comparison.named(check.metric)
+        if not findings:
+            raise InputError(f"--fail-if {check.text}: {check.metric} is not reported on both sides")
+        for finding in findings:
+            _judgeable(check, finding)
+            if check.met_by(finding):
+                met.append(
+                    f"{check.metric} at {finding.load}, {comparison.b.name}: {percent(finding.change.estimate)}"
+                )
+    return met
+
+
+def _judgeable(check: Condition, finding: Finding) -> None:
+    """A check that can't fail is worse than none, so it is an error."""
+    if finding.verdict == "too few repeats":
+        raise InputError(
+            f"--fail-if {check.text} can't be judged by {finding.repeats} repeats",
+            hint=f"measure with --repeat {stats.repeats_needed()} or more",
+        )
+    if not finding.relative:
+        raise InputError(f"--fail-if {check.text}: {check.metric} is 0 somewhere, and has no percentage")
