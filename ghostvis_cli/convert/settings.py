@@ -75,6 +75,8 @@ def _vision_config(config: GhostVisConfig) -> dict[str, Any]:
         "resampler_heads": vision.resampler_heads,
         "proj_hidden": vision.proj_hidden,
         "output_size": config.decoder.n_embd,
+        "image_mean": list(vision.image_mean),  # for servers that normalise where the tower runs
+        "image_std": list(vision.image_std),
     }
 
 

@@ -1,8 +1,8 @@
 """The tokenizer as transformers reads it: the same ids for the same text, and the chat template.
 
-One difference from training cannot be expressed in these files: they turn special strings that a user types,
-such as `<|bos|>`, into special tokens, where our own tokenizer keeps them text. Servers that build prompts from
-ids do not have it (format specification, section 6.3).
+Training never reads special tokens out of text (format specification, section 6.3), and readers of tokenizer.json
+always do. So the chat template puts a mark behind every `<` of a message, which hides a typed `<|bos|>` from the
+search for special tokens, and the normaliser, which runs after that search, takes the marks away again.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,21 @@ from ghostvis_cli.model.config import Layout
 
 # In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
 LITERAL_IMAGE_TOKEN = "<|picture|>"
+# Characters that Unicode keeps for programs' own use. The first one opens a mark, and so must be marked itself.
+OPEN, ITSELF, BEHIND = "\ufdd0\ufdd1\ufdd2"
+MARKS = ((OPEN, OPEN + ITSELF), ("<", "<" + OPEN + BEHIND))  # in this order
 
 
 def image_token(layout: Layout | None) -> str:
     """How the directory's tokenizer spells the id that a picture's rows replace."""
     return LITERAL_IMAGE_TOKEN if layout == "prepend_literal" else IMAGE_TOKEN
+
+
+def escaped(text: str) -> str:
+    """Text in which a rendered prompt has no special token, and which encodes to the ids of the text itself."""
+    for plain, marked in MARKS:
+        text = text.replace(plain, marked)
+    return text
 
 
 def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[str, Any]:
@@ -32,7 +42,10 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(name) | {"id": id_} for name, id_ in specials.items()],
-        "normalizer": None,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [_replace(OPEN + BEHIND, ""), _replace(OPEN + ITSELF, OPEN)],
+        },
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
@@ -60,6 +73,10 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
             "merges": [[spelled[a], spelled[b]] for a, b in _merges(tokenizer.ranks)],
         },
     }
+
+
+def _replace(text: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
 
 
 def tokenizer_config(tokenizer: Tokenizer, layout: Layout | None, max_positions: int) -> dict[str, Any]:
@@ -141,10 +158,14 @@ def chat_template(layout: Layout | None) -> str:
         _TEMPLATE.replace("AHEAD", _AHEAD.replace("TOKEN", token) if ahead else "")
         .replace("IN_TURN", in_turn)
         .replace("REFUSAL", _REFUSAL if layout is None else "")
+        .replace("ESCAPED", _ESCAPED)
         .replace("\n", "")
     )
 
 
+_ESCAPED = "".join(
+    f"|replace({plain!a}, {marked!a})" for plain, marked in MARKS
+)  # Jinja reads the escapes as Python does
 _REFUSAL = "{{ raise_exception('this model reads text only') }}"
 _AHEAD = """\
 {%- for message in messages %}{% if message.content is not string %}
@@ -153,12 +174,12 @@ _AHEAD = """\
 # A line break follows each picture that anything follows, unless that begins with one (prompt.with_line_breaks).
 _TEMPLATE = """\
 {%- macro parts(content) %}
-{%- if content is string %}{{ content }}{% else %}
+{%- if content is string %}{{ content ESCAPED }}{% else %}
 {%- for part in content %}
 {%- if not loop.first and loop.previtem.type == 'image' %}
 {%- if part.type != 'text' or not part.text.startswith('\\n') %}{{ '\\n' }}{% endif %}
 {%- endif %}
-{%- if part.type == 'image' %}REFUSALIN_TURN{% else %}{{ part.text }}{% endif %}
+{%- if part.type == 'image' %}REFUSALIN_TURN{% else %}{{ part.text ESCAPED }}{% endif %}
 {%- endfor %}{% endif %}
 {%- endmacro %}
 {%- set turns = namespace(system='', number=0) %}

@@ -1,0 +1,122 @@
+"""A picture of a request -> the square the model sees, and who it is. Remembered, so that a repeat costs a hash.
+
+Knows nothing of SGLang. Its own small cache, because the one SGLang 0.5.23 has for this is absent in 0.5.17 and
+trusts hashes that clients may send.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ghostvis_cli.errors import InputError
+from ghostvis_cli.images import ImageLimits, load_image
+from ghostvis_cli.model.preprocess import crop
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"
+CACHE_BYTES = 128 * 2**20  # 890 pictures of 224 pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`pixels` (S, S, 3) uint8. `identity`: 32 bytes, equal for equal pixels within this process alone."""
+
+    pixels: "NDArray[Any]"
+    identity: bytes
+
+
+class Pictures:
+    """Loads pictures of S x S pixels. May be called from several threads."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        hosts: frozenset[str] | None = None,
+        limits: ImageLimits | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.size, self.cache_bytes = size, cache_bytes
+        self.hosts = allowed_hosts() if hosts is None else hosts
+        # A redirect would lead from an allowed host to any other.
+        self.limits = replace(limits or ImageLimits(), max_redirects=0)
+        # Keyed: a client that knows a picture must not be able to work out which cache entries are its own.
+        self._key = secrets.token_bytes(32)
+        self._known: OrderedDict[bytes, Picture] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, source: object, name: str) -> Picture:
+        """From a data: URL, bytes, or http(s) of an allowed host.
+
+        ValueError says what is wrong with `name`, and nothing of what the source holds or where it led.
+        """
+        key = self._cache_key(source, name)
+        if key is not None and (known := self._recall(key)) is not None:
+            return known
+        try:
+            picture = self._picture(load_image(source, limits=self.limits).pil())  # type: ignore[arg-type]
+        except InputError:
+            raise ValueError(self._refusal(source, name)) from None
+        if key is not None:
+            self._remember(key, picture)
+        return picture
+
+    def _cache_key(self, source: object, name: str) -> bytes | None:
+        """What the source is sure to be the same picture by; None for an address, whose picture may change."""
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).digest()
+        if isinstance(source, str):
+            if source[:5].lower() == "data:":
+                return hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest()
+            if self._is_allowed(source):
+                return None
+        hosts = f", or an http(s) URL of {', '.join(sorted(self.hosts))}" if self.hosts else ""
+        raise ValueError(f"{name} must be a data: URL{hosts}")
+
+    def _is_allowed(self, url: str) -> bool:
+        import httpx2  # the parser that fetches must be the one that judges
+
+        try:
+            parsed = httpx2.URL(url)
+        except httpx2.InvalidURL:
+            return False
+        return parsed.scheme in ("http", "https") and parsed.host.lower() in self.hosts
+
+    def _refusal(self, source: object, name: str) -> str:
+        if isinstance(source, str) and source[:5].lower() != "data:":
+            return f"{name} could not be fetched as a picture"
+        return (
+            f"{name} is not a whole picture in a known format, "
+            f"or larger than {self.limits.max_pixels:,} pixels or {self.limits.size}"
+        )
+
+    def _picture(self, image: Any) -> Picture:
+        import numpy as np
+
+        pixels = np.asarray(crop(image, self.size), dtype=np.uint8)
+        return Picture(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
+
+    def _recall(self, key: bytes) -> Picture | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
+
+    def _remember(self, key: bytes, picture: Picture) -> None:
+        with self._lock:
+            self._known[key] = picture
+            while len(self._known) * picture.pixels.nbytes > self.cache_bytes:  # all are of one size
+                self._known.popitem(last=False)
+
+
+def allowed_hosts() -> frozenset[str]:
+    """Of GHOSTVIS_ALLOWED_IMAGE_HOSTS, separated by commas; none by default."""
+    names = os.environ.get(HOSTS_VARIABLE, "").split(",")
+    return frozenset(name.strip().lower() for name in names if name.strip())

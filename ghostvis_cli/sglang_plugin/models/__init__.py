@@ -1,0 +1,1 @@
+"""The model classes, by the names that converted directories give them."""

@@ -1,0 +1,99 @@
+"""The vision-language model: one of the decoders, and our vision part, whole on every rank.
+
+N rows a picture, D width, S picture size in pixels.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from sglang.srt.managers.mm_utils import (
+    MultiModalityDataPaddingPatternMultimodalTokens,
+    general_mm_embed_routine,
+)
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.utils import add_prefix
+from torch import Tensor, nn
+
+from ghostvis_cli.model.decoder import rms
+from ghostvis_cli.model.vision import Vision
+from ghostvis_cli.sglang_plugin.models.text import decoder_class
+from ghostvis_cli.sglang_plugin.weights import complete
+
+VISION, DECODER = "model.vision.", "model.language_model."  # as directories name their tensors
+
+
+class GhostVisForConditionalGeneration(nn.Module):
+    packed_modules_mapping = {  # noqa: RUF012 - SGLang reads it from the class
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    def __init__(self, config: Any, quant_config: Any = None, prefix: str = "", **_: Any) -> None:
+        super().__init__()
+        self.config = config
+        text, vision = config.text_config, config.vision_config
+        self.vision = Vision(vision.vision(), text.hidden_size).eval()
+        self.language_model = decoder_class(text.model_type)(
+            text, quant_config=quant_config, prefix=add_prefix("language_model", prefix)
+        )
+        self.model = self.language_model.model  # where SGLang looks for the layers when it captures graphs
+        self._padding = MultiModalityDataPaddingPatternMultimodalTokens()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def pad_input_ids(self, input_ids: Any, mm_inputs: Any) -> Any:
+        """The ids as the radix cache keys them: in a picture's place, numbers made of its identity."""
+        return self._padding.pad_input_tokens(input_ids, mm_inputs)
+
+    @torch.no_grad()
+    def get_image_feature(self, items: list[Any]) -> Tensor:
+        """Pictures of any number of requests -> (pictures * N, D), normalised like the embedding's rows."""
+        weight = self.vision.tower.position
+        crops = torch.cat([torch.as_tensor(item.feature) for item in items]).to(weight.device)
+        rows = rms(self.vision(self._normalised(crops))).to(weight.dtype)
+        wanted = (len(items), self.config.vision_config.num_tokens, self.config.text_config.hidden_size)
+        if rows.shape != wanted:
+            raise ValueError(f"the vision part gave {tuple(rows.shape)} where {wanted} belongs")
+        return rows.flatten(0, 1)
+
+    def _normalised(self, crops: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, by the arithmetic of `model.preprocess`."""
+        config = self.config.vision_config
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=crops.device)[:, None, None]
+            for values in (config.image_mean, config.image_std)
+        )
+        return (crops.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, forward_batch: Any, get_embedding: bool = False, **_: Any
+    ) -> Any:
+        return general_mm_embed_routine(
+            input_ids=input_ids,
+            forward_batch=forward_batch,
+            language_model=self.language_model,
+            multimodal_model=self,
+            positions=positions,
+            get_embedding=get_embedding,
+        )
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        vision = dict(self.vision.named_parameters())
+        expected = {VISION + name for name in vision} | {
+            re.sub(r"^model\.", DECODER, name) for name in self.language_model.expected()
+        }
+
+        def of_the_decoder() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in complete(weights, expected):
+                if name.startswith(VISION):
+                    default_weight_loader(vision[name.removeprefix(VISION)], tensor)
+                else:
+                    yield name.replace(DECODER, "model."), tensor
+
+        self.language_model.load_weights(of_the_decoder())
+
+
+EntryClass = GhostVisForConditionalGeneration

@@ -1,0 +1,1 @@
+"""The picture processor, which SGLang finds here."""
