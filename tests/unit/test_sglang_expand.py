@@ -1,6 +1,7 @@
 """Where the plug-in puts pictures' rows, against the prompts of `prompt.py`."""
 
 import pytest
+
 from ghostvis_cli.sglang_plugin.expand import expand
 
 IMAGE = 9
