@@ -1,0 +1,63 @@
+"""SHA-256 of files, remembered: a file is read again only where its size, times or place say that it may differ."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import file_digest
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+NOTABLE_BYTES = 2 * 10**9  # seconds to read
+# A file changed so recently may change again without a new time: it is not remembered yet.
+SETTLED_NS = 2 * 10**9
+MOST_KNOWN = 10_000
+
+
+class KnownHashes:
+    """Kept in a file that any run may rewrite: the last one wins, and what is lost is computed again."""
+
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+        self._path, self._report = path, report
+        self._known: dict[str, list[int | str]] = {}
+        with suppress(OSError, ValueError, AttributeError):
+            self._known = dict(json.loads(path.read_text(encoding="utf-8")).items())
+
+    def of(self, path: Path) -> str:
+        """The file's SHA-256, read where nobody has yet. OSError where it can't be."""
+        path = path.resolve()
+        stat = path.stat()
+        found = self._known.get(str(path))
+        if found is not None and found[:-1] == _marks(stat):
+            return str(found[-1])
+        if stat.st_size > NOTABLE_BYTES:
+            self._report(
+                f"reading {path} ({stat.st_size / 1e9:.1f} GB) to see whether it was converted before"
+            )
+        with path.open("rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+        self._remember(path, stat, digest)
+        return digest
+
+    def note(self, path: Path, digest: str) -> None:
+        """What was hashed while it was written."""
+        path = path.resolve()
+        self._remember(path, path.stat(), digest, just_written=True)
+
+    def save(self) -> None:
+        """Without complaint: a directory that can't be written only costs time."""
+        newest = dict(list(self._known.items())[-MOST_KNOWN:])
+        with suppress(OSError), NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
+            json.dump(newest, file)
+            file.flush()
+            Path(file.name).replace(self._path)
+
+    def _remember(self, path: Path, stat: os.stat_result, digest: str, *, just_written: bool = False) -> None:
+        self._known.pop(str(path), None)  # to the end, where the newest are
+        if just_written or time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
+            self._known[str(path)] = [*_marks(stat), digest]
+
+
+def _marks(stat: os.stat_result) -> list[int | str]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
