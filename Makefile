@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # By environment as well as by -c: what pip installs to build this package is pinned too.
+SGLANG := .venv-sglang
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := ghostvis_cli commands profiles tests tools benchmarks
+# The real SGLang, where it runs without a GPU. Elsewhere its tests skip and the summary says why.
+REAL_SGLANG := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
 .PHONY: help
 help:  ## Explain the targets (this list)
@@ -29,9 +32,28 @@ demo: $(VENV)/.run  ## Ask the built-in model what is in a picture
 	$(BIN)/ghostvis generate --source demo --temperature 0 --stats \
 		--image ghostvis_cli/demo/three-shapes.jpg "What is in this picture?"
 
+# 620 MB to download and 2.7 GB on disk, once.
+$(SGLANG)/.ready: $(wildcard tests/sglang/runtime/* tests/sglang/runtime/*/*.py)
+	@echo "setting up SGLang for its tests: a few minutes, once"
+	rm -rf $(SGLANG)
+	bash tests/sglang/runtime/setup.sh $(SGLANG) $(PYTHON)
+	@touch $@
+
+# Again when the entry points may have changed.
+$(SGLANG)/.plugin: $(SGLANG)/.ready pyproject.toml
+	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 .PHONY: test
-test: $(VENV)/.dev  ## Run the tests, on every core
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+test: quick $(if $(REAL_SGLANG),sglang)  ## Run the tests, on every core; on Linux x86-64 with the real SGLang
+
+.PHONY: quick
+quick: $(VENV)/.dev  ## Run the tests that need no SGLang (two minutes)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(if $(REAL_SGLANG),--ignore tests/sglang)
+
+.PHONY: sglang
+sglang: $(SGLANG)/.plugin  ## Run the tests against the real SGLang
+	$(SGLANG)/bin/python -m pytest -q -n 2 --dist loadgroup tests/sglang
 
 .PHONY: check
 check: lint types test  ## Lint, types and tests: what a commit must pass
@@ -56,5 +78,5 @@ bench: $(VENV)/.dev  ## Measure this project against its targets (minutes; see d
 
 .PHONY: clean
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SGLANG) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
