@@ -8,65 +8,348 @@ Closing or cancelling that stream stops the reply and keeps the part that came; 
 stream ends by itself with a chunk whose finish reason is "abort".
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
-from ghostvis_cli.engines.base import Chunk, Engine
+from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, Engine, GenerateRequest
+from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
 
 if TYPE_CHECKING:
+    from ghostvis_cli.chat.store import SessionFile
     from ghostvis_cli.profile import Profile, Resolved
 
 Overflow: TypeAlias = Literal["refuse", "drop-oldest"]
 
 
 class Conversation:
-    """What a terminal or a script talks to."""
+    """What a terminal or a script talks to. `session` is what was said, `last` the newest reply.
+
+    kept      flags by their dotted key that stay when the profile changes, such as a typed --temperature
+    file      where the session is saved after every change
+    note      is told one line at a time what a person may want to know
+    """
 
     def __init__(
         self,
         resolved: "Resolved",
         session: Session | None = None,
         *,
-        kept: Mapping[str, Any] | None = None,  # flags that stay when the profile changes
+        kept: Mapping[str, Any] | None = None,
         overflow: Overflow = "refuse",
+        file: "SessionFile | None" = None,
         note: Callable[[str], None] = lambda line: None,
-    ) -> None: ...
+    ) -> None:
+        self.resolved, self.profile = resolved, _for_chat(resolved)
+        self.session = session or Session(system=self.profile.system)
+        self.overflow, self.file, self.note = overflow, file, note
+        self.written: set[Path] = set()  # files this chat may write again
+        self.engine: Engine | None = None
+        self.last: Reply | None = None
+        self._kept = dict(kept or {})
+        self._door = asyncio.Lock()  # one at a time loads the model
+        self._lost = False
+        self._told: set[str] = set()
+        self._pump: asyncio.Task[None] | None = None
 
-    profile: "Profile"
-    session: Session
-    engine: Engine | None
-    last: Reply | None  # the newest reply, with its statistics
+    # The engine
 
     async def connect(self) -> Engine:
         """Load the model or find the server, once; `send` waits for it. A lost server is looked for again."""
-        raise NotImplementedError
+        async with self._door:
+            if self.engine is not None and self._lost:
+                engine, self.engine = self.engine, None
+                await engine.aclose()
+            if self.engine is None:
+                from ghostvis_cli.engines.factory import make_engine
 
-    def send(self, text: str) -> AsyncGenerator[Chunk, None]:
-        """Ask, with the pictures attached. TooLongError where it does not fit (see context.py)."""
-        raise NotImplementedError
+                self.engine = await make_engine(self.profile)
+                self._lost = False
+                self._tell_notices()
+            return self.engine
 
-    def regenerate(self, text: str | None = None) -> AsyncGenerator[Chunk, None]:
-        """Answer the last message again, or a changed one, or send the draft."""
-        raise NotImplementedError
+    async def switch(self, name: str) -> None:
+        """Go on with another profile: its engine first, so that a profile that fails changes nothing.
+
+        Flags about the model are the old profile's business and end here; --temperature and the like stay, and
+        what was /set.
+        """
+        from ghostvis_cli.engines.factory import make_engine
+        from ghostvis_cli.profile import resolve
+
+        resolved = await asyncio.to_thread(resolve, name, flags=self._kept)
+        profile = _for_chat(resolved)
+        async with self._door:
+            engine = await make_engine(profile)
+            old, self.engine, self._lost = self.engine, engine, False
+        if self.session.system == self.profile.system:
+            self.session.system = profile.system
+        self.resolved, self.profile, self.session.forgotten = resolved, profile, 0
+        self._told.clear()
+        for line in resolved.notices:
+            self._tell(line)
+        self._tell_notices()
+        if old is not None:
+            await old.aclose()
+        self.save()
+
+    def set(self, pairs: list[tuple[str, str]]) -> None:
+        """Change how the model answers, all of it or, with a UsageError, nothing."""
+        from ghostvis_cli.chat.settings import changes
+
+        new = changes(pairs)
+        self.profile = replace(self.profile, sampling=replace(self.profile.sampling, **new))
+        self._kept |= {f"sampling.{name}": value for name, value in new.items()}
 
     def stop(self) -> None:
         """End the reply that is on its way, and tell the engine so."""
-        raise NotImplementedError
+        if self._pump is not None:
+            self._pump.cancel()
 
-    def context_used(self) -> int | None:
-        """Tokens of the whole conversation after its last reply; None where nobody counted."""
-        raise NotImplementedError
-
-    @property
-    def context_tokens(self) -> int | None:
-        """What fits the model; None where a server does not say."""
-        raise NotImplementedError
-
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        async with self._door:
+            engine, self.engine = self.engine, None
+        if engine is not None:
+            await engine.aclose()
+        if self.file is not None:
+            self.file.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
+
+    # Messages
+
+    async def send(self, text: str) -> AsyncGenerator[Chunk, None]:
+        """Ask, with the pictures attached. TooLongError where it does not fit.
+
+        Where no word of a reply came, the message becomes the session's draft, which `regenerate` sends.
+        """
+        self.session.begin(text)
+        self.save(durable=False)
+        async with aclosing(self._reply()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def regenerate(self, text: str | None = None) -> AsyncGenerator[Chunk, None]:
+        """Answer the last message again, or a changed one, or send the draft. The old reply stays until then."""
+        self.session.reopen(text)
+        async with aclosing(self._reply()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def forget(self, count: int) -> None:
+        """Send the model the oldest turns no more."""
+        gone = self.session.forget(count)
+        pictures = sum(len(turn.images) for turn in gone)
+        and_pictures = f" with {pictures} picture{'s' * (pictures > 1)}" if pictures else ""
+        self.note(f"the model no longer sees the {_oldest(len(gone))}{and_pictures}")
+
+    async def _reply(self) -> AsyncGenerator[Chunk, None]:
+        coming = _Coming()
+        try:
+            engine = await self.connect()
+            coming = _Coming(engine.info.model)
+            async with aclosing(self._fitting(engine)) as chunks:
+                async for chunk in chunks:
+                    coming.add(chunk)
+                    yield chunk
+        except (EngineError, RequestError):
+            self._lost = self.engine is not None and self.engine.info.kind == "remote"
+            raise
+        finally:
+            self._keep(coming)
+
+    def _keep(self, coming: "_Coming") -> None:
+        """What came of a reply, however it ended."""
+        if coming.worth_keeping:
+            self.last = coming.reply()
+            self.session.answer(self.last)
+        else:
+            self.session.take_back()
+        self.save()
+        self._tell_notices()
+        self._tell_trained()
+
+    async def _fitting(self, engine: Engine) -> AsyncGenerator[Chunk, None]:
+        """The reply, after leaving out as many of the oldest turns as it takes and --overflow allows."""
+        limit = self.profile.sampling.max_tokens
+        if (room := await measure(self.session, engine, limit)) and room.exact and room.excess > 0:
+            self._make_room(room, None)
+        while True:
+            request = GenerateRequest(messages=self.session.messages(), sampling=self.profile.sampling)
+            try:
+                async with aclosing(self._chunks(engine, request)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                return
+            except GhostvisError as error:
+                if not says_too_long(error):
+                    raise
+                self._make_room(await measure(self.session, engine, limit), error)
+
+    def _make_room(self, room: Room | None, refusal: GhostvisError | None) -> None:
+        """Drop what --overflow lets drop, or say why it does not fit. A server's refusal beats our estimate."""
+        drop = room.drop if room else 0
+        if refusal is not None and len(self.session.sent) > 1:
+            drop = max(1, drop)
+        if room is not None and refusal is None:
+            message = f"the message does not fit: {room.arithmetic}"
+        else:
+            message = refusal.message if refusal else ""
+        if self.overflow == "refuse" or not drop:
+            raise TooLongError(message, drop, room)
+        self.note(message)
+        self.forget(drop)
+
+    async def _chunks(self, engine: Engine, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """The engine's chunks through a task that `stop` can cancel while somebody waits for the next one."""
+        inbox: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        pump = self._pump = asyncio.create_task(_pump(engine, request, inbox))
+        try:
+            finished = False
+            while not finished:
+                item = await inbox.get()
+                if isinstance(item, Exception):
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            self._pump = None
+            pump.cancel()
+            await asyncio.wait([pump])  # the engine has been told by then
+
+    # Earlier sessions
+
+    async def load(self, name: str) -> None:
+        """Go on with a session by its name, or with a copy of one in a file. What was said until now is saved."""
+        from ghostvis_cli.chat.store import Shelf, read_file
+
+        shelf, limits = Shelf.of_user(), self.profile.images
+        if name in shelf.names():
+            if self.file is not None and self.file.name == name:
+                return
+            file = shelf.open(name)
+            try:
+                session = await asyncio.to_thread(file.load, limits)
+            except BaseException:
+                file.close()
+                raise
+            keep: SessionFile | None = file
+        else:
+            session = await asyncio.to_thread(read_file, Path(name), limits)
+            keep = shelf.unnamed() if self.file is not None else None
+        self.save()
+        if self.file is not None:
+            self.file.close()
+        self.session, self.file, self.last = session, keep, None
+        self.save()
+
+    # What there is to know
+
+    @property
+    def context_tokens(self) -> int | None:
+        """What fits the model; None where a server does not say, or nothing is loaded yet."""
+        return self.engine.info.context_tokens if self.engine else None
+
+    def context_used(self) -> int | None:
+        """Tokens of the whole conversation after its last reply; None where nobody counted."""
+        reply = self.session.turns[-1].reply if self.session.turns else None
+        if reply is None or reply.usage is None:
+            return None
+        return reply.usage.prompt_tokens + reply.usage.completion_tokens
+
+    def save(self, *, durable: bool = True) -> None:
+        """After every change. `durable` False leaves it to the system when it reaches the disk."""
+        if self.file is None:
+            return
+        try:
+            self.file.save(self.session, self.about(), durable=durable)
+        except OSError as error:
+            self._tell(f"the conversation is not being saved: {error.strerror or error}")
+
+    def about(self) -> dict[str, str]:
+        return {"profile": self.profile.name, "model": self.engine.info.model if self.engine else ""}
+
+    def _tell_notices(self) -> None:
+        for line in self.engine.info.notices if self.engine else ():
+            self._tell(line)
+
+    def _tell_trained(self) -> None:
+        used, trained = self.context_used(), self.engine.info.trained_tokens if self.engine else None
+        if used and trained is not None and used > trained and self.session.answered:
+            self._tell(f"the conversation is longer than the {trained} positions the model was trained on")
+
+    def _tell(self, line: str) -> None:
+        """Each line once."""
+        if line not in self._told:
+            self._told.add(line)
+            self.note(line)
+
+
+class _Coming:
+    """A reply as far as it has come, on the clock of whoever waits for it."""
+
+    def __init__(self, model: str = "") -> None:
+        self.model, self.last = model, Chunk()
+        self._started = time.perf_counter()
+        self._first: float | None = None
+        self._pieces: list[str] = []
+        self._tokens = 0
+
+    def add(self, chunk: Chunk) -> None:
+        if self._first is None and (chunk.text or chunk.token_ids):
+            self._first = time.perf_counter()
+        self._pieces.append(chunk.text)
+        self._tokens += len(chunk.token_ids)
+        self.last = chunk
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Some words, or an end that the model chose."""
+        return any(self._pieces) or self.last.finish_reason in ("stop", "length")
+
+    def reply(self) -> Reply:
+        usage = self.last.usage
+        return Reply(
+            # A server may send half a surrogate pair, which could be neither saved nor sent again.
+            text="".join(self._pieces).encode(errors="replace").decode(),
+            finish_reason=self.last.finish_reason or "abort",
+            usage=usage,
+            completion_tokens=usage.completion_tokens if usage else self._tokens,
+            ttft_s=self._first - self._started if self._first is not None else None,
+            total_s=time.perf_counter() - self._started,
+            model=self.model,
+        )
+
+
+async def _pump(engine: Engine, request: GenerateRequest, inbox: "asyncio.Queue[Chunk | Exception]") -> None:
+    try:
+        async with aclosing(engine.generate(request)) as stream:
+            async for chunk in stream:
+                inbox.put_nowait(chunk)
+    except asyncio.CancelledError:
+        inbox.put_nowait(Chunk(finish_reason="abort"))
+        raise
+    except Exception as error:
+        inbox.put_nowait(error)
+
+
+def _for_chat(resolved: "Resolved") -> "Profile":
+    """The profile, with longer answers where nobody chose how long."""
+    profile = resolved.profile
+    if resolved.chose("sampling.max_tokens"):
+        return profile
+    return replace(profile, sampling=replace(profile.sampling, max_tokens=CHAT_MAX_TOKENS))
+
+
+def _oldest(count: int) -> str:
+    return "oldest turn" if count == 1 else f"{count} oldest turns"

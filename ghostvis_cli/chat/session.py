@@ -82,6 +82,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     pending: list["EncodedImage"] = field(default_factory=list)
     draft: str | None = None
+    forgotten: int = 0  # oldest turns that the model is no longer sent; they stay in what is saved
     cleared: list[Turn] = field(default_factory=list, repr=False)  # what /clear took, for /undo
     _before: Turn | None = field(default=None, repr=False)  # the last turn, while it is answered once more
 
@@ -127,7 +128,13 @@ class Session:
     # Second thoughts
 
     def undo(self) -> Turn | None:
-        """Take the last message and its reply out; where /clear came last, bring back what it took (None)."""
+        """Take the last message and its reply out; where /clear came last, bring back what it took (None).
+
+        A draft is the last message; its pictures stay attached.
+        """
+        if self.draft is not None:
+            turn, self.draft = Turn(self.draft), None
+            return turn
         if not self.turns and self.cleared:
             self.turns, self.cleared = self.cleared, []
             return None
@@ -135,7 +142,7 @@ class Session:
 
     def reopen(self, text: str | None = None) -> Turn:
         """The last message is to be answered again, with other words where `text` is given."""
-        if self.draft is not None and (self.pending or self.draft.strip()):
+        if self.draft is not None:
             return self.begin(self.draft if text is None else text)
         turn = self._last("there is no message yet", pop=False)
         if text is not None:
@@ -143,6 +150,7 @@ class Session:
             if not text.strip():
                 raise InputError("the message is empty", hint="/undo takes the last message out")
         self._before = turn if text is None else None
+        self.forgotten = min(self.forgotten, len(self.turns) - 1)
         self.turns[-1] = Turn(turn.text if text is None else text, turn.images)
         return self.turns[-1]
 
@@ -153,20 +161,28 @@ class Session:
     def clear(self) -> None:
         """Forget messages, pictures and draft; the system message stays."""
         self.cleared = self.turns or self.cleared
-        self.turns, self.pending, self.draft = [], [], None
+        self.turns, self.pending, self.draft, self.forgotten = [], [], None, 0
 
     def _last(self, otherwise: str, *, pop: bool) -> Turn:
         if not self.turns:
             raise UsageError(otherwise)
-        return self.turns.pop() if pop else self.turns[-1]
+        turn = self.turns.pop() if pop else self.turns[-1]
+        self.forgotten = min(self.forgotten, len(self.turns))
+        return turn
 
     # Room
 
-    def drop_oldest(self, count: int) -> list[Turn]:
-        """Take the first `count` turns out, their pictures with them; the last one is never taken."""
-        count = max(0, min(count, len(self.turns) - 1))
-        dropped, self.turns = self.turns[:count], self.turns[count:]
-        return dropped
+    @property
+    def sent(self) -> list[Turn]:
+        """The turns that the model is sent."""
+        return self.turns[self.forgotten :]
+
+    def forget(self, count: int) -> list[Turn]:
+        """Send the model `count` of the oldest turns no more, nor their pictures. A message on its way stays."""
+        most = len(self.sent) - (not self.answered)
+        gone = self.sent[: max(0, min(count, most))]
+        self.forgotten += len(gone)
+        return gone
 
     # What there is
 
@@ -196,9 +212,9 @@ class Session:
         )
 
     def messages(self, skip: int = 0) -> tuple[Message, ...]:
-        """The conversation as engines take it, without its first `skip` turns."""
+        """The conversation as engines take it, with `skip` more of the oldest turns left out."""
         found = [Message.of("system", self.system)] if self.system else []
-        for turn in self.turns[skip:]:
+        for turn in self.sent[skip:]:
             found.append(Message.of("user", turn.text, turn.images))
             if turn.reply is not None:
                 found.append(Message.of("assistant", turn.reply.text))

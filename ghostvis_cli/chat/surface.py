@@ -35,6 +35,9 @@ class Surface(Protocol):
     def say(self, text: str) -> None:
         """What a command was asked to print; may have several lines."""
 
+    def answer(self, text: str) -> None:
+        """Text that was asked for on stdout, written as it is."""
+
     def note(self, text: str) -> None:
         """One line that a person may want to know."""
 

@@ -11,6 +11,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("generate", "Answer a prompt, with or without pictures.", "generate"),
+    Command("chat", "Talk with a model about pictures.", "chat"),
     Command("serve", "Serve a model over OpenAI's routes.", "serve"),
     Command("bench", "Measure throughput and latency; compare runs.", "bench"),
     Command("convert", "Convert a checkpoint for SGLang, vLLM and transformers.", "convert"),

@@ -1,0 +1,180 @@
+"""`ghostvis chat`: the conversation, at a terminal or line by line from a script."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghostvis_cli.cli import guard, options, output
+from ghostvis_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ghostvis_cli.chat.conversation import Conversation
+    from ghostvis_cli.chat.store import SessionFile
+    from ghostvis_cli.profile import Resolved
+
+app = typer.Typer(rich_markup_mode=None)
+EXAMPLES = """Examples:
+
+  ghostvis chat
+
+  ghostvis chat --source sft --model-tag d32 --session trip
+
+  ghostvis chat --continue
+
+  printf '/image red.png\\nWhat is this?\\nWhich colour?\\n' | ghostvis chat -t 0
+"""
+OVERFLOWS = ("refuse", "drop-oldest")
+
+
+@app.command(epilog=EXAMPLES)
+def chat(
+    ctx: typer.Context,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", metavar="SOURCE", help="Attach to the first message. Repeatable."),
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="NAME", help="Go on with this session, or begin it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the newest session.")] = False,
+    overflow: Annotated[
+        str,
+        typer.Option(
+            "--overflow",
+            metavar="WHAT",
+            help="When the model is full: refuse, or drop-oldest turns (default refuse).",
+        ),
+    ] = "refuse",
+    raw: Annotated[bool, typer.Option("--raw", help="Show the model's text without Markdown.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="A line of statistics per reply, on stderr.")
+    ] = False,
+    history: Annotated[
+        bool, typer.Option("--history/--no-history", help="Remember typed lines for the arrow keys.")
+    ] = True,
+    preview: Annotated[
+        bool, typer.Option("--preview/--no-preview", help="Show pictures in the terminal.")
+    ] = True,
+    system: options.System = None,
+    source: options.Source = None,
+    model_tag: options.ModelTag = None,
+    step: options.Step = None,
+    checkpoint_path: options.CheckpointPath = None,
+    base_dir: options.BaseDir = None,
+    layout: options.LayoutOption = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens in a reply (default 200).")
+    ] = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    engine: options.EngineKind = None,
+    base_url: options.BaseUrl = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    tensor_parallel_size: options.TensorParallel = None,
+    gpu_memory_utilization: options.GpuMemory = None,
+    profile: options.Profile = None,
+    sets: options.Set = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Without a terminal: one JSON object per turn.")
+    ] = False,
+    timeout: options.Timeout = None,
+    lock: options.Lock = None,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+) -> None:
+    """Talk with a model about pictures. Without a terminal, each line of stdin is a message or a command."""
+    options.talk(quiet, verbose, color)
+    interactive = output.is_terminal(sys.stdin) and output.is_terminal_stdout()
+    if interactive:
+        _guarded_at_terminal(ctx)
+    else:
+        options.guarded(ctx)
+    if overflow not in OVERFLOWS:
+        raise UsageError(
+            f"--overflow is refuse or drop-oldest, not {overflow!r}", hint="--overflow drop-oldest"
+        )
+    if session is not None and resume:
+        raise UsageError("--session and --continue exclude each other", hint=f"--session {session}")
+    resolved = options.resolve_profile(ctx)
+    conversation = _conversation(ctx, resolved, autosave=interactive)
+
+    from ghostvis_cli.chat.surface import Options
+
+    shown = Options(
+        raw=raw,
+        stats=stats,
+        json=json,
+        history=history,
+        preview=preview,
+        quiet=quiet,
+        resumed=not conversation.session.empty,
+        images=tuple(image or ()),
+    )
+    if interactive:
+        from ghostvis_cli.chat import repl
+
+        raise typer.Exit(repl.run(conversation, shown))
+    from ghostvis_cli.chat import script
+
+    raise typer.Exit(script.run(conversation, shown))
+
+
+def _guarded_at_terminal(ctx: typer.Context) -> None:
+    """--lock and --log-file; signals are the chat's own business there, and people have no deadline."""
+    for name in ("json", "timeout"):
+        if ctx.params[name]:
+            raise UsageError(
+                f"--{name} is for scripts, and this is a terminal", hint="ghostvis chat < script.txt"
+            )
+    if (log_file := ctx.params["log_file"]) is not None:
+        output.log_to(Path(log_file), ctx.command_path)
+    if (lock := ctx.params["lock"]) is not None:
+        ctx.with_resource(guard.locked(guard.automatic_lock(ctx) if lock == "auto" else Path(lock)))
+
+
+def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -> "Conversation":
+    """What to go on with: a session's file, or a new one. A home that can't be written costs only a notice."""
+    from ghostvis_cli.chat.conversation import Conversation
+
+    kept = {
+        options.KEYS[name]: value
+        for name, value in ctx.params.items()
+        if options.KEYS.get(name, "").startswith(("sampling.", "images.")) and value not in (None, [])
+    }
+    file = None
+    try:
+        file = _session_file(ctx.params, autosave=autosave)
+    except OSError as error:
+        output.notice(f"the conversation will not be saved: {error.strerror}")
+    conversation = Conversation(
+        resolved, kept=kept, overflow=ctx.params["overflow"], file=file, note=output.notice
+    )
+    if file is not None and file.exists:
+        conversation.session = file.load(resolved.profile.images)
+        if resolved.origins["system"].place == "flag":
+            conversation.session.system = resolved.profile.system
+    return conversation
+
+
+def _session_file(params: dict[str, Any], *, autosave: bool) -> "SessionFile | None":
+    from ghostvis_cli.chat.store import Shelf
+
+    shelf = Shelf.of_user()
+    if params["session"] is not None:
+        return shelf.open(params["session"])
+    if params["resume"]:
+        return shelf.newest()
+    if not autosave:  # a cron job must not become somebody's last conversation
+        return None
+    shelf.prune()
+    return shelf.unnamed()
