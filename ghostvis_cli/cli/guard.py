@@ -89,7 +89,7 @@ def deadline(seconds: float) -> Iterator[None]:
     error = DeadlineError(f"not done after {seconds:g} s (--timeout)", hint=f"--timeout {2 * seconds:g}")
 
     def on_alarm(_signal: int, _frame: "FrameType | None") -> None:
-        _end_within_grace(ExitCode.TIMEOUT, error)
+        end_within_grace(ExitCode.TIMEOUT, error)
         raise DeadlinePassed(error)
 
     with _handling(signal.SIGALRM, on_alarm):
@@ -105,7 +105,7 @@ def _quick_interrupt() -> Iterator[None]:
     """Ctrl-C ends the run even if a thread of a library is in the way."""
 
     def on_sigint(_signal: int, _frame: "FrameType | None") -> None:
-        _end_within_grace(ExitCode.INTERRUPTED)
+        end_within_grace(ExitCode.INTERRUPTED)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once
         raise KeyboardInterrupt
 
@@ -123,11 +123,11 @@ def _handling(number: signal.Signals, handler: "Callable[[int, FrameType | None]
 
 
 def _on_sigterm(_signal: int, _frame: "FrameType | None") -> None:
-    _end_within_grace(ExitCode.TERMINATED)
+    end_within_grace(ExitCode.TERMINATED)
     raise Terminated
 
 
-def _end_within_grace(code: int, error: GhostvisError | None = None) -> None:
+def end_within_grace(code: int, error: GhostvisError | None = None) -> None:
     # Not threading.Thread: its locks may be held by the very code that the signal interrupted.
     if _process_is_ours:
         _thread.start_new_thread(_cut_short, (code, error))

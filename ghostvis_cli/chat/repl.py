@@ -1,0 +1,272 @@
+"""A chat on a terminal: read a line, do what it says, show the reply, until somebody leaves.
+
+Ctrl-C stops the reply that is on its way, and nothing else. SIGTERM and a closed window end the chat in order: the
+engine is told, the session saved, the code is the signal's.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ghostvis_cli.chat import settings, slash
+from ghostvis_cli.chat.commands import as_seen, chip, perform
+from ghostvis_cli.chat.completion import Names, quoted
+from ghostvis_cli.chat.context import TooLongError
+from ghostvis_cli.chat.conversation import Conversation
+from ghostvis_cli.chat.editor import Editor, dropped_picture
+from ghostvis_cli.chat.render import Markdown, Plain, Renderer
+from ghostvis_cli.chat.surface import Options
+from ghostvis_cli.chat.terminal import Terminal, TerminalGoneError
+from ghostvis_cli.cli import guard
+from ghostvis_cli.engines.base import Chunk, EngineInfo
+from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, printable
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from ghostvis_cli.images import EncodedImage
+
+HANGUP = 128 + signal.SIGHUP
+CHIP_LENGTH = 40
+
+
+def run(conversation: Conversation, options: Options) -> int:
+    """The whole chat; its exit code."""
+    return asyncio.run(Chat(conversation, options, Terminal(options)).run())
+
+
+class Chat:
+    """One conversation on one terminal."""
+
+    def __init__(self, conversation: Conversation, options: Options, terminal: Terminal) -> None:
+        self._conversation, self._options, self._terminal = conversation, options, terminal
+        self._renderer: Renderer = (
+            Plain() if options.raw else Markdown(terminal.width, styled=terminal.colored)
+        )
+        self._editor = Editor(
+            history=_history_file() if options.history else None,
+            names=_names(),
+            chips=self._chips,
+            bar=self._bar,
+            colored=terminal.colored,
+        )
+        terminal.above_line = self._editor.above_line
+        conversation.note = terminal.note
+        self._reply: asyncio.Task[None] | None = None
+        self._code: int | None = None  # of the signal that ends the chat
+        self._failure: GhostvisError | None = None  # why there is no model to talk to
+
+    async def run(self) -> int:
+        with self._signals():
+            try:
+                async with self._conversation:
+                    await self._converse()
+            except (asyncio.CancelledError, OSError):
+                if self._code is None:
+                    raise
+            except TerminalGoneError:
+                self._code = self._code or HANGUP
+        if self._failure is not None:
+            raise self._failure
+        return self._code or ExitCode.OK
+
+    # --- lines
+
+    async def _converse(self) -> None:
+        loading = asyncio.create_task(self._connect())
+        try:
+            line: str | None = ""
+            while line is not None:
+                line = await self._one_line(line)
+        finally:
+            loading.cancel()
+
+    async def _connect(self) -> None:
+        """Find the model while the first message is typed. A server that is not there may come back."""
+        try:
+            if self._conversation.profile.engine.chosen_kind == "local":
+                # Not on the loop: seconds in which no key would show.
+                await asyncio.to_thread(__import__, "ghostvis_cli.engines.local")
+            await self._conversation.connect()
+        except EngineError as error:
+            self._terminal.error(error)
+        except GhostvisError as error:
+            if self._reply is None:
+                self._failure = error
+                self._editor.leave()
+        self._editor.refresh()
+
+    async def _one_line(self, begun: str) -> str | None:
+        """Read a line and do what it says. What the next one begins with; None: there is none."""
+        try:
+            line = await self._editor.read(begun)
+        except EOFError:
+            return None
+        try:
+            return await self._do(await self._meant(line))
+        except GhostvisError as error:
+            self._terminal.error(error)
+            return ""
+
+    async def _meant(self, line: str) -> slash.Command | slash.Message | None:
+        """A path alone is a file that was dropped on the window: it may be meant as a picture."""
+        path = dropped_picture(line)
+        if path is not None and await self._editor.confirm(f"Attach {_short(path)}?"):
+            return slash.Command(slash.BY_NAME["image"], quoted(path))
+        return slash.parse(line)
+
+    async def _do(self, meant: slash.Command | slash.Message | None) -> str | None:
+        if isinstance(meant, slash.Message):
+            await self._send(meant.text)
+        elif meant is not None:
+            before = list(self._conversation.session.pending)
+            outcome = await perform(self._conversation, meant, self._terminal)
+            await self._preview(before)
+            if outcome.leave:
+                return None
+            if outcome.reply is not None:
+                await self._show(outcome.reply)
+            return outcome.insert or ""
+        return ""
+
+    async def _preview(self, before: "list[EncodedImage]") -> None:
+        """The pictures that were just attached, as the model will see them."""
+        if not self._options.preview:
+            return
+        for image in self._conversation.session.pending:
+            if image not in before:
+                self._terminal.show_picture(await asyncio.to_thread(as_seen, image))
+
+    async def _send(self, text: str) -> None:
+        try:
+            await self._show(self._conversation.send(text))
+        except TooLongError as error:
+            if not error.drop or not await self._may_drop(error):
+                raise
+            self._conversation.forget(error.drop)
+            await self._show(self._conversation.regenerate())
+
+    async def _may_drop(self, error: TooLongError) -> bool:
+        self._terminal.note(error.message)
+        turns = "the oldest turn" if error.drop == 1 else f"the {error.drop} oldest turns"
+        return await self._editor.confirm(f"Drop {turns}, pictures included?")
+
+    # --- replies
+
+    async def _show(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+        """A reply as it comes, until it ends or Ctrl-C ends it."""
+        self._reply = asyncio.create_task(self._write(chunks))
+        try:
+            await self._reply
+        except asyncio.CancelledError:
+            if self._code is not None:  # the chat ends, not the reply alone
+                raise
+            self._terminal.note("stopped")
+        finally:
+            self._reply = None
+        self._after_reply()
+
+    async def _write(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+        feed, write = self._renderer.feed, self._terminal.write
+        async with self._terminal.busy(), aclosing(chunks):
+            try:
+                async for chunk in chunks:
+                    if chunk.text:
+                        write(feed(chunk.text))
+            finally:
+                write(self._renderer.finish())
+
+    def _after_reply(self) -> None:
+        reply = self._conversation.last
+        if reply is None:
+            return
+        if reply.finish_reason == "length":
+            limit = self._conversation.profile.sampling.max_tokens
+            self._terminal.note(f"cut off at max_tokens = {limit}; /set max_tokens={2 * limit}")
+        if self._options.stats:
+            self._terminal.note(reply.statistics())
+
+    # --- around the line
+
+    def _chips(self) -> list[str]:
+        return [chip(image) for image in self._conversation.session.pending]
+
+    def _bar(self) -> str:
+        """`profile · model · 1,240 of 4,096 tokens · 96 cached`"""
+        conversation = self._conversation
+        engine, last = conversation.engine, conversation.last
+        parts = [conversation.profile.name, _model(engine.info) if engine else "no model yet"]
+        used, room = conversation.context_used(), conversation.context_tokens
+        if used is not None:
+            parts.append(f"{used:,} of {room:,} tokens" if room else f"{used:,} tokens")
+        if last is not None and last.usage is not None and last.usage.cached_tokens is not None:
+            parts.append(f"{last.usage.cached_tokens:,} cached")
+        return printable(" · ".join(parts))[: self._terminal.width() - 2]
+
+    # --- signals
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop, chat = asyncio.get_running_loop(), asyncio.current_task()
+
+        def end(code: int) -> None:
+            guard.end_within_grace(code)
+            self._code = code
+            assert chat is not None
+            chat.cancel()
+
+        def on_sigint(_number: int, _frame: "FrameType | None") -> None:
+            loop.call_soon_threadsafe(self._stop)
+
+        # A handler of Python's, not of the loop's: the line editor puts its own over it and back again.
+        before = signal.signal(signal.SIGINT, on_sigint)
+        loop.add_signal_handler(signal.SIGTERM, end, int(ExitCode.TERMINATED))
+        loop.add_signal_handler(signal.SIGHUP, end, HANGUP)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            loop.remove_signal_handler(signal.SIGHUP)
+
+    def _stop(self) -> None:
+        if self._reply is not None:
+            self._reply.cancel()
+
+
+def _short(name: str) -> str:
+    """The last part of a name, of a readable length."""
+    name = printable(os.path.basename(name) or name)  # noqa: PTH119 - an address is no path
+    return name if len(name) <= CHIP_LENGTH else f"{name[: CHIP_LENGTH // 2]}…{name[-CHIP_LENGTH // 2 + 1 :]}"
+
+
+def _model(info: EngineInfo) -> str:
+    return f"{info.source} {info.tag}" if info.source and info.tag else _short(info.model)
+
+
+def _history_file() -> Path | None:
+    state = guard.state_dir()
+    return state / "chat_history" if state else None
+
+
+def _names() -> dict[str, Names]:
+    """What Tab offers for arguments that are names."""
+
+    def profiles() -> list[str]:
+        from ghostvis_cli.profile.files import Library
+
+        return Library(os.environ).names()
+
+    def sessions() -> list[str]:
+        from ghostvis_cli.chat.store import Shelf
+
+        return Shelf.of_user().names()
+
+    return {
+        "profile": profiles,
+        "session": sessions,
+        "setting": lambda: [f"{name}=" for name in settings.settable()],
+    }
