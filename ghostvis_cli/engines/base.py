@@ -129,6 +129,7 @@ class EngineInfo:
     tag: str | None = None
     step: int | None = None
     notices: tuple[str, ...] = ()
+    kv_token_bytes: int | None = None  # keys and values of one position; None: not known
 
 
 class Engine(Protocol):

@@ -35,7 +35,7 @@ UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not b
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
-OUR_FACTS = ("dtype", "image_tokens", "trained_tokens", "layout", "source", "tag", "step")
+OUR_FACTS = ("dtype", "image_tokens", "trained_tokens", "layout", "source", "tag", "step", "kv_token_bytes")
 # Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 

@@ -206,6 +206,7 @@ class _Views:
                 "source": info.source,
                 "tag": info.tag,
                 "step": info.step,
+                "kv_token_bytes": info.kv_token_bytes,
             },
         }
 

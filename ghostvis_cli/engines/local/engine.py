@@ -87,6 +87,7 @@ class LocalEngine:
             tag=checkpoint.tag,
             step=checkpoint.step,
             notices=(*loaded.notices, *layout_notices),
+            kv_token_bytes=self._scheduler.rows.token_bytes,
         )
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._owners: dict[

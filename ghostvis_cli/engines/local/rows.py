@@ -23,6 +23,12 @@ class Rows:
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.cache.k + self.cache.v)
 
+    @property
+    def token_bytes(self) -> int:
+        """Of one position: keys and values, over layers and key-value heads."""
+        config = self.config
+        return 2 * config.n_layer * config.n_kv_head * config.head_dim * self.dtype.itemsize
+
     def reserve(self, rows: int, capacity: int) -> None:
         """Make room for that many rows and positions, keeping what is there. What grows, doubles."""
         old = self.cache

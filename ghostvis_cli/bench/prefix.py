@@ -1,0 +1,331 @@
+"""The proof of a prefix cache: the same picture asked about twice, in pairs, on one server.
+
+    cold     a question about a picture that nobody has seen: the vision tower runs, the whole prompt is read
+    warm     another question about the same picture, right after: what came before the question may be known
+    flushed  with --flush, a third question after the server forgot its keys and values. SGLang's flush keeps the
+             picture's embeddings, so between cold and flushed lies the tower, between flushed and warm the reading
+
+Two witnesses: the server, who reports cached tokens, and our clock, which measures the time to the first token.
+The proof is that they agree. Pairs are interleaved, so what slows a machine down for a while slows both; one
+request runs at a time, so no queue is measured. In place of a picture a text works too (--text).
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+from random import Random
+from typing import Any, Literal, Protocol
+
+from ghostvis_cli.bench import metrics, stats
+from ghostvis_cli.bench.schema import Record
+from ghostvis_cli.bench.stats import Interval
+from ghostvis_cli.bench.workload import QUESTIONS, WORDS
+from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest, Sampling
+from ghostvis_cli.errors import GhostvisError, RequestError, UsageError
+from ghostvis_cli.images import EncodedImage
+from ghostvis_cli.prompt import Message
+
+now = time.monotonic
+ANSWER_TOKENS = 4  # the first of them may be part of a character, and show nothing
+LEAST_PAIRS = 6  # with fewer, no interval holds the median at 95 %
+QUESTION_WORDS = 12
+Witness = Literal["agree", "disagree", "unknown"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to ask. `text` is the length in words of a text that stands in for the picture; 0: a picture."""
+
+    pairs: int = 20
+    questions: int = 10
+    warm_up: int = 2
+    seed: int = 42
+    text: int = 0
+    image_size: tuple[int, int] = (512, 384)
+    flush: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pairs < LEAST_PAIRS:
+            raise UsageError(f"{self.pairs} pairs show nothing: it takes {LEAST_PAIRS}", hint="--pairs 20")
+
+
+class Flusher(Protocol):
+    """Makes a server forget its keys and values."""
+
+    async def __call__(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture (or text): times to the first token in seconds, tokens as the server counted them."""
+
+    cold_s: float
+    warm_s: float
+    cold_cached: int | None
+    warm_cached: int | None
+    prompt_tokens: int
+    image_tokens: int
+    flushed_s: float | None = None
+    flushed_cached: int | None = None
+
+    @property
+    def saved(self) -> float:
+        """The share of the cold time that the warm request was spared."""
+        return 1 - self.warm_s / self.cold_s
+
+    @property
+    def reused(self) -> int | None:
+        """Cached tokens beyond those that even a new picture finds, such as the chat markup before it."""
+        if self.cold_cached is None or self.warm_cached is None:
+            return None
+        return self.warm_cached - self.cold_cached
+
+
+@dataclass(frozen=True)
+class Round:
+    """Many questions to one picture. Vision tokens computed: None where the server reports no cached tokens."""
+
+    name: str  # "one by one", "all at once"
+    questions: int
+    asked: int
+    computed: int | None
+    kv_token_bytes: int | None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.asked / self.computed if self.computed else None
+
+    def kv_bytes(self, tokens: int | None) -> int | None:
+        return None if tokens is None or self.kv_token_bytes is None else tokens * self.kv_token_bytes
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the pairs add up to. `saved` and `saved_s` are medians over pairs with 95 % intervals."""
+
+    pairs: tuple[Pair, ...]
+    rounds: tuple[Round, ...]
+    saved: Interval
+    saved_s: Interval
+    reused: float | None
+    witness: Witness
+    verdict: str
+    doubts: tuple[str, ...]
+
+
+# --- measuring
+
+
+async def prove(engine: Engine, settings: Settings, flush: Flusher | None = None) -> Proof:
+    """Measure the pairs, then the rounds of many questions. RequestError where a request fails."""
+    rows = _Rows(settings)
+    for _ in range(settings.warm_up):
+        await _pair(engine, rows, None)
+    pairs = tuple([await _pair(engine, rows, flush) for _ in range(settings.pairs)])
+    rounds = () if settings.text else tuple([await _round(engine, rows, name) for name in ROUNDS])
+    return judged(pairs, rounds)
+
+
+async def _pair(engine: Engine, rows: "_Rows", flush: Flusher | None) -> Pair:
+    ask = rows.fresh()
+    cold = await _asked(engine, ask.question(), seen=0)
+    warm = await _asked(engine, ask.question(), seen=1)
+    flushed = None
+    if flush is not None:
+        await flush()
+        flushed = await _asked(engine, ask.question(), seen=1)
+    return Pair(
+        cold_s=_ttft(cold),
+        warm_s=_ttft(warm),
+        cold_cached=cold.cached_tokens,
+        warm_cached=warm.cached_tokens,
+        prompt_tokens=warm.prompt_tokens or 0,
+        image_tokens=warm.image_tokens or engine.info.image_tokens * warm.images,
+        flushed_s=_ttft(flushed) if flushed else None,
+        flushed_cached=flushed.cached_tokens if flushed else None,
+    )
+
+
+ROUNDS = ("one by one", "all at once")
+
+
+async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
+    ask = rows.fresh()
+    requests = [ask.question() for _ in range(rows.settings.questions)]
+    records: list[Record]
+    if name == "one by one":
+        records = [await _asked(engine, request, seen=n) for n, request in enumerate(requests)]
+    else:
+        records = await asyncio.gather(
+            *(_asked(engine, request, seen=n) for n, request in enumerate(requests))
+        )
+    tokens = records[0].image_tokens or engine.info.image_tokens
+    records = [replace(record, image_tokens=tokens) for record in records]
+    computed = metrics.image_tokens_computed(records)
+    return Round(
+        name,
+        len(records),
+        tokens * len(records),
+        None if computed is None else int(computed),
+        engine.info.kv_token_bytes,
+    )
+
+
+async def _asked(engine: Engine, request: GenerateRequest, *, seen: int) -> Record:
+    """One request alone. The record counts from its sending; `seen`: whether its picture was sent before."""
+    started_s = now()
+    first_s: float | None = None
+    last = Chunk()
+    async with aclosing(engine.generate(request)) as stream:
+        async for last in stream:
+            if first_s is None and (last.text or last.token_ids):
+                first_s = now() - started_s
+    usage = last.usage
+    if usage is None or not usage.prompt_tokens:
+        raise RequestError("the engine counts no tokens, and without them there is no proof")
+    return Record(
+        id="prefix",
+        scheduled_s=0.0,
+        sent_s=0.0,
+        first_token_s=first_s,
+        finished_s=now() - started_s,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        image_tokens=usage.image_tokens,
+        images=sum(len(message.images) for message in request.messages),
+        images_seen=min(seen, 1),
+    )
+
+
+def _ttft(record: Record) -> float:
+    return record.finished_s if record.first_token_s is None else record.first_token_s
+
+
+class _Rows:
+    """Pictures and questions from the seed, none of them twice."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.random = Random(f"prefix:{settings.seed}")
+        self.sampling = Sampling(
+            max_tokens=ANSWER_TOKENS, temperature=0.0, top_p=1.0, top_k=0, ignore_eos=True
+        )
+
+    def fresh(self) -> "_Subject":
+        if self.settings.text:
+            return _Subject(self, None, self.words(self.settings.text))
+        from ghostvis_cli.bench import pictures
+
+        width, height = self.settings.image_size
+        content = pictures.draw(self.random, width, height, "jpeg")
+        return _Subject(self, EncodedImage("fresh.jpeg", content, "image/jpeg", width, height), "")
+
+    def words(self, count: int) -> str:
+        return " ".join(self.random.choice(WORDS) for _ in range(count))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What several questions have in common: a picture, or a text."""
+
+    rows: _Rows
+    image: EncodedImage | None
+    text: str
+
+    def question(self) -> GenerateRequest:
+        """A question of its own: other words from its first one on, of the same number."""
+        random = self.rows.random
+        asked = f"{self.rows.words(QUESTION_WORDS)}. {random.choice(QUESTIONS)}"
+        # A copy: an engine in this process shall decode the picture anew, as a server does.
+        images = [] if self.image is None else [replace(self.image)]
+        text = f"{self.text}\n\n{asked}" if self.text else asked
+        return GenerateRequest((Message.of("user", text, images),), sampling=self.rows.sampling)
+
+
+# --- judging
+
+
+def judged(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Proof:
+    saved = stats.median_interval([pair.saved for pair in pairs])
+    saved_s = stats.median_interval([pair.cold_s - pair.warm_s for pair in pairs])
+    reported = [pair.reused for pair in pairs if pair.reused is not None]
+    reused = stats.median(reported) if len(reported) == len(pairs) else None
+    witness, verdict = _verdict(saved, reused, pairs)
+    return Proof(
+        tuple(pairs), tuple(rounds), saved, saved_s, reused, witness, verdict, tuple(_doubts(pairs, rounds))
+    )
+
+
+def _verdict(saved: Interval, reused: float | None, pairs: Sequence[Pair]) -> tuple[Witness, str]:
+    clock = f"the clock sees {100 * saved.low:.0f} to {100 * saved.high:.0f} % of the time saved"
+    faster = saved.low > 0
+    if reused is None:
+        hint = "SGLang reports them with --enable-cache-report"
+        if faster:
+            return "unknown", f"{clock}, which a cache would explain; cached tokens are not reported ({hint})"
+        return "unknown", f"no sign of a cache: {clock}, and cached tokens are not reported ({hint})"
+    tokens = stats.median([pair.prompt_tokens for pair in pairs])
+    claim = f"the server reports {reused:.0f} of {tokens:.0f} prompt tokens reused"
+    if reused > 0 and faster:
+        return "agree", f"the cache works: {claim}, and {clock}"
+    if reused > 0:
+        return "disagree", f"{claim}, but {clock}: cached tokens that save no time"
+    if faster:
+        return "disagree", f"{claim}, but {clock}: something else was kept, such as the picture's embeddings"
+    return "agree", f"nothing was reused: {claim}, and {clock}"
+
+
+def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
+    """What a reader must know before believing the proof."""
+    size = pairs[0].image_tokens
+    known = [pair for pair in pairs if size and (pair.cold_cached or 0) >= size]
+    if known:
+        yield f"{len(known)} of {len(pairs)} cold pictures were in the cache already: take another --seed"
+    partly = [pair for pair in pairs if size and pair.reused is not None and 0 < pair.reused < size]
+    if partly:
+        yield f"{len(partly)} of {len(pairs)} warm requests reused only a part of the picture's {size} tokens"
+    slower = sum(pair.warm_s >= pair.cold_s and (pair.reused or 0) > 0 for pair in pairs)
+    if slower:
+        yield f"in {slower} of {len(pairs)} pairs tokens were reused, and yet the warm request was not faster"
+    if any(round_.asked == 0 for round_ in rounds):
+        yield "the server does not say how many tokens a picture takes"
+
+
+# --- the report
+
+
+def as_extra(proof: Proof, settings: Settings) -> Mapping[str, Any]:
+    """For Report.extra["prefix"]: plain JSON values."""
+    rounds = [
+        asdict(round_)
+        | {
+            "ratio": round_.ratio,
+            "kv_asked_bytes": round_.kv_bytes(round_.asked),
+            "kv_computed_bytes": round_.kv_bytes(round_.computed),
+        }
+        for round_ in proof.rounds
+    ]
+    return {**asdict(proof), "rounds": rounds, "settings": asdict(settings)}
+
+
+def flusher(engine: Engine) -> Flusher:
+    """Asks SGLang to forget its keys and values. UsageError for engines that can't be asked."""
+    server = getattr(engine, "server", None)
+    if server is None or server.kind != "sglang":
+        raise UsageError("only an SGLang server can be flushed", hint="leave out --flush")
+    from ghostvis_cli.engines.connection import Connection
+
+    async def flush() -> None:
+        connection = Connection(engine.settings)  # type: ignore[attr-defined]
+        try:
+            response = await connection.open("POST", "/flush_cache?timeout=30", b"", now() + 60)
+            await response.aclose()
+        except GhostvisError as error:
+            raise RequestError(f"the server's cache could not be flushed: {error.message}") from error
+        finally:
+            await connection.aclose()
+
+    return flush
