@@ -8,17 +8,19 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostvis_cli.chat import settings, slash
-from ghostvis_cli.chat.commands import as_seen, chip, perform
+from ghostvis_cli.chat.commands import as_seen, attach, chip, described, perform
 from ghostvis_cli.chat.completion import Names, quoted
 from ghostvis_cli.chat.context import TooLongError
 from ghostvis_cli.chat.conversation import Conversation
-from ghostvis_cli.chat.editor import Editor, dropped_picture
+from ghostvis_cli.chat.editor import MARK, Editor, dropped_picture
 from ghostvis_cli.chat.render import Markdown, Plain, Renderer
+from ghostvis_cli.chat.session import Reply
 from ghostvis_cli.chat.surface import Options
 from ghostvis_cli.chat.terminal import Terminal, TerminalGoneError
 from ghostvis_cli.cli import guard
@@ -61,6 +63,7 @@ class Chat:
         self._failure: GhostvisError | None = None  # why there is no model to talk to
 
     async def run(self) -> int:
+        asyncio.get_running_loop().set_default_executor(_Impatient())
         with self._signals():
             try:
                 async with self._conversation:
@@ -79,11 +82,30 @@ class Chat:
     async def _converse(self) -> None:
         loading = asyncio.create_task(self._connect())
         try:
+            if self._options.resumed:
+                self._show_where_it_was()
+            if self._options.images:
+                await attach(self._conversation, list(self._options.images), self._terminal)
+                await self._preview([])
             line: str | None = ""
             while line is not None:
                 line = await self._one_line(line)
+            self._say_how_to_return()
         finally:
             loading.cancel()
+
+    def _show_where_it_was(self) -> None:
+        """The last exchange of an earlier session."""
+        self._terminal.note(described(self._conversation))
+        for turn in self._conversation.session.turns[-1:]:
+            self._terminal.say(f"{MARK}{turn.text}")
+            self._terminal.write(self._renderer.feed(turn.reply.text if turn.reply else ""))
+            self._terminal.write(self._renderer.finish())
+
+    def _say_how_to_return(self) -> None:
+        file = self._conversation.file
+        if file is not None and file.exists and self._failure is None:
+            self._terminal.note(f"saved; ghostvis chat --session {file.name} goes on")
 
     async def _connect(self) -> None:
         """Find the model while the first message is typed. A server that is not there may come back."""
@@ -110,7 +132,7 @@ class Chat:
             return await self._do(await self._meant(line))
         except GhostvisError as error:
             self._terminal.error(error)
-            return ""
+            return self._unanswered
 
     async def _meant(self, line: str) -> slash.Command | slash.Message | None:
         """A path alone is a file that was dropped on the window: it may be meant as a picture."""
@@ -128,10 +150,15 @@ class Chat:
             await self._preview(before)
             if outcome.leave:
                 return None
-            if outcome.reply is not None:
-                await self._show(outcome.reply)
-            return outcome.insert or ""
-        return ""
+            if outcome.reply is None:
+                return outcome.insert or ""
+            await self._show(outcome.reply)
+        return self._unanswered
+
+    @property
+    def _unanswered(self) -> str:
+        """A message that came to nothing stands on the line again: Enter sends it once more."""
+        return self._conversation.session.draft or ""
 
     async def _preview(self, before: "list[EncodedImage]") -> None:
         """The pictures that were just attached, as the model will see them."""
@@ -159,6 +186,7 @@ class Chat:
 
     async def _show(self, chunks: AsyncGenerator[Chunk, None]) -> None:
         """A reply as it comes, until it ends or Ctrl-C ends it."""
+        before = self._conversation.last
         self._reply = asyncio.create_task(self._write(chunks))
         try:
             await self._reply
@@ -168,7 +196,8 @@ class Chat:
             self._terminal.note("stopped")
         finally:
             self._reply = None
-        self._after_reply()
+        if (reply := self._conversation.last) is not None and reply is not before:
+            self._remark_on(reply)
 
     async def _write(self, chunks: AsyncGenerator[Chunk, None]) -> None:
         feed, write = self._renderer.feed, self._terminal.write
@@ -180,10 +209,7 @@ class Chat:
             finally:
                 write(self._renderer.finish())
 
-    def _after_reply(self) -> None:
-        reply = self._conversation.last
-        if reply is None:
-            return
+    def _remark_on(self, reply: Reply) -> None:
         if reply.finish_reason == "length":
             limit = self._conversation.profile.sampling.max_tokens
             self._terminal.note(f"cut off at max_tokens = {limit}; /set max_tokens={2 * limit}")
@@ -201,7 +227,9 @@ class Chat:
         engine, last = conversation.engine, conversation.last
         parts = [conversation.profile.name, _model(engine.info) if engine else "no model yet"]
         used, room = conversation.context_used(), conversation.context_tokens
-        if used is not None:
+        if not conversation.session.turns:
+            parts.append("/help")
+        elif used is not None:
             parts.append(f"{used:,} of {room:,} tokens" if room else f"{used:,} tokens")
         if last is not None and last.usage is not None and last.usage.cached_tokens is not None:
             parts.append(f"{last.usage.cached_tokens:,} cached")
@@ -235,6 +263,13 @@ class Chat:
     def _stop(self) -> None:
         if self._reply is not None:
             self._reply.cancel()
+
+
+class _Impatient(ThreadPoolExecutor):
+    """Whoever leaves does not wait for weights that are still being read."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 def _short(name: str) -> str:
