@@ -180,9 +180,9 @@ def _loads(a: Side, b: Side) -> list[tuple[Load, Load]]:
 
 
 def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding | None:
-    """None where a side has no such figure."""
+    """None where a side has no such figure, or nothing of the kind happened on either."""
     left, right = a.values(first, name), b.values(second, name)
-    if not left or not right:
+    if not left or not right or not any((*left.values(), *right.values())):
         return None
     relative = min(*left.values(), *right.values()) > 0
     pairs = sorted(left.keys() & right.keys()) if first == second else []

@@ -11,21 +11,27 @@ request runs at a time, so no queue is measured. In place of a picture a text wo
 """
 
 import asyncio
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from random import Random
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ghostvis_cli.bench import metrics, stats
-from ghostvis_cli.bench.schema import Record
+from ghostvis_cli.bench.schema import Record, Report, WorkloadSummary
 from ghostvis_cli.bench.stats import Interval
 from ghostvis_cli.bench.workload import QUESTIONS, WORDS
 from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest, Sampling
 from ghostvis_cli.errors import GhostvisError, RequestError, UsageError
 from ghostvis_cli.images import EncodedImage
 from ghostvis_cli.prompt import Message
+
+if TYPE_CHECKING:
+    from ghostvis_cli.bench.job import Voice
+    from ghostvis_cli.profile import Profile
 
 now = time.monotonic
 ANSWER_TOKENS = 4  # the first of them may be part of a character, and show nothing
@@ -118,12 +124,29 @@ class Proof:
 # --- measuring
 
 
-async def prove(engine: Engine, settings: Settings, flush: Flusher | None = None) -> Proof:
+@dataclass
+class Progress:
+    """For the line on the terminal."""
+
+    pairs: int = 0
+    done: int = 0
+
+    def line(self) -> str:
+        return f"pair {self.done}/{self.pairs}"
+
+
+async def prove(
+    engine: Engine, settings: Settings, flush: Flusher | None = None, progress: Progress | None = None
+) -> Proof:
     """Measure the pairs, then the rounds of many questions. RequestError where a request fails."""
+    progress = progress or Progress()
+    progress.pairs = settings.pairs
     rows = _Rows(settings)
     for _ in range(settings.warm_up):
         await _pair(engine, rows, None)
-    pairs = tuple([await _pair(engine, rows, flush) for _ in range(settings.pairs)])
+    pairs = []
+    for progress.done in range(settings.pairs):
+        pairs.append(await _pair(engine, rows, flush))
     rounds = () if settings.text else tuple([await _round(engine, rows, name) for name in ROUNDS])
     return judged(pairs, rounds)
 
@@ -295,6 +318,40 @@ def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
 
 
 # --- the report
+
+
+async def run(settings: Settings, profile: "Profile", command: str, voice: "Voice") -> Report:
+    """The proof on the engine of a profile, as a report without runs."""
+    from ghostvis_cli.bench import machine
+    from ghostvis_cli.engines.factory import make_engine
+
+    profile = replace(profile, engine=replace(profile.engine, retries=0))
+    watch = machine.Watch(command, settings.seed)
+    async with await make_engine(profile) as engine:
+        for line in engine.info.notices:
+            voice.notice(line)
+        if not settings.text and engine.info.kind == "local" and not engine.info.image_tokens:
+            raise UsageError("this model reads text only", hint="bench prefix --text 1000")
+        progress = Progress()
+        async with voice.progress(progress.line):
+            proof = await prove(engine, settings, flusher(engine) if settings.flush else None, progress)
+        card = machine.card(engine.info.kind, engine, profile)
+    return Report(
+        manifest=watch.manifest(),
+        workload=_workload(settings),
+        engines=(card,),
+        runs=(),
+        summaries=(),
+        notes=proof.doubts,
+        extra={"prefix": as_extra(proof, settings)},
+    )
+
+
+def _workload(settings: Settings) -> WorkloadSummary:
+    plain = json.loads(json.dumps(asdict(settings)))
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    pictures = 0 if settings.text else settings.pairs
+    return WorkloadSummary("prefix", settings.seed, settings.pairs, digest, pictures, settings=plain)
 
 
 def as_extra(proof: Proof, settings: Settings) -> Mapping[str, Any]:

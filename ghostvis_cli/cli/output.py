@@ -154,6 +154,18 @@ def notice(text: str) -> None:
         _state.log.line(line)
 
 
+def aside(lines: Iterable[str]) -> None:
+    """Lines for a person on stderr, as they are: a table beside the answer. --quiet leaves them out."""
+    for line in lines:
+        if not _state.quiet:
+            _stderr(CONTROL.sub("", line))
+
+
+def loud(text: str) -> None:
+    """One line on stderr that stands out, and that --quiet leaves in: what was found contradicts itself."""
+    _stderr(_style(f"ghostvis: {_one_line(text)}", "1;33", sys.stderr))
+
+
 def notices(lines: Iterable[str]) -> None:
     for line in lines:
         notice(line)

@@ -1,0 +1,185 @@
+"""A report as lines for a terminal, as CSV, and as files: which kind, the file's name says."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostvis_cli.bench import schema
+from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Report, Run, Summary
+from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, shown
+from ghostvis_cli.errors import OutputError, UsageError
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+# In the table of rates, in this order; the others are counts, which a sentence tells better.
+RATES = (
+    "requests_per_s", "output_tokens_per_s", "input_tokens_per_s", "image_tokens_per_s", "goodput_per_s",
+    "goodput_share", "cache_hit_rate", "mean_concurrency", "peak_memory_bytes", "mean_power_w",
+)  # fmt: skip
+
+
+def save(report: Report, path: Path) -> None:
+    """Write .json, .csv or .html. OutputError where the disk says no."""
+    kinds: dict[str, Callable[[Report], str]] = {".csv": csv_text, ".html": _html}
+    try:
+        if path.suffix == ".json":
+            schema.write(report, path)
+        elif path.suffix in kinds:
+            path.write_text(kinds[path.suffix](report), encoding="utf-8")
+        else:
+            raise UsageError(
+                f"a report is .json, .csv or .html, and {path.name!r} is none", hint="--output report.json"
+            )
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}") from error
+
+
+def _html(report: Report) -> str:
+    from ghostvis_cli.bench.html import page
+
+    return page(report)
+
+
+# --- the terminal
+
+
+def lines(report: Report) -> Iterator[str]:
+    """Everything a person wants to know at once, without colours."""
+    cards = {card.name: card for card in report.engines}
+    for number, summary in enumerate(report.summaries):
+        if number:
+            yield ""
+        runs = [run for run in report.runs if (run.engine, run.load) == (summary.engine, summary.load)]
+        yield from _summary(cards[summary.engine], summary, runs)
+    if "prefix" in report.extra:
+        yield from prefix_lines(report.extra["prefix"])
+    for note in report.notes:
+        yield f"note: {note}"
+
+
+def _summary(card: EngineCard, summary: Summary, runs: Sequence[Run]) -> Iterator[str]:
+    repeats = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
+    yield f"{card.name} at {summary.load.name}: {repeats}, {_requests(runs)}"
+    yield from _aligned([("", *STATISTICS), *_latency_rows(summary)])
+    yield from _aligned([*_rate_rows(summary, runs)])
+
+
+def _requests(runs: Sequence[Run]) -> str:
+    done = sum(int(run.figures.get("requests") or 0) for run in runs)
+    failures: dict[str, int] = {}
+    for run in runs:
+        for kind, count in run.failures.items():
+            failures[kind] = failures.get(kind, 0) + count
+    failed = "".join(f", {count:,} failed ({kind})" for kind, count in failures.items())
+    return f"{done:,} requests answered{failed}"
+
+
+def _latency_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
+    for base, kind in LATENCIES.items():
+        found = [summary.figures.get(f"{base}_{statistic}") for statistic in STATISTICS]
+        if base != "send_lag" and any(found):
+            cells = [NOT_REPORTED if each is None else seconds(each.value) for each in found]
+            yield (f"  {base}: {kind.title}", *cells)
+
+
+def _rate_rows(summary: Summary, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+    for name in RATES:
+        figure = summary.figures.get(name)
+        if figure is None or not figure.value:
+            continue
+        between = ""
+        if figure.low is not None and figure.high is not None:
+            between = f"{shown(name, figure.low)} to {shown(name, figure.high)}"
+        values = [run.figures.get(name) for run in runs]
+        course = sparkline([value for value in values if value is not None]) if len(runs) > 1 else ""
+        yield f"  {SCALARS[name].title}", shown(name, figure.value), between, course
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A block per value, from the least to the greatest; flat where all are equal."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    span = (high - low) or 1.0
+    return "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1))] for value in values)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The first column to the left, the others to the right."""
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        yield "  ".join(cells).rstrip()
+
+
+# --- bench prefix
+
+
+def prefix_lines(proof: Mapping[str, Any]) -> Iterator[str]:
+    """The proof as schema.Report.extra keeps it."""
+    from ghostvis_cli.bench.stats import median
+
+    pairs = proof["pairs"]
+    kinds = ["cold", "warm"] + (["flushed"] if pairs[0]["flushed_s"] is not None else [])
+    yield f"{len(pairs)} pairs, one request at a time"
+    rows = [("", *kinds)]
+    rows.append(
+        ("  time to first token, median", *(seconds(median([p[f"{k}_s"] for p in pairs])) for k in kinds))
+    )
+    rows.append(("  cached tokens, median", *(_cached([p[f"{k}_cached"] for p in pairs]) for k in kinds)))
+    yield from _aligned(rows)
+    saved, saved_s = proof["saved"], proof["saved_s"]
+    yield (
+        f"  saved: {percent(saved['estimate']).lstrip('+')} of the time,"
+        f" {seconds(saved_s['estimate'])} ({seconds(saved_s['low'])} to {seconds(saved_s['high'])}, 95 %)"
+        f"   {sparkline([1 - p['warm_s'] / p['cold_s'] for p in pairs])}"
+    )
+    if proof["rounds"]:
+        yield from _aligned([*_round_rows(proof["rounds"])])
+
+
+def _cached(counts: Sequence[int | None]) -> str:
+    from ghostvis_cli.bench.stats import median
+
+    known = [count for count in counts if count is not None]
+    return digits(median(known)) if len(known) == len(counts) else NOT_REPORTED
+
+
+def _round_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    head = f"{rounds[0]['questions']} questions, one picture"
+    yield head, "vision tokens asked for", "computed", "ratio", "KV memory asked for", "computed"
+    for each in rounds:
+        ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
+        computed = NOT_REPORTED if each["computed"] is None else digits(each["computed"])
+        memory = [
+            "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
+            for key in ("kv_asked_bytes", "kv_computed_bytes")
+        ]
+        yield f"  {each['name']}", digits(each["asked"]), computed, ratio, *memory
+
+
+# --- CSV
+
+
+def csv_text(report: Report) -> str:
+    """One row for each run; an empty cell is "not reported"."""
+    if "prefix" in report.extra and not report.runs:
+        return _csv(report.extra["prefix"]["pairs"])
+    names = list(dict.fromkeys(name for run in report.runs for name in run.figures))
+    return _csv(
+        [
+            {"engine": run.engine, "load": run.load.name, "repeat": run.repeat, "started_at": run.started_at}
+            | {name: run.figures.get(name) for name in names}
+            for run in report.runs
+        ]
+    )
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
