@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostvis_cli.engines.local.text_stream import TextStream
+from ghostvis_cli.engines.text_stream import TextStream
 
 
 def pieces(content: bytes, sizes: list[int]) -> list[bytes]:

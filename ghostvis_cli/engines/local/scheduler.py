@@ -21,7 +21,7 @@ from ghostvis_cli.engines.local.decode import Decode, Eager
 from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.rows import IDLE_BYTES, Rows
 from ghostvis_cli.engines.local.sampling import logprob, penalise, sample
-from ghostvis_cli.engines.local.text_stream import TextStream
+from ghostvis_cli.engines.text_stream import TextStream
 from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.model.ghostvis import GhostVis
 from ghostvis_cli.prompt import VISION_ROW, Prompt
