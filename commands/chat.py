@@ -156,6 +156,8 @@ def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -
         file = _session_file(ctx.params, autosave=autosave)
     except OSError as error:
         output.notice(f"the conversation will not be saved: {error.strerror}")
+    if file is not None:
+        ctx.call_on_close(file.close)
     conversation = Conversation(
         resolved, kept=kept, overflow=ctx.params["overflow"], file=file, note=output.notice
     )

@@ -38,7 +38,7 @@ DONE = Outcome()
 
 async def perform(conversation: Conversation, command: Command, surface: Surface) -> Outcome:
     """Run one command. GhostvisError where it can't be done; the conversation is then as it was."""
-    return await _ACTIONS[command.slash.name](conversation, command.rest, surface)
+    return await ACTIONS[command.slash.name](conversation, command.rest, surface)
 
 
 # --- pictures
@@ -374,7 +374,7 @@ def _brief(text: str) -> str:
 
 
 Action = Callable[[Conversation, str, Surface], Awaitable[Outcome]]
-_ACTIONS: dict[str, Action] = {
+ACTIONS: dict[str, Action] = {
     "image": image, "paste": paste, "view": view, "clear": clear, "undo": undo, "regen": regen, "edit": edit,
     "system": system, "set": set_, "show": show, "profile": profile, "save": save, "load": load,
     "export": export, "stats": stats, "help": help_, "quit": leave, "exit": leave,

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.chat.session import Reply, Session, Turn
+from ghostvis_cli.cli.output import CONTROL
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
@@ -79,18 +80,18 @@ def html(session: Session, title: str) -> str:
         sections.append(_section("user", "You", turn.text, "".join(map(_img, turn.images))))
         if turn.reply is not None:
             sections.append(_section("assistant", "Model", turn.reply.text + _cut(turn.reply)))
-    body = "\n".join(sections)
+    body, title = "\n".join(sections), escape(_visible(title))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
+<title>{title}</title>
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
+<h1>{title}</h1>
 {body}
 <footer>{escape(_footer(session))}</footer>
 </body>
@@ -111,7 +112,7 @@ def _img(image: "EncodedImage") -> str:
 
 
 def markdown(session: Session, title: str) -> str:
-    parts = [f"# {_inert(title)}"]
+    parts = [f"# {_inert(_visible(title))}"]
     if session.system:
         parts.append(f"## System\n\n{_closed(session.system)}")
     for turn in session.turns:
@@ -172,5 +173,5 @@ def _cut(reply: Reply) -> str:
 
 
 def _visible(text: str) -> str:
-    """Without the characters that a reader can't see and a terminal or page might obey."""
-    return "".join(c for c in text.replace("\r\n", "\n") if c in "\n\t" or c.isprintable() or c.isspace())
+    """Without what would drive a terminal or turn the direction of the text around."""
+    return CONTROL.sub("", text)
