@@ -92,7 +92,9 @@ def engine_profiles(job: Job, profile: "Profile") -> dict[str, "Profile"]:
     own = job.engines or ((settings.chosen_kind,) if not job.against or settings.base_url else ())
     if unknown := [name for name in own if name not in KINDS]:
         raise UsageError(f"no engine is called {unknown[0]!r}", hint=f"--engines {','.join(KINDS[::2])}")
-    found: dict[str, "EngineSettings"] = {kind: replace(settings, kind=kind) for kind in KINDS if kind in own}
+    found: dict[str, EngineSettings] = {
+        kind: replace(settings, kind=kind) for name in own for kind in KINDS if kind == name
+    }
     for url in job.against:
         found[urlsplit(url).netloc or url] = replace(settings, kind="remote", base_url=url)
     return {name: replace(profile, engine=engine) for name, engine in found.items()}

@@ -24,6 +24,7 @@ from urllib.request import getproxies_environment
 import httpx2
 
 from ghostvis_cli import __version__
+from ghostvis_cli.engines.http1 import DirectTransport
 from ghostvis_cli.engines.sse import SSEParser
 from ghostvis_cli.errors import EngineError, GhostvisError, RequestError, UsageError
 
@@ -31,7 +32,7 @@ DONE = "[DONE]"  # the event that ends a stream
 RETRY_S = 0.2  # before the first repeat, doubled for each further one
 DRAIN_S = 0.1  # for the end of the body after [DONE]; with it the connection can be used again
 KEEPALIVE_S = 2.0  # uvicorn closes idle connections after 5 s: use none that may be closing just now
-KEEPALIVE_MOST = 100  # httpx2 looks at every idle one whenever a request begins or ends
+KEEPALIVE_MOST = 100  # through a proxy: httpx2 looks at every idle one at each request
 WORDS_BYTES, WORDS_CHARS, WORDS_S = 65_536, 500, 5.0  # what is read and shown of a refusal
 BODY_BYTES = 1 << 22
 SPARE_FILES = 64  # file descriptors left to the rest of the process
@@ -202,7 +203,12 @@ class Connection:
         if self._closed:
             raise RequestError("the engine is closed")
         if self._client is None:
-            key, proxy = self.settings.api_key, _proxy(self.root)
+            key, proxy, certificates = self.settings.api_key, _proxy(self.root), self._certificates()
+            direct = None
+            if proxy is None:
+                direct = DirectTransport(
+                    certificates=certificates, most_connections=_most_connections(), keepalive_s=KEEPALIVE_S
+                )
             try:
                 self._client = httpx2.AsyncClient(
                     headers={
@@ -210,8 +216,9 @@ class Connection:
                         "Accept-Encoding": "identity",  # compression would hold tokens back
                         **({} if key is None else {"Authorization": f"Bearer {key}"}),
                     },
-                    verify=self._certificates(),
+                    verify=certificates,
                     proxy=proxy,
+                    transport=direct,
                     trust_env=False,  # the proxy is chosen by `route`, which never sends loopback through one
                     timeout=httpx2.Timeout(None, connect=self.settings.connect_timeout_s),
                     limits=httpx2.Limits(
