@@ -21,11 +21,11 @@ from ghostvis_cli.engines.local.decode import Decode, Eager, compiled
 from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.packing import pack
 from ghostvis_cli.engines.local.scheduler import Event, Scheduler, Sequence
-from ghostvis_cli.errors import EngineError, GhostvisError, InputError, UsageError
+from ghostvis_cli.engines.rendering import Renderer
+from ghostvis_cli.errors import EngineError, GhostvisError, UsageError
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.decoder import Decoder
 from ghostvis_cli.model.preprocess import preprocess
-from ghostvis_cli.prompt import Prompt, render_for_reply, render_text
 
 if TYPE_CHECKING:
     from ghostvis_cli.engines.local.scheduler import Picture
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 # Waking the caller's thread for every token costs a small model more than the token itself. Nobody sees 4 ms.
 DELIVER_EVERY_S = 0.004
-LONG_TEXT = 20_000  # characters; about 2 ms of splitting
 # A step of a smaller model is too short to share: waiting for the other core costs more than it does, and on a
 # busy machine some fifty times more.
 LEAST_PARAMETERS_TO_SHARE = 10_000_000
@@ -89,6 +88,9 @@ class LocalEngine:
             notices=(*loaded.notices, *layout_notices),
             kv_token_bytes=self._scheduler.rows.token_bytes,
         )
+        self._renderer = Renderer(
+            loaded.tokenizer, self._layout, self.info.image_tokens, decoder.max_positions
+        )
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._owners: dict[
             Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]
@@ -131,7 +133,7 @@ class LocalEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if self._closed:
             raise EngineError("the engine is closed")
-        prompt = await self._rendered(request)
+        prompt = await self._renderer.prompt(request)
         pictures: list[Picture] = []
         if prompt.images:
             pictures = await asyncio.to_thread(lambda: [self._picture(image) for image in prompt.images])
@@ -167,34 +169,6 @@ class LocalEngine:
         await self.aclose()
 
     # --- the caller's side
-
-    async def _rendered(self, request: GenerateRequest) -> Prompt:
-        """Long texts are split in a thread: a second on the loop would stop every other request."""
-        size = len(request.prompt or "") + sum(len(message.text) for message in request.messages)
-        if size > self._config.decoder.max_positions * self.tokenizer.longest_token_bytes:
-            raise InputError(
-                f"the prompt's {size:,} characters can't fit the model's {self._config.decoder.max_positions} "
-                "positions",
-                hint="shorten the prompt",
-            )
-        return await asyncio.to_thread(self._render, request) if size > LONG_TEXT else self._render(request)
-
-    def _render(self, request: GenerateRequest) -> Prompt:
-        if request.prompt is not None:
-            prompt = render_text(request.prompt, self.tokenizer)
-        else:
-            prompt = render_for_reply(request.messages, self.tokenizer, self._layout, self.info.image_tokens)
-        asked, limit = len(prompt.ids) + request.sampling.max_tokens, self._config.decoder.max_positions
-        if asked > limit:
-            pictures = f" ({prompt.image_tokens} of them for pictures)" if prompt.images else ""
-            raise InputError(
-                f"the prompt's {len(prompt.ids)} tokens{pictures} and max_tokens {request.sampling.max_tokens} "
-                f"make {asked}, the model has {limit} positions",
-                hint=f"--max-tokens {limit - len(prompt.ids)}"
-                if len(prompt.ids) < limit
-                else "shorten the prompt",
-            )
-        return prompt
 
     def _picture(self, image: "EncodedImage") -> "Picture":
         """What the step thread needs of a picture: its rows where they are known, else its pixels."""
