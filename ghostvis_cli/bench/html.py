@@ -1,0 +1,362 @@
+"""A report as one HTML page: figures, charts, and where they come from. It asks nobody for anything.
+
+No script, no font, no picture from elsewhere: a policy in its head forbids them, so that the page can be mailed,
+archived and opened in ten years. Light and dark follow the reader's system.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ghostvis_cli.bench import metrics
+from ghostvis_cli.bench.page_style import STYLE
+from ghostvis_cli.bench.report import RATES
+from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, Record, Report, Run, Summary
+from ghostvis_cli.bench.stats import median, percentile
+from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot
+from ghostvis_cli.bench.units import NOT_REPORTED, digits, seconds, shown
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+TILES = (
+    "requests_per_s",
+    "output_tokens_per_s",
+    "image_tokens_per_s",
+    "ttft_p50",
+    "ttft_p95",
+    "tpot_p50",
+    "e2e_p95",
+)
+# Of the distribution: where the curve is drawn through when there are no single requests.
+KNOWN = (("p50", 50.0), ("p90", 90.0), ("p95", 95.0), ("p99", 99.0), ("max", 100.0))
+CURVE = (0.0, *range(1, 100), 99.5, 99.9, 100.0)
+MOST_SERIES = 6
+
+
+def page(report: Report) -> str:
+    title = "ghostvis bench prefix" if "prefix" in report.extra else "ghostvis bench"
+    body = "\n".join(part for part in _parts(report) if part)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"<header><h1>{title}</h1><p>{_subtitle(report)}</p></header>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _parts(report: Report) -> Iterator[str]:
+    if report.notes:
+        yield f'<section class="notes">{_list(report.notes)}</section>'
+    if "prefix" in report.extra:
+        yield from _prefix(report.extra["prefix"])
+    for summary in report.summaries:
+        yield _section(_name(summary), _tiles(summary) + _latency_table(summary) + _rate_table(summary))
+    if report.runs:
+        yield _section("Charts", f'<div class="charts">{"".join(_charts(report))}</div>')
+    yield _origin(report)
+
+
+def _subtitle(report: Report) -> str:
+    card, work = report.engines[0], report.workload
+    names = ", ".join(each.name for each in report.engines)
+    model = card.model.rsplit("/", 1)[-1]
+    asked = f"{work.rows} requests a run ({work.kind}, seed {work.seed})"
+    return escape(" · ".join((names, model, asked, report.manifest.started_at)))
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _table(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """The first row is the head, the first column names the rows."""
+    head, *rest = rows
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in rest
+    )
+    return (
+        f'<div class="wide"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+# --- figures
+
+
+def _name(summary: Summary) -> str:
+    return f"{summary.engine}, {summary.load.name}"
+
+
+def _tiles(summary: Summary) -> str:
+    found = [(name, summary.figures.get(name)) for name in TILES]
+    tiles = [_tile(name, shown(name, each.value)) for name, each in found if each and each.value]
+    return f'<dl class="tiles">{"".join(tiles)}</dl>'
+
+
+def _tile(name: str, value: str) -> str:
+    base, _, statistic = name.rpartition("_")
+    label = f"{LATENCIES[base].title}, {statistic}" if base in LATENCIES else SCALARS[name].title
+    return f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>"
+
+
+def _latency_table(summary: Summary) -> str:
+    rows: list[Sequence[str]] = [("", *STATISTICS)]
+    for base, kind in LATENCIES.items():
+        found = [summary.figures.get(f"{base}_{statistic}") for statistic in STATISTICS]
+        if any(found):
+            rows.append(
+                (kind.title, *(NOT_REPORTED if each is None else seconds(each.value) for each in found))
+            )
+    return _table(rows, "Latency, means over repeats")
+
+
+def _rate_table(summary: Summary) -> str:
+    rows: list[Sequence[str]] = [("", "mean over repeats", "95 % interval")]
+    for name in RATES:
+        each = summary.figures.get(name)
+        if each is None or not each.value:
+            continue
+        known = each.low is not None and each.high is not None
+        between = f"{shown(name, each.low)} to {shown(name, each.high)}" if known else "one repeat"
+        rows.append((SCALARS[name].title, shown(name, each.value), between))
+    return _table(rows, "Throughput and the like")
+
+
+# --- charts
+
+
+def _charts(report: Report) -> Iterator[str]:
+    for base in ("ttft", "tpot", "e2e"):
+        yield _distribution(report, base)
+    yield _timeline(report)
+    yield _sweep(report)
+    yield _cache(report)
+
+
+def _figure(chart: str, caption: str) -> str:
+    return f"<figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>" if chart else ""
+
+
+def _records(report: Report, summary: Summary) -> list[tuple[Run, Record]]:
+    return [
+        (run, record)
+        for run in report.runs
+        if (run.engine, run.load) == (summary.engine, summary.load)
+        for record in run.records
+        if record.error is None
+    ]
+
+
+def _distribution(report: Report, base: str) -> str:
+    title = LATENCIES[base].title.capitalize()
+    series = []
+    for summary in report.summaries[:MOST_SERIES]:
+        points = _percentiles(report, summary, base)
+        if points:
+            series.append(Series(_name(summary), points, "line" if len(points) > len(KNOWN) else "linked"))
+    if not series:
+        return ""
+    highest = [x for each in series for x, _ in each.points]
+    chart = plot(
+        f"{title}: distribution",
+        f"Share of requests that were at least as fast; {_spoken(series)}",
+        Axis.around(title, highest, seconds),
+        Axis("share of requests", 0, 100, lambda value: f"{value:g} %"),
+        series,
+    )
+    whole = any(each.mark == "line" for each in series)
+    more = "" if whole else " Five percentiles: with --details every request is drawn."
+    return _figure(chart, f"{title}: how many requests were at least as fast.{more}")
+
+
+def _percentiles(report: Report, summary: Summary, base: str) -> list[tuple[float, float]]:
+    measured = {"ttft": metrics.ttft, "tpot": metrics.tpot, "e2e": metrics.e2e}[base]
+    values = [value for _, record in _records(report, summary) if (value := measured(record)) is not None]
+    if values:
+        values.sort()
+        return [(percentile(values, q), q) for q in CURVE]
+    found = [(summary.figures.get(f"{base}_{name}"), share) for name, share in KNOWN]
+    return [(each.value, share) for each, share in found if each is not None]
+
+
+def _spoken(series: Sequence[Series]) -> str:
+    """The median of each curve in words."""
+    told = []
+    for each in series:
+        x = next((x for x, share in each.points if share >= 50), None)
+        told += [f"{each.name}: half within {seconds(x)}"] if x is not None else []
+    return "; ".join(told)
+
+
+def _timeline(report: Report) -> str:
+    series = []
+    for summary in report.summaries[:MOST_SERIES]:
+        points = sorted(
+            (record.scheduled_s, value)
+            for _, record in _records(report, summary)
+            if (value := metrics.ttft(record)) is not None
+        )
+        if points:
+            series.append(Series(_name(summary), points, "dots"))
+    if not series:
+        return ""
+    xs, ys = zip(*(point for each in series for point in each.points), strict=True)
+    chart = plot(
+        "Time to first token over the run",
+        f"{len(xs)} requests; the slowest waited {seconds(max(ys))}",
+        Axis.around("time in the run", xs, seconds),
+        Axis.around("time to first token", ys, seconds),
+        series,
+    )
+    return _figure(chart, "Each request by the time it was due. Stalls stand out as towers.")
+
+
+def _sweep(report: Report) -> str:
+    """Throughput against latency, where one engine was measured at several load points."""
+    engines = dict.fromkeys(summary.engine for summary in report.summaries)
+    series = [found for name in engines if len((found := _curve(report, name)).points) > 1]
+    if not series:
+        return ""
+    xs, ys = zip(*(point for each in series for point in each.points), strict=True)
+    chart = plot(
+        "Throughput against latency",
+        "; ".join(f"{each.name}: up to {digits(max(x for x, _ in each.points))} tokens/s" for each in series),
+        Axis.around("output tokens/s", xs, digits),
+        Axis.around("time to first token, p95", ys, seconds, log=max(ys) > 20 * min(ys)),
+        series,
+    )
+    return _figure(
+        chart, "More load to the right, longer waits above: the knee is where more load buys nothing."
+    )
+
+
+def _curve(report: Report, engine: str) -> Series:
+    points, labels = [], []
+    for summary in report.summaries:
+        x, y = summary.figures.get("output_tokens_per_s"), summary.figures.get("ttft_p95")
+        if summary.engine == engine and x is not None and y is not None:
+            points.append((x.value, y.value))
+            labels.append(summary.load.name.partition("=")[2])
+    return Series(engine, points, "linked", labels)
+
+
+def _cache(report: Report) -> str:
+    rows = []
+    for number, summary in enumerate(report.summaries):
+        rate = summary.figures.get("cache_hit_rate")
+        if rate is not None:
+            rows.append(Bar(_short(_name(summary)), rate.value, shown("cache_hit_rate", rate.value), number))
+    if not any(bar.value for bar in rows):
+        return ""
+    spoken = ", ".join(f"{bar.label} {bar.shown}" for bar in rows)
+    return _figure(bars("Input tokens from the cache", spoken, rows), "Share of input tokens the cache held.")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 28 else f"{text[:26]}…"
+
+
+# --- bench prefix
+
+
+def _prefix(proof: Mapping[str, Any]) -> Iterator[str]:
+    alarm = ' class="alarm"' if proof["witness"] == "disagree" else ""
+    yield f"<section><p{alarm}><strong>{escape(_first_upper(proof['verdict']))}.</strong></p></section>"
+    pairs = proof["pairs"]
+    kinds = [kind for kind in ("cold", "flushed", "warm") if pairs[0][f"{kind}_s"] is not None]
+    yield _section(
+        "Pairs", f'<div class="charts">{_pairs_chart(pairs, kinds)}{_tokens_chart(pairs, kinds)}</div>'
+    )
+    if proof["rounds"]:
+        yield _section("Many questions, one picture", _rounds(proof["rounds"]))
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _pairs_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
+    series = [
+        Series(kind, [(n + 1, pair[f"{kind}_s"]) for n, pair in enumerate(pairs)], "dots") for kind in kinds
+    ]
+    ys = [y for each in series for _, y in each.points]
+    middles = ", ".join(f"{kind} {seconds(median([p[f'{kind}_s'] for p in pairs]))}" for kind in kinds)
+    chart = plot(
+        "Time to first token of each pair",
+        f"Medians: {middles}",
+        Axis("pair", 0, len(pairs) + 1, digits),
+        Axis.around("time to first token", ys, seconds),
+        series,
+    )
+    return _figure(chart, f"Medians: {middles}.")
+
+
+def _tokens_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
+    rows = [Bar("prompt", median([p["prompt_tokens"] for p in pairs]), "", 5)]
+    for number, kind in enumerate(kinds):
+        counts = [pair[f"{kind}_cached"] for pair in pairs]
+        if None in counts:
+            return ""
+        rows.append(Bar(f"{kind}: cached", median(counts), "", number))
+    rows = [Bar(bar.label, bar.value, f"{digits(bar.value)} tokens", bar.colour) for bar in rows]
+    spoken = ", ".join(f"{bar.label} {bar.shown}" for bar in rows)
+    return _figure(bars("Cached tokens", spoken, rows), "What the server reports, medians over the pairs.")
+
+
+def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
+    rows: list[Sequence[str]] = [
+        ("", "questions", "vision tokens asked for", "computed", "ratio", "KV asked for", "KV computed")
+    ]
+    for each in rounds:
+        memory = [
+            "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
+            for key in ("kv_asked_bytes", "kv_computed_bytes")
+        ]
+        computed = NOT_REPORTED if each["computed"] is None else digits(each["computed"])
+        ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
+        rows.append(
+            (each["name"], digits(each["questions"]), digits(each["asked"]), computed, ratio, *memory)
+        )
+    per_token = rounds[0]["kv_token_bytes"]
+    told = f"{per_token:,} bytes a token" if per_token else "the model's bytes per token are not known"
+    return _table(rows, f"Keys and values: {told}")
+
+
+# --- where it comes from
+
+
+def _origin(report: Report) -> str:
+    manifest, work = report.manifest, report.workload
+    groups: dict[str, Mapping[str, Any]] = {
+        "Run": {
+            "command": manifest.command,
+            "started": manifest.started_at,
+            "finished": manifest.finished_at,
+            "seed": manifest.seed,
+        },
+        **{f"Engine {card.name}": vars(card) for card in report.engines},
+        "Machine": manifest.machine,
+        "Noise": {name: f"{value:.3g}" for name, value in manifest.noise.items()},
+        "Versions": manifest.versions,
+        "Workload": {"kind": work.kind, "rows of a run": work.rows, "sha256": work.sha256, **work.settings},
+        "Sampling": work.sampling,
+    }
+    told = "".join(
+        f"<h3>{escape(name)}</h3><dl>"
+        + "".join(
+            f"<dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd>"
+            for key, value in group.items()
+            if value is not None
+        )
+        + "</dl>"
+        for name, group in groups.items()
+        if group
+    )
+    return f'<section class="origin"><h2>Where this comes from</h2>{told}</section>'
