@@ -6,36 +6,47 @@ import os
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
-from ghostvis_cli.serve.settings import Served, ServerSettings
+from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
+    from ghostvis_cli.serve.sglang_probe import About
 
 app = typer.Typer(rich_markup_mode=None)
 DEFAULT = ServerSettings
+SGLANG_DEFAULT = SGLangSettings
+WITH_SGLANG = "--engine sglang"
 MIB = 2**20
 EXAMPLES = """Examples:
 
-  ghostvis serve --engine local
+  ghostvis serve --source sft --model-tag d32
+
+  ghostvis serve --engine sglang --tensor-parallel-size 2 --restart on-failure -- --chunked-prefill-size 2048
 
   ghostvis serve --engine local --source sft --model-tag d32 --port 0
 
-  GHOSTVIS_API_KEY=... ghostvis serve --engine local --host 0.0.0.0
+  GHOSTVIS_API_KEY=... ghostvis serve --host 0.0.0.0
 
-The address is the first line on stdout. /readyz says 200 once the model is loaded and warm.
+SGLang serves where it can be used, else the local engine. The address is the first line on stdout: with SGLang once
+it is ready, with the local engine at once (/readyz says 200 once the model is loaded and warm).
 """
 
 
 @app.command(epilog=EXAMPLES)
 def serve(
     ctx: typer.Context,
+    sglang_options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- SGLANG OPTIONS]", help="Passed to SGLang as they are."),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +94,22 @@ def serve(
             help=f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
         ),
     ] = None,
+    ready_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--ready-timeout",
+            min=1,
+            help=f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
+        ),
+    ] = None,
+    restart: Annotated[
+        str | None,
+        typer.Option(
+            "--restart",
+            metavar="WHEN",
+            help="on-failure: start SGLang again when it ends by itself; no (the default).",
+        ),
+    ] = None,
     source: options.Source = None,
     model_tag: options.ModelTag = None,
     step: options.Step = None,
@@ -97,10 +124,15 @@ def serve(
     device: options.Device = None,
     dtype: options.Dtype = None,
     tensor_parallel_size: options.TensorParallel = None,
+    data_parallel_size: options.DataParallel = None,
     gpu_memory_utilization: options.GpuMemory = None,
+    context_length: options.ContextLength = None,
+    schedule_policy: options.SchedulePolicy = None,
+    attention_backend: options.AttentionBackend = None,
     profile: options.Profile = None,
     sets: options.Set = None,
     json: options.JsonFlag = False,
+    log_file: options.LogFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
@@ -108,8 +140,9 @@ def serve(
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
     options.talk(quiet, verbose, color)
     chosen = options.resolve_profile(ctx).profile
-    _check_engine(chosen)
-    _log_to_stderr(quiet, verbose)
+    kind = _kind(chosen)
+    if log_file is not None:
+        output.log_to(Path(log_file), ctx.command_path)
     typed = {
         "host": host,
         "port": port,
@@ -125,15 +158,44 @@ def serve(
         image_limits=chosen.images,
         sampling=chosen.sampling,
     )
-    raise typer.Exit(asyncio.run(_serve(chosen, settings, json=json)))
+    for_sglang = {
+        "ready_timeout_s": ready_timeout,
+        "restart": restart,
+        "options": tuple(sglang_options or ()),
+    }
+    of_sglang = {name: value for name, value in for_sglang.items() if value}
+    if kind == "local":
+        if of_sglang:
+            raise UsageError(
+                "--ready-timeout, --restart and options after -- are for SGLang", hint=WITH_SGLANG
+            )
+        _log_to_stderr(quiet, verbose)
+        raise typer.Exit(asyncio.run(_serve(chosen, settings, json=json)))
+    for name, flag in (("max_body_bytes", "--max-body-mb"), ("max_waiting", "--max-waiting")):
+        if typed[name] is not None:
+            raise UsageError(f"{flag} is for the local engine", hint="-- --max-queued-requests N, or a proxy")
+    raise typer.Exit(_serve_sglang(chosen, settings, SGLangSettings(**of_sglang), json=json))  # type: ignore[arg-type]
 
 
-def _check_engine(profile: "Profile") -> None:
-    match profile.engine.chosen_kind:
+def _kind(profile: "Profile") -> Literal["local", "sglang"]:
+    """What serves: as asked for, else SGLang where it can, and a word about which."""
+    from ghostvis_cli.engines import sglang_runtime
+
+    engine = profile.engine
+    match engine.kind if engine.base_url is None or engine.kind != "auto" else "remote":
         case "remote":
             raise UsageError("serve runs a model itself, and the engine is remote", hint="--engine local")
+        case "local":
+            return "local"
         case "sglang":
-            raise EngineError("this version can't start SGLang", hint="--engine local")
+            version = sglang_runtime.require(device=engine.device)
+        case _:
+            if reason := sglang_runtime.why_not(device=engine.device):
+                output.notice(f"serving with the local engine: {reason}")
+                return "local"
+            version = sglang_runtime.require(device=engine.device)
+    output.notice(f"serving with SGLang {version}")
+    return "sglang"
 
 
 def _api_key(profile: "Profile", variable: str | None) -> str | None:
@@ -183,3 +245,40 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
         output.notice(f"ready after {loaded_s:.1f} s: {served.name(settings)} on {info.device}, {info.dtype}")
 
     return await local_server.serve(settings, load, on_bound=on_bound, on_ready=on_ready)
+
+
+def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
+    """Port, plug-in, directory, in this order: what costs least is found out first."""
+    from ghostvis_cli.convert import cache
+    from ghostvis_cli.engines import sglang_runtime
+    from ghostvis_cli.serve import sglang_server
+    from ghostvis_cli.serve.listen import free_port
+    from ghostvis_cli.serve.sglang_log import is_notable, shortened
+    from ghostvis_cli.sglang_plugin import check
+
+    settings = replace(settings, port=free_port(settings))
+    check()
+    dtype = sglang_runtime.weights_dtype(profile)
+    directory = cache.for_model(profile.model, dtype, report=output.notice)
+    name = settings.served_model_name or cache.tag(directory)
+    admin_key = os.environ.get(sglang_server.ADMIN_VARIABLE) or None
+    launch = sglang_server.Launch(profile, directory, name, settings, sglang, admin_key)
+    started_s = time.perf_counter()
+
+    def on_ready(url: str, about: "About") -> None:
+        took_s = time.perf_counter() - started_s
+        context = f"context {about.context_tokens} tokens, " if about.context_tokens else ""
+        output.notice(f"ready after {took_s:.1f} s: {about.model} at {url}, {context}{dtype}")
+        if not json:
+            output.answer(f"{url}\n")
+            return
+        record = {"url": url, "port": settings.port, "pid": os.getpid(), "engine": "sglang"}
+        record |= {"model": about.model, "context_tokens": about.context_tokens}
+        output.record({"schema_version": output.SCHEMA_VERSION, **record})
+
+    def on_line(line: str) -> None:
+        output.child_line(line if output.verbose() else shortened(line), notable=is_notable(line))
+
+    return asyncio.run(
+        sglang_server.serve(launch, on_line=on_line, on_ready=on_ready, on_notice=output.notice)
+    )

@@ -93,6 +93,27 @@ GpuMemory = Annotated[
     typer.Option("--gpu-memory-utilization", metavar="X", help="Share of GPU memory to take (SGLang)."),
 ]
 
+DataParallel = Annotated[
+    int | None,
+    typer.Option("--data-parallel-size", metavar="N", min=1, help="Copies of the model (SGLang)."),
+]
+ContextLength = Annotated[
+    int | None,
+    typer.Option("--context-length", metavar="N", help="Longest prompt and answer together (SGLang)."),
+]
+SchedulePolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule-policy",
+        metavar="NAME",
+        help="lpm (shared prefixes first), fcfs, random, dfs-weight, lof (SGLang).",
+    ),
+]
+AttentionBackend = Annotated[
+    str | None,
+    typer.Option("--attention-backend", metavar="NAME", help="fa3, flashinfer, triton... (SGLang)."),
+]
+
 # --- how to choose tokens
 
 MaxTokens = Annotated[
@@ -173,6 +194,10 @@ KEYS = {
     "dtype": "engine.dtype",
     "tensor_parallel_size": "engine.tensor_parallel_size",
     "gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "data_parallel_size": "engine.data_parallel_size",
+    "context_length": "engine.context_length",
+    "schedule_policy": "engine.schedule_policy",
+    "attention_backend": "engine.attention_backend",
     "max_tokens": "sampling.max_tokens",
     "temperature": "sampling.temperature",
     "top_p": "sampling.top_p",

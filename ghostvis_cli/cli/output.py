@@ -171,6 +171,14 @@ def notices(lines: Iterable[str]) -> None:
         notice(line)
 
 
+def child_line(text: str, *, notable: bool) -> None:
+    """A line of a child's log: to the log file where there is one, else to stderr what is notable of it."""
+    if _state.log is not None:
+        _state.log.line(text)
+    elif _state.verbose or (notable and not _state.quiet):
+        _stderr(CONTROL.sub("", text))
+
+
 def detail(text: str) -> None:
     """Only with -v."""
     if _state.verbose:

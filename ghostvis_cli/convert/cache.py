@@ -103,6 +103,12 @@ def converted(
     return place
 
 
+def tag(directory: Path) -> str:
+    """What to call the model: the tag it was trained under, else the directory's name."""
+    source = (_certificate(directory) or {}).get("source") or {}
+    return str(source.get("tag") or directory.name)
+
+
 def size_bytes(base: Path | None = None) -> int:
     """What all entries take."""
     base = default_base() if base is None else base

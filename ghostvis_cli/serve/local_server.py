@@ -1,26 +1,23 @@
 """The server's life: bind, load behind a port that already answers, serve, drain, leave."""
 
 import asyncio
-import errno
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 import uvicorn
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
-from ghostvis_cli.errors import EngineError, ExitCode, UsageError
+from ghostvis_cli.errors import ExitCode
+from ghostvis_cli.serve.listen import base_url, bind
 from ghostvis_cli.serve.routes import ServerState, create_app
-from ghostvis_cli.serve.settings import KEY_HINT, Served, ServerSettings
+from ghostvis_cli.serve.settings import Served, ServerSettings
 
 T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
@@ -174,64 +171,3 @@ def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def bind(settings: ServerSettings) -> socket.socket:
-    """A listening socket, before anything costly starts. Beyond this machine only with a key."""
-    host, port = settings.host, settings.port
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
-        raise UsageError(f"the host {host!r} can't be resolved", hint="--host 127.0.0.1") from error
-    if settings.api_key is None and not all(_is_loopback(str(entry[4][0])) for entry in found):
-        raise UsageError(
-            f"{host or 'every interface'} can be reached from other machines, and there is no API key",
-            hint=KEY_HINT,
-        )
-    # localhost can be both ::1 and 127.0.0.1: take what most clients try.
-    family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise _not_bound(host, port, error) from error
-    return listener
-
-
-def base_url(settings: ServerSettings, listener: socket.socket) -> str:
-    host = settings.host or "0.0.0.0"
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def _not_bound(host: str, port: int, error: OSError) -> EngineError:
-    if error.errno == errno.EADDRINUSE:
-        return EngineError(f"port {port} is taken{_port_holder(port)}", hint="--port 0 takes a free one")
-    hint = "--port 30000" if error.errno == errno.EACCES else "--host 127.0.0.1"
-    return EngineError(f"can't listen on {host} port {port}: {error.strerror or error}", hint=hint)
-
-
-def _port_holder(port: int) -> str:
-    """ " by process 123 (python3)" where /proc tells, which it does for one's own processes; else nothing."""
-    with suppress(OSError, ValueError, IndexError):
-        rows = [
-            line.split()
-            for table in ("tcp", "tcp6")
-            if (path := Path("/proc/net", table)).exists()
-            for line in path.read_text().splitlines()[1:]
-        ]
-        # Columns: 1 address:port in hexadecimal, 3 state (0A listens), 9 inode of the socket.
-        listening = {
-            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port
-        }
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if any(str(fd.readlink()) in listening for fd in (process / "fd").iterdir()):
-                    return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
-    return ""

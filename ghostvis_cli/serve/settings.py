@@ -1,8 +1,9 @@
 """What a server is told and what it serves: settings, and the loaded model. Imports nothing heavy."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
@@ -71,3 +72,48 @@ class Served:
         """The model's name in the API. Not its path, which is nobody else's business."""
         info = self.engine.info
         return settings.served_model_name or info.tag or Path(info.model).name or "ghostvis"
+
+
+@dataclass(frozen=True)
+class SGLangSettings:
+    """What `serve` adds to ServerSettings where SGLang does the serving. `options` go to SGLang as they are."""
+
+    ready_timeout_s: float = 900.0  # of tens of gigabytes from a slow disk, and CUDA graphs
+    restart: Literal["no", "on-failure"] = "no"
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.restart not in ("no", "on-failure"):
+            raise UsageError(f"--restart is {self.restart!r}", hint="--restart no, or --restart on-failure")
+        for option in self.options:
+            name = option.partition("=")[0]
+            if name in OURS:
+                raise UsageError(f"{name} is decided by ghostvis serve", hint=OURS[name])
+        if self.options and not self.options[0].startswith("-"):
+            raise UsageError(
+                f"serve takes no argument {self.options[0]!r}", hint="options of SGLang: -- --flag"
+            )
+
+    def has(self, name: str) -> bool:
+        return any(option.partition("=")[0] == name for option in self.options)
+
+    @property
+    def node_rank(self) -> int:
+        """Of a model spread over machines; only rank 0 answers requests."""
+        with suppress(ValueError, IndexError):
+            return int(self.options[self.options.index("--node-rank") + 1])
+        found = [option.partition("=")[2] for option in self.options if option.startswith("--node-rank=")]
+        return int(found[-1]) if found and found[-1].isdigit() else 0
+
+
+# Options of SGLang that would get past our checks, and what to type instead.
+OURS = {
+    "--host": "ghostvis serve --host HOST",
+    "--port": "ghostvis serve --port PORT",
+    "--model-path": "ghostvis serve --checkpoint-path PATH",
+    "--model": "ghostvis serve --checkpoint-path PATH",
+    "--api-key": KEY_HINT,
+    "--admin-api-key": "export GHOSTVIS_ADMIN_API_KEY=$(openssl rand -hex 16)",
+    "--config": "give its settings as options after --",
+    "--tokenizer-worker-num": "more of them would not load the ghostvis plug-in",
+}

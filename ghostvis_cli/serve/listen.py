@@ -1,0 +1,93 @@
+"""Where a server listens: a socket bound before anything costly starts, and who holds a port that is taken."""
+
+import errno
+import ipaddress
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.serve.settings import KEY_HINT, ServerSettings
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """A listening socket, before anything costly starts. Beyond this machine only with a key."""
+    host, port = settings.host, settings.port
+    found = _resolved(settings)
+    if settings.api_key is None and not is_loopback_only(settings):
+        raise UsageError(
+            f"{host or 'every interface'} can be reached from other machines, and there is no API key",
+            hint=KEY_HINT,
+        )
+    # localhost can be both ::1 and 127.0.0.1: take what most clients try.
+    family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise _not_bound(host, port, error) from error
+    return listener
+
+
+def is_loopback_only(settings: ServerSettings) -> bool:
+    return all(_is_loopback(str(entry[4][0])) for entry in _resolved(settings))
+
+
+def _resolved(settings: ServerSettings) -> list[Any]:
+    try:
+        return socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        message = f"the host {settings.host!r} can't be resolved"
+        raise UsageError(message, hint="--host 127.0.0.1") from error
+
+
+def free_port(settings: ServerSettings) -> int:
+    """The port, proven to be free a moment ago; for a server that binds it itself."""
+    with bind(settings) as listener:
+        return int(listener.getsockname()[1])
+
+
+def base_url(settings: ServerSettings, listener: socket.socket) -> str:
+    return url_of(settings.host, listener.getsockname()[1])
+
+
+def url_of(host: str, port: int) -> str:
+    host = host or "0.0.0.0"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _not_bound(host: str, port: int, error: OSError) -> EngineError:
+    if error.errno == errno.EADDRINUSE:
+        return EngineError(f"port {port} is taken{_port_holder(port)}", hint="--port 0 takes a free one")
+    hint = "--port 30000" if error.errno == errno.EACCES else "--host 127.0.0.1"
+    return EngineError(f"can't listen on {host} port {port}: {error.strerror or error}", hint=hint)
+
+
+def _port_holder(port: int) -> str:
+    """ " by process 123 (python3)" where /proc tells, which it does for one's own processes; else nothing."""
+    with suppress(OSError, ValueError, IndexError):
+        rows = [
+            line.split()
+            for table in ("tcp", "tcp6")
+            if (path := Path("/proc/net", table)).exists()
+            for line in path.read_text().splitlines()[1:]
+        ]
+        # Columns: 1 address:port in hexadecimal, 3 state (0A listens), 9 inode of the socket.
+        listening = {
+            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port
+        }
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if any(str(fd.readlink()) in listening for fd in (process / "fd").iterdir()):
+                    return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
+    return ""

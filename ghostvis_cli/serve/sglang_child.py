@@ -1,0 +1,130 @@
+"""SGLang as a child: its own process group, its log, and a watcher that ends it even where we are killed.
+
+SGLang is a main process with schedulers, a detokenizer and workers below it, all in one process group. A kill of
+ours that cannot be caught must take them along, also while they import and have set up nothing for it themselves.
+"""
+
+import asyncio
+import os
+import signal
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+# Starts only once it is told to: by then the watcher knows it. Without a word, as when we are dead, it never does.
+WAITS = 'read -r _ && exec "$@"'
+# The end of its stdin without a word means that we died.
+WATCHES = 'read -r _ || kill -s KILL -- "-$0"'
+LOOK_S, GONE_LOOKS = 0.02, 500  # 10 s from SIGKILL to the end: a GPU's memory is given back meanwhile
+LAST_WORDS_S = 2.0
+CHUNK = 65_536
+
+
+class Child:
+    """A running SGLang. `end` leaves nothing of it."""
+
+    def __init__(self, process: Process, watcher: Process, on_line: Callable[[str], None]) -> None:
+        self._process, self._watcher = process, watcher
+        self._reading = asyncio.create_task(self._read(on_line))
+        self._ended = False
+
+    @classmethod
+    async def start(
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        on_line: Callable[[str], None],
+        pass_fds: Sequence[int] = (),
+    ) -> "Child":
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            WAITS,
+            "sglang",
+            *argv,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=STDOUT,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+        watcher = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            WATCHES,
+            str(process.pid),
+            stdin=PIPE,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+            start_new_session=True,
+        )
+        await _tell(process)
+        return cls(process, watcher, on_line)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """The main process's exit code; a signal's number, negative."""
+        return await self._process.wait()
+
+    def terminate(self) -> None:
+        """Ask it to finish what runs. The main process alone: a scheduler that gets the signal is a crash to it."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """All of it, at once. Safe in a signal handler."""
+        if not self._ended:  # else the number may be somebody else's by now
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def end(self) -> int:
+        """Kill what is left, hear its last words, and see that all are gone; the exit code."""
+        self.kill()
+        code = await self._process.wait()
+        if self._ended:
+            return code
+        await asyncio.wait((self._reading,), timeout=LAST_WORDS_S)
+        self._reading.cancel()
+        for _ in range(GONE_LOOKS):
+            if not members(self.pid):
+                break
+            await asyncio.sleep(LOOK_S)
+        self._ended = True
+        await _tell(self._watcher)
+        await self._watcher.wait()
+        return code
+
+    async def _read(self, on_line: Callable[[str], None]) -> None:
+        assert self._process.stdout is not None
+        begun = b""
+        while piece := await self._process.stdout.read(CHUNK):
+            *lines, begun = (begun + piece).split(b"\n")
+            for line in lines:
+                on_line(line.decode(errors="replace"))
+        if begun:
+            on_line(begun.decode(errors="replace"))
+
+
+async def _tell(process: Process) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(b"\n")
+        await process.stdin.drain()
+        process.stdin.close()
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group that live: zombies are only waiting to be counted by their parents."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):
+            # Fields after the name, which may hold anything: state, parent, group.
+            state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(int(entry.name))
+    return found
