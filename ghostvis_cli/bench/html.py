@@ -14,7 +14,7 @@ from ghostvis_cli.bench.report import RATES
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, Record, Report, Run, Summary
 from ghostvis_cli.bench.stats import median, percentile
 from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot
-from ghostvis_cli.bench.units import NOT_REPORTED, digits, seconds, shown
+from ghostvis_cli.bench.units import NOT_REPORTED, digits, seconds, shown, tick, title
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 TILES = (
@@ -29,19 +29,19 @@ TILES = (
 # Of the distribution: where the curve is drawn through when there are no single requests.
 KNOWN = (("p50", 50.0), ("p90", 90.0), ("p95", 95.0), ("p99", 99.0), ("max", 100.0))
 CURVE = (0.0, *range(1, 100), 99.5, 99.9, 100.0)
-MOST_SERIES = 6
+MOST_SERIES, MOST_NOTES = 6, 4
 
 
 def page(report: Report) -> str:
-    title = "ghostvis bench prefix" if "prefix" in report.extra else "ghostvis bench"
+    name = "ghostvis bench prefix" if "prefix" in report.extra else "ghostvis bench"
     body = "\n".join(part for part in _parts(report) if part)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f"<header><h1>{title}</h1><p>{_subtitle(report)}</p></header>\n{body}\n</main></body></html>\n"
+        f"<title>{name}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"<header><h1>{name}</h1><p>{_subtitle(report)}</p></header>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -50,10 +50,14 @@ def _parts(report: Report) -> Iterator[str]:
         yield f'<section class="notes">{_list(report.notes)}</section>'
     if "prefix" in report.extra:
         yield from _prefix(report.extra["prefix"])
-    for summary in report.summaries:
-        yield _section(_name(summary), _tiles(summary) + _latency_table(summary) + _rate_table(summary))
+    if len(report.summaries) == 1:
+        yield _section(_name(report.summaries[0]), _tiles(report.summaries[0]))
+    elif report.summaries:
+        yield _section("At a glance", _glance(report.summaries))
     if report.runs:
-        yield _section("Charts", f'<div class="charts">{"".join(_charts(report))}</div>')
+        yield f'<section class="charts">{"".join(_charts(report))}</section>'
+    if report.summaries:
+        yield _section("Every figure", "".join(_figures(summary) for summary in report.summaries))
     yield _origin(report)
 
 
@@ -61,16 +65,23 @@ def _subtitle(report: Report) -> str:
     card, work = report.engines[0], report.workload
     names = ", ".join(each.name for each in report.engines)
     model = card.model.rsplit("/", 1)[-1]
-    asked = f"{work.rows} requests a run ({work.kind}, seed {work.seed})"
+    unit = "pairs" if work.kind == "prefix" else "requests a run"
+    asked = f"{work.rows} {unit} ({work.kind}, seed {work.seed})"
     return escape(" · ".join((names, model, asked, report.manifest.started_at)))
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+def _section(name: str, body: str) -> str:
+    return f"<section><h2>{escape(name)}</h2>{body}</section>"
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+    """The first few lines, the others folded away."""
+    first, folded = lines[:MOST_NOTES], lines[MOST_NOTES:]
+    items = "".join(f"<li>{escape(line)}</li>" for line in first)
+    if not folded:
+        return f"<ul>{items}</ul>"
+    more = "".join(f"<li>{escape(line)}</li>" for line in folded)
+    return f"<ul>{items}</ul><details><summary>{len(folded)} more</summary><ul>{more}</ul></details>"
 
 
 def _table(rows: Sequence[Sequence[str]], caption: str) -> str:
@@ -94,16 +105,32 @@ def _name(summary: Summary) -> str:
     return f"{summary.engine}, {summary.load.name}"
 
 
+def _glance(summaries: Sequence[Summary]) -> str:
+    """One row for each engine and load point."""
+    names = [name for name in TILES if any(_value(each, name) for each in summaries)]
+    rows: list[Sequence[str]] = [("", *(title(name) for name in names))]
+    rows += [(_name(each), *(shown(name, _value(each, name)) for name in names)) for each in summaries]
+    return _table(rows, "Means over repeats")
+
+
+def _value(summary: Summary, name: str) -> float | None:
+    figure = summary.figures.get(name)
+    return None if figure is None else figure.value
+
+
+def _figures(summary: Summary) -> str:
+    tables = _latency_table(summary) + _rate_table(summary)
+    return f"<details><summary>{escape(_name(summary))}</summary>{tables}</details>"
+
+
 def _tiles(summary: Summary) -> str:
-    found = [(name, summary.figures.get(name)) for name in TILES]
-    tiles = [_tile(name, shown(name, each.value)) for name, each in found if each and each.value]
+    found = {name: _value(summary, name) for name in TILES}
+    tiles = [
+        f"<div><dt>{escape(title(name))}</dt><dd>{escape(shown(name, value))}</dd></div>"
+        for name, value in found.items()
+        if value
+    ]
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
-
-
-def _tile(name: str, value: str) -> str:
-    base, _, statistic = name.rpartition("_")
-    label = f"{LATENCIES[base].title}, {statistic}" if base in LATENCIES else SCALARS[name].title
-    return f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>"
 
 
 def _latency_table(summary: Summary) -> str:
@@ -155,7 +182,7 @@ def _records(report: Report, summary: Summary) -> list[tuple[Run, Record]]:
 
 
 def _distribution(report: Report, base: str) -> str:
-    title = LATENCIES[base].title.capitalize()
+    named = LATENCIES[base].title.capitalize()
     series = []
     for summary in report.summaries[:MOST_SERIES]:
         points = _percentiles(report, summary, base)
@@ -165,15 +192,15 @@ def _distribution(report: Report, base: str) -> str:
         return ""
     highest = [x for each in series for x, _ in each.points]
     chart = plot(
-        f"{title}: distribution",
+        f"{named}: distribution",
         f"Share of requests that were at least as fast; {_spoken(series)}",
-        Axis.around(title, highest, seconds),
+        Axis.around(named, highest, tick),
         Axis("share of requests", 0, 100, lambda value: f"{value:g} %"),
         series,
     )
     whole = any(each.mark == "line" for each in series)
     more = "" if whole else " Five percentiles: with --details every request is drawn."
-    return _figure(chart, f"{title}: how many requests were at least as fast.{more}")
+    return _figure(chart, f"{named}: how many requests were at least as fast.{more}")
 
 
 def _percentiles(report: Report, summary: Summary, base: str) -> list[tuple[float, float]]:
@@ -211,8 +238,8 @@ def _timeline(report: Report) -> str:
     chart = plot(
         "Time to first token over the run",
         f"{len(xs)} requests; the slowest waited {seconds(max(ys))}",
-        Axis.around("time in the run", xs, seconds),
-        Axis.around("time to first token", ys, seconds),
+        Axis.around("time in the run", xs, tick),
+        Axis.around("time to first token", ys, tick),
         series,
     )
     return _figure(chart, "Each request by the time it was due. Stalls stand out as towers.")
@@ -229,7 +256,7 @@ def _sweep(report: Report) -> str:
         "Throughput against latency",
         "; ".join(f"{each.name}: up to {digits(max(x for x, _ in each.points))} tokens/s" for each in series),
         Axis.around("output tokens/s", xs, digits),
-        Axis.around("time to first token, p95", ys, seconds, log=max(ys) > 20 * min(ys)),
+        Axis.around("time to first token, p95", ys, tick, log=max(ys) > 20 * min(ys)),
         series,
     )
     return _figure(
@@ -292,7 +319,7 @@ def _pairs_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> st
         "Time to first token of each pair",
         f"Medians: {middles}",
         Axis("pair", 0, len(pairs) + 1, digits),
-        Axis.around("time to first token", ys, seconds),
+        Axis.around("time to first token", ys, tick),
         series,
     )
     return _figure(chart, f"Medians: {middles}.")

@@ -12,10 +12,11 @@ from html import escape
 from itertools import pairwise
 from typing import Literal
 
-WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, BOTTOM = 64, 18, 46
-LEGEND_ROW, LETTER = 20, 6.7  # a row of the legend; an average letter of it, so that it wraps in time
-BAR, BAR_GAP, BAR_LABEL = 18, 10, 190
+WIDTH, HEIGHT = 540, 300
+LEFT, RIGHT, BOTTOM = 78, 18, 46
+LEGEND_ROW, LETTER = 20, 7.2  # a row of the legend; an average letter of it, so that it wraps in time
+BAR, BAR_GAP, BAR_LABEL = 20, 12, 170
+FEW_DOTS = 200  # up to here a dot is drawn larger
 COLOURS = 6  # .s0 to .s5 of the page's style sheet
 MOST_DOTS = 2_500
 Mark = Literal["line", "dots", "linked"]
@@ -153,7 +154,8 @@ class _Frame:
         if series.mark != "dots" and len(places) > 1:
             yield f'<path class="line" d="M{" L".join(f"{x} {y}" for x, y in places)}"/>'
         if series.mark == "dots":
-            yield "".join(f'<circle class="dot" cx="{x}" cy="{y}" r="2.2"/>' for x, y in places)
+            radius = 4 if len(places) <= FEW_DOTS else 2.2
+            yield "".join(f'<circle class="dot" cx="{x}" cy="{y}" r="{radius}"/>' for x, y in places)
         if series.mark == "linked":
             yield "".join(f'<circle class="knot" cx="{x}" cy="{y}" r="4"/>' for x, y in places)
         for (x, y), label in zip(places, series.labels, strict=False):
@@ -180,7 +182,10 @@ def _legend(series: Sequence[Series]) -> tuple[str, int]:
         if x + width > WIDTH and x > LEFT:
             x, row = float(LEFT), row + 1
         y = 10 + row * LEGEND_ROW
-        parts.append(f'<g class="s{number % COLOURS}"><path class="line" d="M{x:.1f} {y}h16"/></g>')
+        sample = f'<path class="line" d="M{x:.1f} {y}h16"/>'
+        if each.mark == "dots":
+            sample = f'<circle class="dot" cx="{x + 10:.1f}" cy="{y}" r="4"/>'
+        parts.append(f'<g class="s{number % COLOURS}">{sample}</g>')
         parts.append(f'<text x="{x + 22:.1f}" y="{y + 4}">{escape(each.name)}</text>')
         x += width
     return "".join(parts), 26 + row * LEGEND_ROW

@@ -27,10 +27,20 @@ def seconds(value: float) -> str:
     return _scaled(value, SECONDS)
 
 
+def tick(value: float) -> str:
+    """Seconds at an axis: round as they are there, without zeros that say nothing."""
+    number, _, unit = seconds(value).partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
+
+
 def digits(value: float) -> str:
-    """At least three significant digits, thousands separated, no exponent."""
+    """A whole number whole; else at least three significant digits, thousands separated, no exponent."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
+    return _significant(value)
+
+
+def _significant(value: float) -> str:
     places = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(places, 6)}f}"
 
@@ -51,4 +61,4 @@ def title(name: str) -> str:
 
 def _scaled(value: float, scale: tuple[tuple[float, str], ...]) -> str:
     size, unit = next((step for step in scale if abs(value) >= step[0]), scale[-1] if value else scale[0])
-    return f"{digits(value / size)} {unit}"
+    return f"{_significant(value / size) if value else 0} {unit}"
