@@ -169,8 +169,7 @@ def bench(
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     job = _job(ctx)
-    if output_file is not None and not output_file.parent.is_dir():
-        raise UsageError(f"--output {output_file}: there is no such folder")
+    _check_output(output_file)
     report = asyncio.run(run_job(job, resolved.profile, output))
     if output_file is not None:
         save(report, output_file)
@@ -179,6 +178,19 @@ def bench(
     else:
         _show(report)
     raise typer.Exit(exit_code(report.runs))
+
+
+def _check_output(path: Path | None) -> None:
+    """Before an hour of measuring, not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"--output {path}: there is no such folder")
+    if path is not None and path.suffix not in (".json", ".csv", ".html"):
+        raise UsageError("a report is .json, .csv or .html", hint="--output report.json")
+
+
+def _wants_records(path: str | None) -> bool:
+    """A page shows every request."""
+    return path is not None and path.endswith(".html")
 
 
 def _refuse_before_a_command(ctx: typer.Context) -> None:
@@ -217,8 +229,8 @@ def _job(ctx: typer.Context) -> "Job":
         warm_up=given["warm_up"],
         ignore_eos=given["ignore_eos"],
         slo=parse_slo(given["slo"]) if given["slo"] else {},
-        details=given["details"],
-        workload_file=given["workload_file"],
+        details=given["details"] or _wants_records(given["output_file"]),
+        workload_file=Path(given["workload_file"]) if given["workload_file"] else None,
         command=redact(join(["ghostvis", *sys.argv[1:]])),
     )
 
@@ -263,9 +275,12 @@ def _loads(ctx: typer.Context) -> "tuple[Load, ...]":
 
 def _show(report: "Report") -> None:
     """The figures on stderr: stdout is for --json."""
+    from ghostvis_cli.bench import metrics, ratios
     from ghostvis_cli.bench.report import lines
 
     output.aside(lines(report))
+    output.aside(map(metrics.reuse, report.summaries))
+    output.aside(ratios.lines(report.extra.get("ratios", ())))
 
 
 # --- the cache proof

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 from ghostvis_cli.bench import machine, metrics, workload
+from ghostvis_cli.bench.ratios import ratios
 from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
 from ghostvis_cli.bench.schema import Load, Report, Run
 from ghostvis_cli.bench.workload import Spec, Workload
@@ -61,6 +62,7 @@ async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
     load = Load(concurrency=IN_FLIGHT.get(first.engine.chosen_kind, first.engine.max_batch))
     plan = Plan(job.loads or (load,), job.repeats, job.duration_s, job.spec.seed, job.slo)
     work = make_workload(job, profile, plan)
+    voice.notice(_announced(job, work, plan))
     watch = machine.Watch(job.command, job.spec.seed)
     async with AsyncExitStack() as stack:
         contenders = []
@@ -83,6 +85,7 @@ async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
         summaries=metrics.summarise(runs),
         slo=dict(job.slo),
         notes=tuple(dict.fromkeys(notes)),
+        extra={"ratios": found} if (found := ratios(runs)) else {},
     )
 
 
@@ -117,6 +120,18 @@ def make_workload(job: Job, profile: "Profile", plan: Plan) -> Workload:
         seed=job.spec.seed,
         system=profile.system,
     )
+
+
+def _announced(job: Job, work: Workload, plan: Plan) -> str:
+    """What is about to be asked, and how answers end: nobody should have to guess."""
+    runs = f"{plan.rounds} runs" if plan.rounds > 1 else "1 run"
+    size = f"{len(work.rounds[0]):,} requests" if plan.duration_s is None else f"{plan.duration_s:g} s"
+    end = (
+        "answers run to their full length (--ignore-eos)"
+        if job.ignore_eos
+        else "answers end where the model does"
+    )
+    return f"{runs} of {size} for each engine, greedy; {end}"
 
 
 def exit_code(runs: Iterable[Run]) -> int:

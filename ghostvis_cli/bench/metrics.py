@@ -217,6 +217,22 @@ def _summary(group: Sequence[Run]) -> Summary:
     return Summary(group[0].engine, group[0].load, figures_)
 
 
+def reuse(summary: Summary) -> str:
+    """What caches saved, in a line: "1,280 image tokens asked for, 256 computed; 41 % of the input was cached"."""
+
+    def mean_of(name: str) -> float | None:
+        found = summary.figures.get(name)
+        return None if found is None else found.value
+
+    asked, computed, hits = map(mean_of, ("image_tokens", "image_tokens_computed", "cache_hit_rate"))
+    parts = []
+    if asked:
+        known = "computed: not reported" if computed is None else f"{computed:,.0f} computed"
+        parts.append(f"{asked:,.0f} image tokens asked for, {known}")
+    parts.append("cached tokens: not reported" if hits is None else f"{hits:.1%} of the input was cached")
+    return f"{summary.engine} at {summary.load.name}: {'; '.join(parts)}"
+
+
 def estimate(values: Sequence[float | None]) -> Estimate | None:
     """Mean over repeats with a 95 % bootstrap interval. None where a repeat has no value."""
     known = [value for value in values if value is not None]

@@ -22,7 +22,6 @@ from ghostvis_cli.bench.workload import Item, Workload
 from ghostvis_cli.engines.base import Chunk, Engine
 from ghostvis_cli.errors import GhostvisError
 
-now = time.monotonic  # the event loop's clock
 LAG_PERIOD_S = 0.005
 # Beyond these, figures say more about the client than about the server.
 BUSY_SHARE = 0.9
@@ -68,7 +67,7 @@ class Progress:
     done: int = 0
     failed: int = 0
     tokens: int = 0
-    started_s: float = field(default_factory=now)
+    started_s: float = 0.0
 
     def begin(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done, self.failed, self.tokens, self.started_s = (
@@ -144,8 +143,16 @@ async def run_once(
         figures=figures,
         failures=metrics.failures(records),
         records=tuple(records),
-        notes=tuple(_doubts(figures, load, contender, len(records), len(items))),
+        notes=(
+            *_first_failures(records, contender.name, load),
+            *_doubts(figures, load, contender, len(records), len(items)),
+        ),
     )
+
+
+def now() -> float:
+    """The event loop's clock: what timers and measurements go by is one and the same."""
+    return asyncio.get_running_loop().time()
 
 
 class Client:
@@ -318,6 +325,15 @@ def _no_garbage_collection() -> Iterator[None]:
         if was_enabled:
             gc.enable()
         gc.collect()
+
+
+def _first_failures(records: Sequence[Record], name: str, load: Load) -> Iterator[str]:
+    """One message for each kind of failure."""
+    told: set[str] = set()
+    for record in records:
+        if record.error is not None and record.error not in told:
+            told.add(record.error)
+            yield f"{name} at {load.name}: request {record.id} failed: {record.error_message or record.error}"
 
 
 def _doubts(

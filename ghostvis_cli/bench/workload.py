@@ -346,8 +346,9 @@ def save(spec: Spec, workload: Workload, path: Path) -> Workload:
     try:
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         for url, image in workload.gallery.items():
-            folder.mkdir(exist_ok=True)
-            (folder / url).write_bytes(image.data)
+            if not url.startswith(WARM_UP):
+                folder.mkdir(exist_ok=True)
+                (folder / url).write_bytes(image.data)
     except OSError as error:
         raise OutputError(f"the workload can't be written: {error.filename}: {error.strerror}") from error
     return replace(workload, summary=replace(workload.summary, path=str(path)))

@@ -1,0 +1,165 @@
+"""Load and its records, on a clock that knows no noise: every figure is what arithmetic says."""
+
+import pytest
+
+from ghostvis_cli.bench.run import Plan
+from ghostvis_cli.bench.schema import Load, Run
+from ghostvis_cli.engines.base import GenerateRequest
+from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
+from tests.bench.virtual import TimedEngine, measured, workload
+
+EXACT = pytest.approx  # the clock adds floats up: 1e-6 of a value is rounding, and far below any timing
+
+
+def one(load: Load, engine: TimedEngine, requests: int = 12, tokens: str = "16", **plan: float) -> Run:
+    (found,) = measured(Plan((load,), **plan), workload(requests, tokens), engine)  # type: ignore[arg-type]
+    return found
+
+
+def test_every_latency_of_a_closed_loop_is_the_schedules() -> None:
+    figures = one(Load(4), TimedEngine(first_s=0.05, gap_s=0.01)).figures
+    for statistic in ("mean", "p50", "p90", "p95", "p99", "max"):
+        assert figures[f"ttft_{statistic}"] == EXACT(0.05)
+        assert figures[f"tpot_{statistic}"] == EXACT(0.01)
+        assert figures[f"itl_token_{statistic}"] == EXACT(0.01)
+        assert figures[f"itl_chunk_{statistic}"] == EXACT(0.01)
+        assert figures[f"e2e_{statistic}"] == EXACT(0.2)
+    for base in ("ttft", "tpot", "itl_token", "itl_chunk", "e2e"):
+        assert figures[f"{base}_sd"] == EXACT(0, abs=1e-9)
+
+
+def test_every_rate_of_a_closed_loop_is_the_schedules() -> None:
+    figures = one(Load(4), TimedEngine(first_s=0.05, gap_s=0.01)).figures
+    assert figures["duration"] == EXACT(3 * 0.2)  # 12 requests, 4 at a time
+    assert figures["requests_per_s"] == EXACT(12 / 0.6)
+    assert figures["output_tokens_per_s"] == EXACT(12 * 16 / 0.6)
+    assert figures["input_tokens_per_s"] == EXACT(12 * 7 / 0.6)
+    assert figures["mean_concurrency"] == EXACT(4)
+
+
+def test_chunks_of_several_tokens_have_a_latency_of_their_own() -> None:
+    figures = one(Load(1), TimedEngine(first_s=0.1, gap_s=0.01, tokens_per_chunk=4)).figures
+    assert figures["itl_chunk_p50"] == EXACT(0.04)
+    assert figures["itl_token_p50"] == EXACT(0.01)
+    assert figures["tpot_p50"] == EXACT(0.12 / 15)  # the last chunk begins with token 12
+
+
+def test_tokens_that_a_server_does_not_name_are_not_made_up() -> None:
+    engine = TimedEngine(tokens_per_chunk=4, names_ids=False)
+    figures = one(Load(1), engine).figures
+    assert figures["itl_token_p50"] is None
+    assert figures["itl_chunk_p50"] == EXACT(0.04)
+    assert one(Load(1), TimedEngine(names_ids=False)).figures["itl_token_p50"] == EXACT(0.01)
+
+
+def test_a_server_that_counts_no_tokens_has_no_token_rates() -> None:
+    figures = one(Load(1), TimedEngine(counts_tokens=False)).figures
+    assert figures["requests_per_s"] == EXACT(1 / 0.2)
+    assert [figures[name] for name in ("output_tokens_per_s", "cached_tokens", "tpot_p50")] == [None] * 3
+
+
+def test_a_closed_loop_keeps_as_many_in_flight_as_it_says() -> None:
+    engine = TimedEngine()
+    one(Load(5), engine, requests=23)
+    assert (engine.most_running, len(engine.sent)) == (5, 23)
+
+
+def test_an_open_loop_sends_on_schedule_however_slow_the_server() -> None:
+    engine = TimedEngine(first_s=60.0)
+    found = one(Load(None, 10.0, "constant"), engine, requests=50)
+    starts = [at for at, _ in engine.sent]
+    assert [at - starts[0] for at in starts] == EXACT([n / 10 for n in range(50)])
+    assert engine.most_running == 50
+    assert found.figures["send_lag_max"] == EXACT(0, abs=1e-9)
+
+
+def test_a_stall_is_charged_to_everybody_who_came_during_it() -> None:
+    engine = TimedEngine(first_s=0.05, gap_s=0.0, stall=(1.0, 3.0))
+    figures = one(Load(None, 100.0, "constant"), engine, requests=400, tokens="1").figures
+    waits = sorted(3.0 - n / 100 if 1.0 <= n / 100 + 0.05 < 3.0 else 0.05 for n in range(400))
+    assert figures["ttft_max"] == EXACT(waits[-1])
+    assert figures["ttft_p99"] == EXACT(waits[395] + 0.01 * (waits[396] - waits[395]))
+    assert figures["ttft_p50"] == EXACT((waits[199] + waits[200]) / 2)
+
+
+def test_a_limit_of_requests_in_flight_counts_as_waiting_in_an_open_loop() -> None:
+    engine = TimedEngine(first_s=1.0, gap_s=0.0)
+    found = one(Load(1, 2.0, "constant"), engine, requests=4, tokens="1")
+    assert engine.most_running == 1
+    assert [record.finished_s - record.scheduled_s for record in found.records] == EXACT([1.0, 1.5, 2.0, 2.5])
+    assert found.figures["send_lag_max"] == EXACT(1.5)
+
+
+def test_a_ramp_brings_clients_in_one_after_the_other() -> None:
+    engine = TimedEngine(first_s=100.0)
+    one(Load(4, ramp_up_s=8.0), engine, requests=4)
+    starts = [at for at, _ in engine.sent]
+    assert [at - starts[0] for at in starts] == EXACT([0.0, 2.0, 4.0, 6.0])
+
+
+def test_a_duration_ends_the_sending_and_not_the_answers() -> None:
+    engine = TimedEngine(first_s=0.1, gap_s=0.0)
+    found = one(Load(2), engine, requests=3, tokens="1", duration_s=1.05)
+    assert len(engine.sent) == 2 * 11
+    assert found.figures["failed"] == 0
+    assert "asked 22 times" in " ".join(found.notes)
+
+
+def test_warm_up_is_sent_first_and_counted_nowhere() -> None:
+    engine = TimedEngine()
+    work = workload(6, warm_up=3)
+    (found,) = measured(Plan((Load(2),)), work, engine)
+    assert [request for _, request in engine.sent[:3]] == [item.request() for item in work.warm_up]
+    assert (len(engine.sent), found.figures["requests"]) == (9, 6)
+
+
+def test_a_warm_up_that_fails_altogether_ends_the_benchmark_with_its_error() -> None:
+    engine = TimedEngine(failing=lambda request: EngineError("gone"))
+    with pytest.raises(EngineError, match="gone"):
+        measured(Plan((Load(2),)), workload(6, warm_up=3), engine)
+    assert len(engine.sent) == 3
+
+
+def test_failures_are_counted_by_kind_and_are_in_no_latency() -> None:
+    kinds: dict[str, GhostvisError] = {
+        "0-1": RequestError("no"),
+        "0-3": RequestError("no"),
+        "0-4": EngineError("gone"),
+    }
+    work = workload(6)
+    errors = {work.rounds[0][int(name[2:])].request().messages: error for name, error in kinds.items()}
+
+    def failing(request: GenerateRequest) -> Exception | None:
+        return errors.get(request.messages)
+
+    (found,) = measured(Plan((Load(1),)), work, TimedEngine(failing=failing))
+    assert found.failures == {"request": 2, "engine": 1}
+    assert (found.figures["requests"], found.figures["failed"]) == (3, 3)
+    assert found.figures["e2e_max"] == EXACT(0.2)
+    assert "request 0-1 failed: no" in found.notes[0]
+
+
+def test_engines_take_turns_and_get_the_same_rows() -> None:
+    a, b = TimedEngine(), TimedEngine(first_s=0.1)
+    runs = measured(Plan((Load(1), Load(2)), repeats=2), workload(4, rounds=4), a, b)
+    assert [(run.engine, run.load.concurrency, run.repeat) for run in runs] == [
+        ("a", 1, 0), ("b", 1, 0), ("b", 1, 1), ("a", 1, 1), ("a", 2, 0), ("b", 2, 0), ("b", 2, 1), ("a", 2, 1),
+    ]  # fmt: skip
+    assert [request for _, request in a.sent] == [request for _, request in b.sent]
+    assert len({request.messages for _, request in a.sent}) == 16  # no run repeats another's prompts
+
+
+def test_a_client_behind_its_schedule_says_so() -> None:
+    class Clogging(TimedEngine):
+        """Stops the loop for its caller, as a client does that has too much to do."""
+
+        def generate(self, request: GenerateRequest) -> object:  # type: ignore[override]
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            loop._jumping.clock_s += 0.2  # type: ignore[attr-defined]
+            return super().generate(request)
+
+    found = one(Load(None, 10.0, "constant"), Clogging(), requests=20)
+    assert any("THE CLIENT WAS THE BOTTLENECK" in note for note in found.notes)
+    assert not one(Load(None, 10.0, "constant"), TimedEngine(), requests=20).notes
