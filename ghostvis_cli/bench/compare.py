@@ -2,15 +2,19 @@
 
 Whatever was measured, B against A. Reports of unlike work are refused, since no arithmetic makes them comparable.
 A verdict needs an interval that leaves out "no change"; see stats.py for where intervals come from, and
-benchmarks/bench_verdicts.py for how often they are wrong.
+benchmarks/bench_verdicts.py for how often they are wrong. Two runs made one after the other also differ by what
+became of the machine in between, which no number of repeats can show: each interval is wider by as much as a fixed
+piece of work varied (steady.py). Engines of one interleaved run need no such allowance.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from ghostvis_cli.bench import stats
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Load, Report, Run, metric
@@ -28,6 +32,9 @@ HEADLINES = (
 # Pairing takes out what the rows of a repeat cost, and half the degrees of freedom. With fewer pairs than this it
 # finds less than it gains.
 LEAST_PAIRS = 10
+LEAST_INTERLEAVED = 8  # what slows the machine slows both of a pair: with the fewest that reach 99 %
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+UNSTEADY = 0.05
 ALL_METRICS = (*SCALARS, *(f"{base}_{statistic}" for base in LATENCIES for statistic in STATISTICS))
 CONDITION = re.compile(r"\s*(?P<metric>\w+)\s*(?P<side>[<>])\s*(?P<percent>[+-]?\d+(\.\d+)?)\s*%\s*")
 
@@ -67,6 +74,7 @@ class Finding:
     verdict: Verdict
     repeats: int
     paired: bool
+    drift: float  # the allowance for the machine that is part of the interval, as a share
 
 
 @dataclass(frozen=True)
@@ -184,32 +192,68 @@ def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding 
     left, right = a.values(first, name), b.values(second, name)
     if not left or not right or not any((*left.values(), *right.values())):
         return None
-    relative = min(*left.values(), *right.values()) > 0
     pairs = sorted(left.keys() & right.keys()) if first == second else []
-    paired = len(pairs) >= LEAST_PAIRS
-    if paired:  # repeat n of both asked the same rows
-        change = _paired([left[n] for n in pairs], [right[n] for n in pairs], relative)
-    else:
-        change = _unpaired([*left.values()], [*right.values()], relative)
+    interleaved = a.report is b.report
+    paired = len(pairs) >= (LEAST_INTERLEAVED if interleaved else LEAST_PAIRS)
+    one, two = ([left[n] for n in pairs], [right[n] for n in pairs]) if paired else _all_of(left, right)
+    relative = min(*one, *two) > 0
+    drift = 0.0 if interleaved or not _depends_on_machine(name) else _drift(a, b, first, second)
+    change = _relative(one, two, paired, drift) if relative else _absolute(one, two, paired)
     label = first.name if first == second else f"{first.name} -> {second.name}"
-    repeats = min(len(left), len(right))
-    verdict = _verdict(name, change, repeats)
-    middle = stats.median([*left.values()]), stats.median([*right.values()])
-    return Finding(name, label, *middle, change, relative, verdict, repeats, paired)
+    verdict = _verdict(name, change, min(len(one), len(two)))
+    middle = stats.median(one), stats.median(two)
+    return Finding(
+        name, label, *middle, change, relative, verdict, min(len(one), len(two)), paired, math.expm1(drift)
+    )
 
 
-def _paired(a: Sequence[float], b: Sequence[float], relative: bool) -> Interval:
-    if relative:
-        return stats.paired_ratio(a, b).mapped(_less_one)
-    return stats.paired_shift([y - x for x, y in zip(a, b, strict=True)])
+def _all_of(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[list[float], list[float]]:
+    return [*a.values()], [*b.values()]
 
 
-def _unpaired(a: Sequence[float], b: Sequence[float], relative: bool) -> Interval:
-    return stats.ratio(a, b).mapped(_less_one) if relative else stats.shift(a, b)
+def _relative(a: Sequence[float], b: Sequence[float], paired: bool, drift: float) -> Interval:
+    """b / a - 1, the interval wider by `drift` of its logarithm."""
+    found = stats.paired_ratio(a, b) if paired else stats.ratio(a, b)
+    low, high = found.low * math.exp(-drift), found.high * math.exp(drift)
+    return Interval(found.estimate - 1, low - 1, high - 1, found.confidence)
 
 
-def _less_one(ratio: float) -> float:
-    return ratio - 1
+def _absolute(a: Sequence[float], b: Sequence[float], paired: bool) -> Interval:
+    if paired:
+        return stats.paired_shift([y - x for x, y in zip(a, b, strict=True)])
+    return stats.shift(a, b)
+
+
+# --- the machine's part
+
+
+def _depends_on_machine(name: str) -> bool:
+    """Times and rates do; tokens, shares and memory do not."""
+    return metric(name).unit in ("s", "1/s")
+
+
+def _drift(a: Side, b: Side, first: Load, second: Load) -> float:
+    """How much the machine's own speed varied, as a logarithm: within a run, and from one to the other.
+
+    0 where the engine's processor is not the client's: of that one, nothing is known.
+    """
+    if not (_is_here(a.card) and _is_here(b.card)):
+        return 0.0
+    one, two = (
+        [math.log(each) for each in side.values(load, "fixed_work").values()]
+        for side, load in ((a, first), (b, second))
+    )
+    if not one or not two:
+        return 0.0
+    within = max(stats.deviation(one), stats.deviation(two))
+    return within + abs(stats.median(two) - stats.median(one))
+
+
+def _is_here(card: EngineCard) -> bool:
+    """Whether the engine runs on the processor that the client measures."""
+    if card.kind == "remote":
+        return card.address is not None and urlsplit(card.address).hostname in LOOPBACK
+    return card.device.startswith("cpu")
 
 
 def _verdict(name: str, change: Interval, repeats: int) -> Verdict:
@@ -233,6 +277,12 @@ def _notes(a: Side, b: Side, unlike: Sequence[str], findings: Sequence[Finding])
     needed = stats.repeats_needed()
     if few < needed:
         yield f"{few} repeats can't tell a change from chance: measure with --repeat {needed} or more"
+    drift = max(finding.drift for finding in findings)
+    if drift > UNSTEADY:
+        yield (
+            f"the machine's own speed varied by {drift:.0%}, and smaller changes can't be told from that: measure"
+            " both in one interleaved run (bench --engines, --against), or on a calmer machine"
+        )
     for side in (a, b):
         failed = sum(sum(run.failures.values()) for runs in side.runs.values() for run in runs)
         if failed:

@@ -66,6 +66,7 @@ SCALARS = {
     "mean_concurrency": Metric("requests in flight, mean", "", "neither"),
     "peak_memory_bytes": Metric("peak device memory", "B", "lower"),
     "mean_power_w": Metric("device power, mean", "W", "lower"),
+    "fixed_work": Metric("the same work on the client's processor, around the run", "s", "neither"),
     "loop_lag_p99": Metric("client's event loop late, p99", "s", "neither"),
     "loop_busy": Metric("share of time the client's loop was busy", "", "neither"),
 }
