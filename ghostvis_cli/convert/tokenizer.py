@@ -75,6 +75,16 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
     }
 
 
+def from_json(contents: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `tokenizer_json` wrote down, for whoever has the converted directory alone."""
+    names = {token["id"]: token["content"] for token in contents["added_tokens"]}
+    specials = {IMAGE_TOKEN if name == LITERAL_IMAGE_TOKEN else name: id_ for id_, name in names.items()}
+    vocabulary = contents["model"]["vocab"].items()
+    ranks = {bytes(map(_BYTES.__getitem__, text)): id_ for text, id_ in vocabulary if id_ not in names}
+    split = contents["pre_tokenizer"]["pretokenizers"][0]
+    return Tokenizer(split["pattern"]["Regex"], ranks, specials)
+
+
 def _replace(text: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": text}, "content": content}
 
@@ -121,6 +131,7 @@ def _characters() -> list[str]:
 
 
 _CHARACTERS = _characters()
+_BYTES = {character: byte for byte, character in enumerate(_CHARACTERS)}
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:

@@ -1,7 +1,8 @@
 """Profile -> engine. Imports exactly one engine module, the one the profile asks for."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.engines.local import LocalEngine
     from ghostvis_cli.profile import ModelSettings, Profile
 
+Report: TypeAlias = Callable[[str], None]
 DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
 
 
@@ -42,16 +44,22 @@ def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
     return checkpoint, notices
 
 
-async def make_engine(profile: "Profile") -> Engine:
-    """The engine a profile describes, loaded or connected."""
+async def make_engine(
+    profile: "Profile", *, report: Report | None = None, detail: Report | None = None
+) -> Engine:
+    """The engine a profile describes, loaded or connected.
+
+    report takes lines for the user while that takes long (else they are among the engine's notices); detail takes
+    the log of whatever it starts.
+    """
     kind = profile.engine.chosen_kind
     if kind == "local":
         return await _local(profile)
     if kind == "remote":
         return await _remote(profile)
-    raise EngineError(
-        "this version has no SGLang engine", hint="--engine local, or --base-url of an SGLang server"
-    )
+    from ghostvis_cli.engines.sglang import SGLangEngine
+
+    return await SGLangEngine.start(profile, report=report, detail=detail)
 
 
 async def _local(profile: "Profile") -> "LocalEngine":
