@@ -18,6 +18,7 @@ from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.arrivals import schedule
 from ghostvis_cli.bench.machine import Gpu
 from ghostvis_cli.bench.schema import Load, Record, Run
+from ghostvis_cli.bench.steady import fixed_work
 from ghostvis_cli.bench.workload import Item, Workload
 from ghostvis_cli.engines.base import Chunk, Engine
 from ghostvis_cli.errors import GhostvisError
@@ -125,6 +126,7 @@ async def run_once(
 ) -> Run:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     client, lag, gpu = Client(contender, progress), LoopWatch(), Gpu(contender.gpu_is_here)
+    work_s = fixed_work()
     with _no_garbage_collection(), gpu:
         async with lag:
             if load.request_rate is None:
@@ -133,7 +135,8 @@ async def run_once(
                 offsets = schedule(load, Random(f"{plan.seed}:{repeat}:arrivals"))
                 await client.open(items, load, offsets, plan.duration_s)
     records = client.records
-    figures = metrics.figures(records, plan.slo) | lag.figures() | gpu.figures()
+    work_s = (work_s + fixed_work()) / 2
+    figures = metrics.figures(records, plan.slo) | lag.figures() | gpu.figures() | {"fixed_work": work_s}
     return Run(
         engine=contender.name,
         load=load,
