@@ -24,6 +24,7 @@ CPU_VARIABLE = "SGLANG_USE_CPU_ENGINE"
 INSTALL = "pip install 'ghostvis-cli[sglang]' in an environment of its own, or --engine local"
 # On a CPU SGLang would take most of the memory for keys and values, which there are the user's other programs'.
 CPU_CACHE_BYTES = 2 * 2**30
+CPU_CONTEXTS = 4  # of full length; requests rarely are
 CPU_RUNNING_REQUESTS = 16
 Value = str | int | float | bool
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
@@ -137,18 +138,19 @@ def _device(profile: "Profile", directory: Path) -> dict[str, Value | None]:
             "device": "cpu",
             "max_total_tokens": _cpu_tokens(model_config(directory), profile),
             "max_running_requests": CPU_RUNNING_REQUESTS,
+            "sleep_on_idle": True,  # else its scheduler keeps one of the few cores busy with nothing
         }
     _, _, index = device.partition(":")
     return {"device": "cuda", "base_gpu_id": int(index) if index else None}
 
 
 def _cpu_tokens(config: Mapping[str, Any], profile: "Profile") -> int:
-    """Positions that CPU_CACHE_BYTES hold: at least one whole context, at most what 16 of them take."""
+    """Positions that CPU_CACHE_BYTES hold: at least one whole context, at most CPU_CONTEXTS of them."""
     text = config.get("text_config", config)
     itemsize = 4 if weights_dtype(profile) == "float32" else 2
     per_token = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"] * itemsize
     context = profile.engine.context_length or text["max_position_embeddings"]
-    return int(max(context + 1, min(CPU_RUNNING_REQUESTS * context, CPU_CACHE_BYTES // per_token)))
+    return int(max(context + 1, min(CPU_CONTEXTS * context, CPU_CACHE_BYTES // per_token)))
 
 
 def model_config(directory: Path) -> dict[str, Any]:

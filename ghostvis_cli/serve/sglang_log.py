@@ -22,7 +22,7 @@ LONGEST = 500  # characters of a line that is shown; the whole configuration is 
 # Milestones of a start, and requests but for the probes.
 NOTABLE = re.compile(
     r"Load weight (begin|end)|KV Cache is allocated|Capture cuda graph (begin|end)|Gracefully exiting"
-    r"|\"(POST|PUT|DELETE) /(?!health)|Prefill .*retract|Subprocess .* crashed|[Ww]atchdog"
+    r"|\"(POST|PUT|DELETE) /(?!health|freeze_gc)|Subprocess .* crashed|[Ww]atchdog timeout"
 )
 LAST_ERROR = re.compile(r"^(?:\[[^\]]*\] )?(?:[\w.]+\.)?((?!UserWarning)[A-Z]\w*(?:Error|Exception)): (.+)")
 LESS_MEMORY = (
