@@ -29,10 +29,9 @@ HEADLINES = (
     "ttft_p50", "ttft_p95", "ttft_p99", "tpot_p50", "tpot_p95", "itl_token_p50", "itl_token_p99",
     "e2e_p50", "e2e_p95", "e2e_p99", "cache_hit_rate", "peak_memory_bytes",
 )  # fmt: skip
-# Pairing takes out what the rows of a repeat cost, and half the degrees of freedom. With fewer pairs than this it
-# finds less than it gains.
-LEAST_PAIRS = 10
-LEAST_INTERLEAVED = 8  # what slows the machine slows both of a pair: with the fewest that reach 99 %
+# Engines of one interleaved run are compared repeat by repeat: what slows the machine slows both. It takes eight
+# to reach 99 %. Runs made apart are not paired: one slow repeat would outweigh nine good ones.
+LEAST_PAIRS = 8
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNSTEADY = 0.05
 ALL_METRICS = (*SCALARS, *(f"{base}_{statistic}" for base in LATENCIES for statistic in STATISTICS))
@@ -192,9 +191,9 @@ def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding 
     left, right = a.values(first, name), b.values(second, name)
     if not left or not right or not any((*left.values(), *right.values())):
         return None
-    pairs = sorted(left.keys() & right.keys()) if first == second else []
-    interleaved = a.report is b.report
-    paired = len(pairs) >= (LEAST_INTERLEAVED if interleaved else LEAST_PAIRS)
+    pairs = sorted(left.keys() & right.keys())
+    interleaved = a.report is b.report and first == second
+    paired = interleaved and len(pairs) >= LEAST_PAIRS
     one, two = ([left[n] for n in pairs], [right[n] for n in pairs]) if paired else _all_of(left, right)
     relative = min(*one, *two) > 0
     drift = 0.0 if interleaved or not _depends_on_machine(name) else _drift(a, b, first, second)
