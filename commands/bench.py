@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import CheckFailedError, ExitCode, UsageError
 
@@ -115,8 +116,11 @@ def bench(
         int, typer.Option("--warm-up", metavar="N", min=0, help="Requests before, not counted.")
     ] = 4,
     repeat: Annotated[
-        int, typer.Option("--repeat", metavar="N", min=1, max=1000, help="Runs of each, for intervals.")
-    ] = 1,
+        int,
+        typer.Option(
+            "--repeat", metavar="N", min=1, max=1000, help="Runs of each; compare needs them to tell chance."
+        ),
+    ] = REPEATS,
     slo: Annotated[
         str | None, typer.Option("--slo", metavar="LIMITS", help="For goodput: ttft=200ms,tpot=20ms,e2e=2s.")
     ] = None,
