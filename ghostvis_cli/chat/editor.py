@@ -16,7 +16,9 @@ from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.filters import completion_is_selected
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 
@@ -48,6 +50,7 @@ class Editor:
     ) -> None:
         self._chips, self._bar = chips, bar
         self._interrupts = 0  # in a row, without a key in between
+        self.interrupted = False  # Ctrl-C came after the last line was sent
         self._session: PromptSession[str] = PromptSession(
             message=self._prompt,
             multiline=True,
@@ -70,7 +73,20 @@ class Editor:
     async def read(self, text: str = "") -> str:
         """The next line, which begins as `text`. EOFError for Ctrl-D on an empty one."""
         self._interrupts = 0
-        return await self._session.prompt_async(default=text)
+        line = await self._session.prompt_async(default=text, handle_sigint=False)
+        ahead = get_typeahead(self._session.input)
+        # Typed after Enter and before the terminal was its own master again: it means what the line began.
+        self.interrupted = any(key.key == Keys.ControlC for key in ahead)
+        store_typeahead(self._session.input, [key for key in ahead if key.key != Keys.ControlC])
+        return line
+
+    def interrupt(self) -> bool:
+        """A SIGINT from elsewhere means Ctrl-C on the line, if one is being typed."""
+        app = self._session.app
+        if not app.is_running or app.is_done:
+            return False
+        app.key_processor.send_sigint()
+        return True
 
     def refresh(self) -> None:
         """Something around the line has changed."""

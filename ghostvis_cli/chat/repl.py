@@ -58,7 +58,8 @@ class Chat:
         )
         terminal.above_line = self._editor.above_line
         conversation.note = terminal.note
-        self._reply: asyncio.Task[None] | None = None
+        self._doing: asyncio.Task[str | None] | None = None  # what the last line asked for
+        self._interrupted = False
         self._code: int | None = None  # of the signal that ends the chat
         self._failure: GhostvisError | None = None  # why there is no model to talk to
 
@@ -117,31 +118,36 @@ class Chat:
         except EngineError as error:
             self._terminal.error(error)
         except GhostvisError as error:
-            if self._reply is None:
+            if self._doing is None:
                 self._failure = error
                 self._editor.leave()
         self._editor.refresh()
 
     async def _one_line(self, begun: str) -> str | None:
         """Read a line and do what it says. What the next one begins with; None: there is none."""
+        self._interrupted = False
         try:
             line = await self._editor.read(begun)
         except EOFError:
             return None
+        if self._interrupted or self._editor.interrupted:  # before anything was done about it
+            self._terminal.note("stopped")
+            return line
+        self._doing = asyncio.create_task(self._do(line))
         try:
-            return await self._do(await self._meant(line))
+            return await self._doing
+        except asyncio.CancelledError:
+            if self._code is not None:  # the chat ends, not this alone
+                raise
+            self._terminal.note("stopped")
         except GhostvisError as error:
             self._terminal.error(error)
-            return self._unanswered
+        finally:
+            self._doing = None
+        return self._unanswered
 
-    async def _meant(self, line: str) -> slash.Command | slash.Message | None:
-        """A path alone is a file that was dropped on the window: it may be meant as a picture."""
-        path = dropped_picture(line)
-        if path is not None and await self._editor.confirm(f"Attach {_short(path)}?"):
-            return slash.Command(slash.BY_NAME["image"], quoted(path))
-        return slash.parse(line)
-
-    async def _do(self, meant: slash.Command | slash.Message | None) -> str | None:
+    async def _do(self, line: str) -> str | None:
+        meant = await self._meant(line)
         if isinstance(meant, slash.Message):
             await self._send(meant.text)
         elif meant is not None:
@@ -159,6 +165,13 @@ class Chat:
     def _unanswered(self) -> str:
         """A message that came to nothing stands on the line again: Enter sends it once more."""
         return self._conversation.session.draft or ""
+
+    async def _meant(self, line: str) -> slash.Command | slash.Message | None:
+        """A path alone is a file that was dropped on the window: it may be meant as a picture."""
+        path = dropped_picture(line)
+        if path is not None and await self._editor.confirm(f"Attach {_short(path)}?"):
+            return slash.Command(slash.BY_NAME["image"], quoted(path))
+        return slash.parse(line)
 
     async def _preview(self, before: "list[EncodedImage]") -> None:
         """The pictures that were just attached, as the model will see them."""
@@ -185,29 +198,20 @@ class Chat:
     # --- replies
 
     async def _show(self, chunks: AsyncGenerator[Chunk, None]) -> None:
-        """A reply as it comes, until it ends or Ctrl-C ends it."""
+        """A reply as it comes, and what there is to say about it however it ended."""
         before = self._conversation.last
-        self._reply = asyncio.create_task(self._write(chunks))
-        try:
-            await self._reply
-        except asyncio.CancelledError:
-            if self._code is not None:  # the chat ends, not the reply alone
-                raise
-            self._terminal.note("stopped")
-        finally:
-            self._reply = None
-        if (reply := self._conversation.last) is not None and reply is not before:
-            self._remark_on(reply)
-
-    async def _write(self, chunks: AsyncGenerator[Chunk, None]) -> None:
         feed, write = self._renderer.feed, self._terminal.write
-        async with self._terminal.busy(), aclosing(chunks):
-            try:
-                async for chunk in chunks:
-                    if chunk.text:
-                        write(feed(chunk.text))
-            finally:
-                write(self._renderer.finish())
+        try:
+            async with self._terminal.busy(), aclosing(chunks):
+                try:
+                    async for chunk in chunks:
+                        if chunk.text:
+                            write(feed(chunk.text))
+                finally:
+                    write(self._renderer.finish())
+        finally:
+            if (reply := self._conversation.last) is not None and reply is not before:
+                self._remark_on(reply)
 
     def _remark_on(self, reply: Reply) -> None:
         if reply.finish_reason == "length":
@@ -248,9 +252,8 @@ class Chat:
             chat.cancel()
 
         def on_sigint(_number: int, _frame: "FrameType | None") -> None:
-            loop.call_soon_threadsafe(self._stop)
+            loop.call_soon_threadsafe(self._on_interrupt)
 
-        # A handler of Python's, not of the loop's: the line editor puts its own over it and back again.
         before = signal.signal(signal.SIGINT, on_sigint)
         loop.add_signal_handler(signal.SIGTERM, end, int(ExitCode.TERMINATED))
         loop.add_signal_handler(signal.SIGHUP, end, HANGUP)
@@ -260,9 +263,11 @@ class Chat:
             signal.signal(signal.SIGINT, before)
             loop.remove_signal_handler(signal.SIGHUP)
 
-    def _stop(self) -> None:
-        if self._reply is not None:
-            self._reply.cancel()
+    def _on_interrupt(self) -> None:
+        if self._doing is not None:
+            self._doing.cancel()
+        elif not self._editor.interrupt():
+            self._interrupted = True
 
 
 class _Impatient(ThreadPoolExecutor):

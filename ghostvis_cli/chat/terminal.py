@@ -44,6 +44,7 @@ class Terminal:
         self.colored = output.colored(sys.stdout)
         self.above_line: Callable[[Callable[[], None]], None] = lambda write: write()
         self._column_0, self._spinning, self._written_s = True, False, 0.0
+        self._busy, self._notes = False, list[str]()
         self._protocol: Protocol | None = None
         self._moves = os.environ.get("TERM", "dumb") != "dumb"
 
@@ -86,6 +87,9 @@ class Terminal:
         if not output.is_terminal(sys.stderr):
             output.notice(text)
             return
+        if not self._column_0 and self._busy:
+            self._notes.append(text)  # not into the middle of a sentence
+            return
         line = CONTROL.sub("", " ".join(text.splitlines()))
         shown = f"\x1b[2m{line}\x1b[0m" if output.colored(sys.stderr) else line
         self._aside(lambda: print(shown, file=sys.stderr, flush=True))  # noqa: T201
@@ -117,15 +121,19 @@ class Terminal:
     async def busy(self) -> AsyncIterator[None]:
         """A spinner whenever nothing was written for a while; keys are kept for the next line, unseen."""
         spinner = asyncio.create_task(self._spin()) if self._moves else None
+        self._busy = True
         try:
             with _no_echo():
                 yield
         finally:
+            self._busy = False
             if spinner is not None:
                 spinner.cancel()
             if self._spinning:
                 with suppress(TerminalGoneError):
                     self.end_line()
+            while self._notes:
+                self.note(self._notes.pop(0))
 
     async def _spin(self) -> None:
         started_s = self._written_s = time.monotonic()

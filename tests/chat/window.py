@@ -1,6 +1,7 @@
 """A terminal window with a program in it: types keys, reads the screen, answers what programs ask of terminals."""
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from tests.commands.processes import GHOSTVIS, environment
 PATIENCE_S = 60.0
 UP, DOWN, TAB, ENTER, ALT_ENTER = "\x1b[A", "\x1b[B", "\t", "\r", "\x1b\r"
 CTRL_C, CTRL_D = "\x03", "\x04"
+LINE_BEGINS, LINE_ENDS = "\x1b[?2004h", "\x1b[?2004l"  # the line editor turns bracketed paste on and off
 STRINGS = re.compile(r"\x1b[_P\]][^\x1b\x07]*(?:\x1b\\|\x07)")  # commands that pyte does not know
 HALF_A_STRING = re.compile(r"\x1b(?:[_P\]][^\x1b\x07]*(?:\x1b)?)?\Z")
 
@@ -88,7 +90,7 @@ class Window:
 
     def prompts(self, begun: str = "") -> None:
         """Wait for the line to type on, and for whoever reads it."""
-        self.until(lambda: self.current == f"> {begun}".rstrip() and self._raw_mode, "the prompt")
+        self.until(lambda: self.current == f"> {begun}".rstrip() and self.is_reading, "the prompt")
 
     def _take(self, data: str) -> None:
         self.raw += data
@@ -99,10 +101,9 @@ class Window:
         self._stream.feed(data[:cut])
 
     @property
-    def _raw_mode(self) -> bool:
-        import termios
-
-        return not termios.tcgetattr(self.child.child_fd)[3] & termios.ICANON
+    def is_reading(self) -> bool:
+        """Whether there is a line to type on, and no reply on its way."""
+        return self.raw.rfind(LINE_BEGINS) > self.raw.rfind(LINE_ENDS)
 
     # --- doing
 
@@ -116,12 +117,17 @@ class Window:
     def ask(self, line: str) -> str:
         """Type a line, wait for the next prompt, and give what was shown in between, without the bottom bar."""
         self.prompts()
-        before = self._screen.cursor.y + len(self._screen.history.top)
+        begin, written = self._row, len(self.raw)
         self.type(line)
-        self.until(lambda: self._screen.cursor.y + len(self._screen.history.top) > before, "a new line")
+        self.until(lambda: LINE_ENDS in self.raw[written:], "the end of the line")
         self.prompts()
-        after = self._screen.cursor.y + len(self._screen.history.top)
-        return "\n".join(self.lines[before + 1 : after]).strip()
+        taken = -(-len(f"> {line}") // self._screen.columns)
+        return "\n".join(self.lines[begin + taken : self._row]).strip()
+
+    @property
+    def _row(self) -> int:
+        """Of the cursor, from the first line that was ever written."""
+        return int(self._screen.cursor.y) + len(self._screen.history.top)
 
     def paste(self, text: str) -> None:
         self.keys(f"\x1b[200~{text}\x1b[201~")
@@ -165,4 +171,5 @@ def chat(
     try:
         yield window
     finally:
-        window.child.close(force=True)
+        window.child.kill(signal.SIGKILL)
+        window.child.close()
