@@ -31,6 +31,8 @@ from ghostvis_cli.prompt import Message, well_formed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ghostvis_cli.bench.schema import Report
+
 T = TypeVar("T")
 LAST_WORDS_S = 5.0
 # A path or URL, encoded bytes, a PIL picture, or one that was loaded before.
@@ -138,6 +140,32 @@ class GhostVisSGLangEngine:
         turns = self._turns(messages, images)
         request = GenerateRequest(turns, sampling=self._sampling({**self._chat_defaults, **sampling}))
         return self._wait(complete(self._engine, request)).text
+
+    def benchmark(
+        self,
+        num_prompts: int = 100,
+        prompt_len: int | None = None,
+        output_len: int = 64,
+        with_vision: bool = False,
+        *,
+        concurrency: int | None = None,
+        repeats: int = 1,
+        seed: int = 42,
+    ) -> "Report":
+        """What `ghostvis bench` measures, on this engine: figures in `report.runs[0].figures`, times in seconds.
+
+        Lengths are in tokens, prompts counted in common words. Greedy; answers run to their full length.
+        """
+        from ghostvis_cli.bench.job import Job, measure_engine
+        from ghostvis_cli.bench.lengths import Length
+        from ghostvis_cli.bench.schema import Load
+        from ghostvis_cli.bench.workload import Spec
+
+        length = None if prompt_len is None else Length("fixed", prompt_len)
+        spec = Spec(seed, num_prompts, length, Length("fixed", output_len), with_vision)
+        loads = () if concurrency is None else (Load(concurrency),)
+        job = Job(spec, loads=loads, repeats=repeats, details=True, command="engine.benchmark()")
+        return self._wait(measure_engine(job, self._profile, self._engine))
 
     def close(self) -> None:
         """Give the model back. Calls that are still running end with an EngineError."""

@@ -1,6 +1,7 @@
 """One benchmark from its options to its report: draw the workload, open the engines, run the plan, sum up."""
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
 
 if TYPE_CHECKING:
+    from ghostvis_cli.engines.base import Engine
     from ghostvis_cli.profile import Profile
     from ghostvis_cli.profile.settings import EngineSettings
 
@@ -36,7 +38,7 @@ class Job:
     engines: tuple[str, ...] = ()
     against: tuple[str, ...] = ()  # addresses of servers, measured beside
     loads: tuple[Load, ...] = ()  # empty: closed loop, as many in flight as suits the engine
-    repeats: int = 1
+    repeats: int = REPEATS
     duration_s: float | None = None
     warm_up: int = WARM_UP
     ignore_eos: bool = True
@@ -54,13 +56,11 @@ class Voice(Protocol):
 
 
 async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
-    """Measure everything the job asks for. Records stay in the report only with `details`."""
+    """Measure everything the job asks for, on engines of its own."""
     from ghostvis_cli.engines.factory import make_engine
 
     profiles = engine_profiles(job, profile)
-    first = next(iter(profiles.values()))
-    load = Load(concurrency=IN_FLIGHT.get(first.engine.chosen_kind, first.engine.max_batch))
-    plan = Plan(job.loads or (load,), job.repeats, job.duration_s, job.spec.seed, job.slo)
+    plan = make_plan(job, next(iter(profiles.values())))
     work = make_workload(job, profile, plan)
     voice.notice(_announced(job, work, plan))
     watch = machine.Watch(job.command, job.spec.seed)
@@ -74,13 +74,40 @@ async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
         progress = Progress()
         async with voice.progress(progress.line):
             runs = await measure(contenders, work, plan, progress)
-        cards = tuple(machine.card(each.name, each.engine, profiles[each.name]) for each in contenders)
-        told = [line for each in contenders for line in each.engine.info.notices]
+        return _report(job, work, watch, runs, contenders, profiles)
+
+
+async def measure_engine(job: Job, profile: "Profile", engine: "Engine") -> Report:
+    """Measure an engine that runs already. Requests that the server did not take are repeated as its owner set."""
+    plan = make_plan(job, profile)
+    work = await asyncio.to_thread(make_workload, job, profile, plan)
+    watch = machine.Watch(job.command, job.spec.seed)
+    contender = Contender(engine.info.kind, engine, _is_here(profile))
+    runs = await measure([contender], work, plan, Progress())
+    return _report(job, work, watch, runs, [contender], {contender.name: profile})
+
+
+def make_plan(job: Job, profile: "Profile") -> Plan:
+    kind, most = profile.engine.chosen_kind, profile.engine.max_batch
+    loads = job.loads or (Load(concurrency=IN_FLIGHT.get(kind, most)),)
+    return Plan(loads, job.repeats, job.duration_s, job.spec.seed, job.slo)
+
+
+def _report(
+    job: Job,
+    work: Workload,
+    watch: machine.Watch,
+    runs: Sequence[Run],
+    contenders: Sequence[Contender],
+    profiles: Mapping[str, "Profile"],
+) -> Report:
+    """Everything in one document. Records stay in it only with `details`."""
+    told = [line for each in contenders for line in each.engine.info.notices]
     notes = [*work.notes, *told, *(note for run in runs for note in run.notes), *_lengths_off(job, runs)]
     return Report(
         manifest=watch.manifest(),
         workload=work.summary,
-        engines=cards,
+        engines=tuple(machine.card(each.name, each.engine, profiles[each.name]) for each in contenders),
         runs=tuple(run if job.details else replace(run, records=()) for run in runs),
         summaries=metrics.summarise(runs),
         slo=dict(job.slo),

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from ghostvis_cli.bench.schema import LATENCIES, STATISTICS, Estimate, Record, Run, Summary
 from ghostvis_cli.bench.stats import bootstrap_interval, mean
@@ -60,7 +61,7 @@ def tpot(record: Record) -> float | None:
 
 
 def chunk_gaps(record: Record) -> Iterator[float]:
-    for before, after in zip(record.chunk_s, record.chunk_s[1:], strict=False):
+    for before, after in pairwise(record.chunk_s):
         yield after - before
 
 
