@@ -116,11 +116,15 @@ def bench(
         int, typer.Option("--warm-up", metavar="N", min=0, help="Requests before, not counted.")
     ] = 4,
     repeat: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--repeat", metavar="N", min=1, max=1000, help="Runs of each; compare needs them to tell chance."
+            "--repeat",
+            metavar="N",
+            min=1,
+            max=1000,
+            help=f"Runs of each (default 1; {REPEATS} for a report: compare needs them to tell chance).",
         ),
-    ] = REPEATS,
+    ] = None,
     slo: Annotated[
         str | None, typer.Option("--slo", metavar="LIMITS", help="For goodput: ttft=200ms,tpot=20ms,e2e=2s.")
     ] = None,
@@ -228,7 +232,7 @@ def _job(ctx: typer.Context) -> "Job":
         engines=tuple((given["engines"] or "").replace(",", " ").split()),
         against=tuple(given["against"] or ()),
         loads=_loads(ctx),
-        repeats=given["repeat"],
+        repeats=given["repeat"] or (REPEATS if given["output_file"] else 1),
         duration_s=given["duration"],
         warm_up=given["warm_up"],
         ignore_eos=given["ignore_eos"],

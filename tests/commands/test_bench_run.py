@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from ghostvis_cli import create_sglang_engine
 from ghostvis_cli.bench import schema
+from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import ExitCode
@@ -71,7 +72,7 @@ def test_a_report_holds_its_manifest_and_only_with_details_every_request(tmp_pat
     assert plain["manifest"]["versions"]["torch"]
     (card,) = plain["engines"]
     assert len(card["model_hash"]) == len(card["profile_hash"]) == 64
-    result = run("--num-prompts", "3", *DEMO, "--details", "--output", "report.json")
+    result = run("--num-prompts", "3", *DEMO, "--details", "--repeat", "1", "--output", "report.json")
     assert result.exit_code == 0, result.stderr
     report = schema.read(tmp_path / "report.json")
     assert len(report.runs[0].records) == 3
@@ -84,6 +85,15 @@ def test_a_sweep_with_repeats_is_a_run_of_each() -> None:
         (1, 0), (1, 1), (2, 0), (2, 1)
     ]  # fmt: skip
     assert [each["figures"]["ttft_p50"]["repeats"] for each in report["summaries"]] == [2, 2]
+
+
+def test_a_report_to_be_compared_has_repeats_enough_to_tell_chance(tmp_path: Path) -> None:
+    with running(FakeEngine()) as server:
+        assert (
+            run("--num-prompts", "2", *SMALL, "--base-url", server.url, "--output", "report.json").exit_code
+            == 0
+        )
+    assert len(schema.read(tmp_path / "report.json").runs) == REPEATS
 
 
 def test_a_server_is_measured_beside_the_local_engine() -> None:
