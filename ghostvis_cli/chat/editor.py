@@ -167,6 +167,8 @@ def _history(path: Path | None) -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        if not path.is_file():  # a device would be read for ever
+            return InMemoryHistory()
         path.chmod(0o600)
     except OSError:
         return InMemoryHistory()

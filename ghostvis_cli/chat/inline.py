@@ -17,6 +17,7 @@ SPECIAL = re.compile(r"[\\`*_~!\[]")
 ESCAPABLE = "`*_~#|<>"  # not brackets, parentheses, backslash and dollar: those are how models write formulas
 TICKS = re.compile(r"`+")
 RUN = re.compile(r"\*+|_+|~+")
+NAME = re.compile(r"\w+")  # __init__ is one of Python's, not bold
 STYLES = {1: ITALIC, 2: BOLD, 3: f"{BOLD};{ITALIC}"}
 CLOSING = {
     "*": re.compile(r"(?<![\s\\*])\*(?!\*)"),
@@ -111,7 +112,7 @@ def _emphasis(
     closing = CLOSING[run].search(text, begin + 1, begin + HOLD)
     if waits and (closing is None or closing.end() == len(text)):
         return None
-    if closing is None:
+    if closing is None or (run == "__" and NAME.fullmatch(text, begin, closing.start())):
         return [(style, run)], begin
     code = STRUCK if run == "~~" else STYLES[len(run)]
     inside, _ = settle(text[begin : closing.start()], _and(style, code), final=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from ghostvis_cli.chat.inline import BOLD, DIM, Flow, Span, cells, painted, settle
 
 FIRST_ROWS = 8  # rows seen before the widths are settled
+SPARE = 4  # columns of text by which later cells may be wider, if there is room
 NARROWEST = 4  # columns of text under which a table says nothing
 DELIMITER = re.compile(r"\|? *:?-+:? *(\| *:?-+:? *)*\|?\s*\Z")
 BETWEEN = " │ "
@@ -31,21 +32,22 @@ class Table:
         if self._widths is not None:
             return self._lines(row)
         self._rows.append(row)
-        return self.settle() if len(self._rows) == FIRST_ROWS else ""
+        return self.settle(spare=SPARE) if len(self._rows) == FIRST_ROWS else ""
 
-    def settle(self) -> str:
+    def settle(self, spare: int = 0) -> str:
         """The header and the first rows, with widths that hold from here on; nothing where that was done."""
         if self._widths is not None:
             return ""
         columns = zip(self._header, *self._rows, strict=True)
-        natural = [max(cells(self._plain(cell)) for cell in column) for column in columns]
+        natural = [spare + max(cells(self._plain(cell)) for cell in column) for column in columns]
         self._widths = _shrunk(natural, self._width() - len(BETWEEN) * (len(natural) - 1))
         rule = painted(DIM if self._styled else "", "─┼─".join("─" * width for width in self._widths))
         return self._lines(self._header, BOLD) + f"{rule}\n" + "".join(self._lines(row) for row in self._rows)
 
     def _fitted(self, row: list[str]) -> list[str]:
-        columns = len(self._alignment)
-        return [*row, *[""] * columns][:columns]
+        """As many cells as there are columns; what is too much goes into the last one."""
+        last = len(self._alignment) - 1
+        return [*row[:last], *[""] * (last - len(row)), " | ".join(row[last:])]
 
     def _spans(self, cell: str, style: str) -> list[Span]:
         return settle(cell, style, final=True)[0] if self._styled else [("", cell)]
