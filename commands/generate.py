@@ -230,7 +230,7 @@ async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", sho
     """All requests at once, shown in their order. One alone streams."""
     from ghostvis_cli.engines.factory import make_engine
 
-    async with await make_engine(profile) as engine:
+    async with await make_engine(profile, report=output.notice, detail=output.detail) as engine:
         told = engine.info.notices
         output.notices(told)
         if len(requests) == 1:

@@ -12,6 +12,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from ghostvis_cli.engines.base import (
@@ -55,6 +56,8 @@ def create_sglang_engine(
 ) -> "GhostVisSGLangEngine":
     """Load a model (or connect to a server) by the seed's words. What is left out comes from the profile.
 
+    SGLang runs it where it is usable, else the local engine, whose `info.notices` then say why; a profile or
+    variable that chooses an engine is obeyed. SGLang's first start for a checkpoint also converts it.
     Raises a GhostvisError with a hint where the model or engine can't be used.
     """
     flags = {
@@ -69,14 +72,27 @@ def create_sglang_engine(
         "engine.tensor_parallel_size": tensor_parallel_size,
         "engine.base_url": base_url,
     }
-    return GhostVisSGLangEngine(resolve(profile, flags=flags))
+    return GhostVisSGLangEngine(*_with_sglang(resolve(profile, flags=flags)))
+
+
+def _with_sglang(resolved: Resolved) -> tuple[Resolved, tuple[str, ...]]:
+    """The engine that this API is named for, where nobody chose one and it can be used; else why not."""
+    engine = resolved.profile.engine
+    if engine.kind != "auto" or engine.base_url is not None:
+        return resolved, ()
+    from ghostvis_cli.engines.sglang_runtime import why_not
+
+    if reason := why_not(device=engine.device):
+        return resolved, (f"{reason}: the local engine runs the model",)
+    profile = replace(resolved.profile, engine=replace(engine, kind="sglang"))
+    return replace(resolved, profile=profile), ()
 
 
 class GhostVisSGLangEngine:
     """A running engine, called synchronously. Close it, or use it as a context manager."""
 
-    def __init__(self, resolved: Resolved) -> None:
-        self._profile = resolved.profile
+    def __init__(self, resolved: Resolved, notices: tuple[str, ...] = ()) -> None:
+        self._profile, self._notices = resolved.profile, notices
         self._chat_defaults: dict[str, Any] = (
             {} if resolved.chose("sampling.max_tokens") else {"max_tokens": CHAT_MAX_TOKENS}
         )
@@ -92,7 +108,8 @@ class GhostVisSGLangEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return self._engine.info
+        info = self._engine.info
+        return replace(info, notices=(*self._notices, *info.notices))
 
     def generate(
         self,
@@ -208,8 +225,6 @@ class GhostVisSGLangEngine:
 
     def _sampling(self, changes: Mapping[str, Any]) -> Any:
         """The profile's sampling with these fields changed; an unknown name is a TypeError, as for any call."""
-        from dataclasses import replace
-
         stop = changes.get("stop")
         if isinstance(stop, str | list):
             changes = {**changes, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}

@@ -42,6 +42,7 @@ class Voice(Protocol):
     """How a job speaks. The module cli.output is one."""
 
     def notice(self, text: str, /) -> None: ...
+    def detail(self, text: str, /) -> None: ...
     def record(self, value: dict[str, Any], /) -> None: ...
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
 
@@ -75,7 +76,8 @@ class _Run:
     async def run(self) -> int:
         from ghostvis_cli.engines.factory import make_engine
 
-        async with await make_engine(self.profile) as engine:
+        voice = self.voice
+        async with await make_engine(self.profile, report=voice.notice, detail=voice.detail) as engine:
             for line in engine.info.notices:
                 self.voice.notice(line)
             manifest = Manifest.of(self.rows.settings, engine.info)

@@ -4,9 +4,10 @@ Prompts leave as ids and answers come as ids. Text is made of them here, as the 
 stop strings, ends of turns and counts are the same with both.
 """
 
+import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -45,12 +46,14 @@ Report: TypeAlias = Callable[[str], None]
 class SGLangEngine:
     """A running SGLang. `start` makes one, and requests run on the event loop that did."""
 
-    def __init__(self, process: Process, directory: Path, context: int, *, draws_repeat: bool) -> None:
-        self._process, self._draws_repeat = process, draws_repeat
+    def __init__(self, process: Process, arguments: Mapping[str, Any], context: int) -> None:
+        directory = Path(arguments["model_path"])
         config = sglang_runtime.model_config(directory)
+        self._process = process
+        self._draws_repeat = bool(arguments.get("enable_deterministic_inference"))
         self._image_id: int = config.get("image_token_id", VISION_ROW)
         self.tokenizer = _tokenizer(directory)
-        self.info = _described(directory, config, context)
+        self.info = _described(directory, config, arguments, context)
         layout = config.get("image_layout", "inline")
         self._renderer = Renderer(self.tokenizer, layout, self.info.image_tokens, context)
 
@@ -76,28 +79,24 @@ class SGLangEngine:
             directory = Path(await process.convert(profile.model, dtype))
             if report is not None:
                 report("starting SGLang, about half a minute")
-            arguments = _arguments(profile, directory) | {"log_level": "info" if detail else "error"}
-            ready = await process.load(arguments, deadline_s)
-            repeats = bool(arguments.get("enable_deterministic_inference"))
-            engine = cls(process, directory, ready["context"], draws_repeat=repeats)
+            arguments = _arguments(profile, directory)
+            context = await process.load(arguments, deadline_s)
+            engine = cls(process, arguments, context)
         except BaseException:
-            await process.kill()
+            await process.aclose()
             raise
-        engine.info = replace(
-            engine.info, device=str(arguments["device"]), dtype=dtype, notices=tuple(notices)
-        )
+        engine.info = replace(engine.info, notices=tuple(notices))
         return engine
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         self._process.check()
         parameters = self._parameters(request.sampling)
         prompt = await self._renderer.prompt(request)
-        ids, pictures = self._marked(prompt), [image.data for image in prompt.images]
+        pictures = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
         answer = _Answer(prompt, request.sampling, self.tokenizer)
         with self._process.request() as asked:
-            await asked.ask(
-                "generate", pictures, ids=ids, sampling=parameters, logprobs=request.sampling.logprobs
-            )
+            ids, logprobs = self._marked(prompt), request.sampling.logprobs
+            await asked.ask("generate", pictures, ids=ids, sampling=parameters, logprobs=logprobs)
             while not answer.ended:
                 if (chunk := answer.read(await asked.reply())) is not None:
                     yield chunk
@@ -225,6 +224,7 @@ def _arguments(profile: "Profile", directory: Path) -> dict[str, Any]:
     """Of `sglang.Engine`: those of a server, without what only a server has."""
     arguments: dict[str, Any] = sglang_runtime.arguments(profile, directory)
     arguments.pop("enable_metrics")
+    arguments["log_level"] = "info"
     on_gpu = not sglang_runtime.is_cpu(profile.engine.device)
     if profile.sampling.seed is not None and on_gpu:  # on a CPU SGLang has no attention for it
         arguments["enable_deterministic_inference"] = True
@@ -237,16 +237,17 @@ def _tokenizer(directory: Path) -> "Tokenizer":
     return from_json(_read_json(directory / "tokenizer.json"))
 
 
-def _described(directory: Path, config: dict[str, Any], context: int) -> EngineInfo:
-    """What the directory says of its model. `device` and `dtype` are still to be told."""
-    text = config.get("text_config", config)
-    vision = config.get("vision_config")
+def _described(
+    directory: Path, config: Mapping[str, Any], arguments: Mapping[str, Any], context: int
+) -> EngineInfo:
+    text, vision = config.get("text_config", config), config.get("vision_config")
     made_of = _read_json(directory / CERTIFICATE)["source"]
+    keys_and_values = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
     return EngineInfo(
         kind="sglang",
         model=made_of["path"],
-        device="",
-        dtype="",
+        device=arguments["device"],
+        dtype=arguments["dtype"],
         context_tokens=context,
         trained_tokens=text["max_position_embeddings"] // TRAINED_SHARE,
         image_tokens=vision["num_tokens"] if vision else 0,
@@ -254,6 +255,7 @@ def _described(directory: Path, config: dict[str, Any], context: int) -> EngineI
         source=made_of["source"],
         tag=made_of["tag"],
         step=made_of["step"],
+        kv_token_bytes=keys_and_values * (4 if arguments["dtype"] == "float32" else 2),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from ghostvis_cli import errors
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile import ModelSettings
 
 WORKER = "ghostvis_cli.engines.sglang_worker"
-STOP_S = 10.0  # SGLang ends its own processes in less than one
 Report = Callable[[str], None]
 Reply = dict[str, Any]
 
@@ -28,8 +28,10 @@ Reply = dict[str, Any]
 class Process:
     """One SGLang. Requests may run at once, all on the loop that started it."""
 
-    def __init__(self, child: Child, log: SGLangLog, report: Report) -> None:
-        self._child, self._log, self._report = child, log, report
+    def __init__(
+        self, child: Child, log: SGLangLog, report: Report, scratch: TemporaryDirectory[str]
+    ) -> None:
+        self._child, self._log, self._report, self._scratch = child, log, report, scratch
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self._listener: asyncio.Task[None] | None = None
@@ -47,13 +49,16 @@ class Process:
             if detail is not None:
                 detail(shortened(shown))
 
+        scratch = TemporaryDirectory(
+            prefix="ghostvis-sglang-", ignore_cleanup_errors=True
+        )  # its sockets' place
         ours, theirs = socket.socketpair()
         with theirs:
             # -P: a file sglang.py in the current directory is not SGLang.
             argv = [sys.executable, "-P", "-m", WORKER, str(theirs.fileno())]
-            env = os.environ | environment | {"PYTHONUNBUFFERED": "1"}
+            env = os.environ | environment | {"PYTHONUNBUFFERED": "1", "TMPDIR": scratch.name}
             child = await Child.start(argv, env, on_line, pass_fds=(theirs.fileno(),))
-        process = cls(child, log, report)
+        process = cls(child, log, report, scratch)
         process._reader, process._writer = await asyncio.open_connection(sock=ours)
         return process
 
@@ -62,17 +67,17 @@ class Process:
         await self._send({"model": asdict(model), "dtype": dtype})
         return str(await self._awaited("directory"))
 
-    async def load(self, arguments: Mapping[str, Any], deadline_s: float) -> dict[str, int]:
-        """Start SGLang; what it says once it is ready."""
+    async def load(self, arguments: Mapping[str, Any], deadline_s: float) -> int:
+        """Start SGLang; how many positions a prompt and its answer may take, once it is ready."""
         await self._send({"arguments": dict(arguments)})
         try:
-            ready: dict[str, int] = await asyncio.wait_for(self._awaited("ready"), deadline_s)
+            context = int(await asyncio.wait_for(self._awaited("context"), deadline_s))
         except TimeoutError:
             raise EngineError(
                 f"SGLang was not ready after {deadline_s:g} s", hint="-v shows what it was doing"
             ) from None
         self._listener = asyncio.create_task(self._listen())
-        return ready
+        return context
 
     @contextmanager
     def request(self) -> "Iterator[Request]":
@@ -95,21 +100,11 @@ class Process:
             raise _again(self._failure)
 
     async def aclose(self) -> None:
-        """End it. Whoever still waits for an answer hears of it."""
-        if not self._closed:
-            self._closed = True
-            self._give_up(EngineError("the engine was closed"))
-            self._write({"do": "stop"})
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._child.wait(), STOP_S)
-        await self.kill()
-
-    async def kill(self) -> None:
-        """All of it, now."""
+        """End all of it, as SGLang itself would: by SIGKILL. Whoever still waits for an answer hears of it."""
         self._closed = True
-        self._child.kill()
+        self._give_up(EngineError("the engine was closed"))
         self._writer.close()
-        await self._child.end()
+        await self._ended()
 
     # Inside
 
@@ -135,7 +130,9 @@ class Process:
 
     async def _ended(self) -> GhostvisError:
         """Why it ended, once nothing of it is left."""
-        return self._log.failure(await self._child.end())
+        code = await self._child.end()
+        self._scratch.cleanup()
+        return self._log.failure(code)
 
     def _give_up(self, reason: GhostvisError) -> None:
         for request in self._requests.values():

@@ -30,7 +30,7 @@ def main(descriptor: int) -> None:
             return
         if engine is not None:
             engine.loop.run_until_complete(Worker(engine).serve(link))
-            engine.shutdown()
+            engine.shutdown()  # in case that whoever left did not end us
 
 
 def failure(error: BaseException) -> dict[str, str | None]:
@@ -58,7 +58,7 @@ def _started(link: socket.socket) -> Any:
 
     engine = sglang.Engine(**frame.message["arguments"])
     longest_prompt = engine.tokenizer_manager.max_req_input_len
-    link.sendall(channel.packed({"ready": {"context": longest_prompt + ROOM_FOR_END - 1}}))
+    link.sendall(channel.packed({"context": longest_prompt + ROOM_FOR_END - 1}))
     return engine
 
 
@@ -78,7 +78,7 @@ class Worker:
         self._writer: asyncio.StreamWriter
 
     async def serve(self, link: socket.socket) -> None:
-        """Until the other end says so, or is gone."""
+        """Until the other end is gone."""
         reader, self._writer = await asyncio.open_connection(sock=link)
         while (frame := await channel.read(reader)) is not None:
             match frame.message["do"]:
@@ -88,8 +88,6 @@ class Worker:
                     self._abort(frame.message["id"])
                 case "load":
                     self._tell(frame.message["id"], load=await self._load(), end=True)
-                case "stop":
-                    break
         self._writer.close()
 
     def _begin(self, frame: "Frame") -> None:
