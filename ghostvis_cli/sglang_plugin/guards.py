@@ -1,6 +1,6 @@
 """What SGLang does not check for us, hooked in front of its own functions (seen on 0.5.17 and 0.5.23).
 
-* A token id outside the vocabulary ends its scheduler, or reads what another request cached under that id.
+* A prompt's id outside the vocabulary ends its scheduler, or reads what another request cached under that id.
 * A prompt with pictures goes from ids to text and back, where a typed `<|bos|>` would become the token.
 """
 
@@ -28,14 +28,14 @@ def install() -> None:
     )
 
 
-def refuse_unknown_ids(manager: Any, request: Any, input_ids: Sequence[int] | None, *_: Any) -> None:
+def refuse_unknown_ids(manager: Any, _request: Any, input_ids: Sequence[int] | None, *_: Any) -> None:
     """ValueError, which SGLang answers as 400."""
     config = manager.model_config
     if config.hf_config.model_type not in MODEL_TYPES:
         return
-    for ids in (input_ids, getattr(request, "token_ids_logprob", None)):
-        if ids is not None and len(ids) and not (min(ids) >= 0 and max(ids) < config.vocab_size):
-            raise ValueError(f"token ids must be within 0 and {config.vocab_size - 1}")
+    ids = () if input_ids is None else input_ids
+    if len(ids) and not (min(ids) >= 0 and max(ids) < config.vocab_size):
+        raise ValueError(f"token ids must be within 0 and {config.vocab_size - 1}")
 
 
 def keep_typed_specials(result: Any, chat: Any, *_: Any, **__: Any) -> Any:
