@@ -1,6 +1,5 @@
 """Comparisons as a table, Markdown, JSON, and the text of Go's benchmarks, which `benchstat` reads."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,7 +10,6 @@ from ghostvis_cli.bench.schema import metric
 from ghostvis_cli.bench.units import percent, shown
 
 HEADERS = ("METRIC", "A", "B", "CHANGE", "99 % INTERVAL", "VERDICT")
-BETTER = {"lower": "lower is better", "higher": "higher is better", "neither": ""}
 
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -67,9 +65,11 @@ def record(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
-    """JSON has no infinity: an unknown end of an interval is null."""
-    interval = {name: end if math.isfinite(end) else None for name, end in asdict(finding.change).items()}
-    return {**asdict(finding), "change": interval, "better": metric(finding.metric).better}
+    """JSON has no infinity: ends that are not known are null."""
+    change: dict[str, Any] = asdict(finding.change)
+    if not finding.change.known:
+        change |= {"low": None, "high": None}
+    return {**asdict(finding), "change": change, "better": metric(finding.metric).better}
 
 
 # --- Go's benchmark text

@@ -291,6 +291,7 @@ def _verdict(saved: Interval, reused: float | None, pairs: Sequence[Pair]) -> tu
             return "unknown", f"{clock}, which a cache would explain; cached tokens are not reported ({hint})"
         return "unknown", f"no sign of a cache: {clock}, and cached tokens are not reported ({hint})"
     tokens = stats.median([pair.prompt_tokens for pair in pairs])
+    reused = max(reused, 0.0)
     claim = f"the server reports {reused:.0f} of {tokens:.0f} prompt tokens reused"
     if reused > 0 and faster:
         return "agree", f"the cache works: {claim}, and {clock}"

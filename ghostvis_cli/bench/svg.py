@@ -54,8 +54,8 @@ class Axis:
         return self._decades() if self.log else self._round()
 
     def _round(self) -> list[float]:
-        """Steps of 1, 2 or 5 times a power of ten, some five of them."""
-        rough = (self.high - self.low) / 5
+        """Steps of 1, 2 or 5 times a power of ten, six of them at most."""
+        rough = (self.high - self.low) / 6
         power = 10 ** math.floor(math.log10(rough))
         step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
         first, last = math.ceil(self.low / step), math.floor(self.high / step * 1.000001)

@@ -1,0 +1,106 @@
+"""Reports on a terminal, as CSV and as files."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ghostvis_cli.bench import schema
+from ghostvis_cli.bench.report import csv_text, lines, save, sparkline
+from ghostvis_cli.bench.schema import Load
+from ghostvis_cli.bench.units import digits, percent, seconds, shown, tick, title
+from ghostvis_cli.cli.app import build
+from ghostvis_cli.errors import OutputError, UsageError
+from tests.bench.reports import around, report
+
+FIGURES = {"ttft_p50": 0.05, "requests_per_s": 12.5, "requests": 8.0, "cache_hit_rate": None}
+
+
+def invoke(*words: object) -> Any:
+    return CliRunner().invoke(build(), ["bench", "report", *map(str, words)], prog_name="ghostvis")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 s"), (2.5e-5, "25.0 us"), (0.0123, "12.3 ms"), (1.0, "1.00 s"), (123.4, "123 s")],
+)
+def test_times_have_three_digits_and_a_unit_that_fits(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_figures_are_shown_in_their_units() -> None:
+    assert shown("requests_per_s", 1234.5) == "1,234/s"
+    assert shown("cache_hit_rate", 0.425) == "42.5 %"
+    assert shown("peak_memory_bytes", 3_276_800) == "3.28 MB"
+    assert shown("ttft_p95", None) == "not reported"
+    assert (percent(0.0523), percent(-0.2), digits(1e6), tick(1.5), tick(2.0)) == (
+        "+5.2 %", "-20.0 %", "1,000,000", "1.5 s", "2 s",
+    )  # fmt: skip
+
+
+def test_titles_name_the_statistic() -> None:
+    assert title("ttft_p95") == "time to first token, p95"
+    assert title("requests_per_s") == "requests"
+
+
+def test_a_sparkline_goes_from_the_least_to_the_greatest() -> None:
+    assert sparkline([1, 2, 8]) == "▁▂█"
+    assert sparkline([5, 5]) == "▁▁"
+    assert sparkline([]) == ""
+
+
+def test_the_table_tells_of_every_load_point_and_every_failure() -> None:
+    loads = {Load(n): [FIGURES] * 3 for n in (1, 4)}
+    text = "\n".join(lines(report(loads, failures={"timeout": 2}, notes=("beware",))))
+    assert "local at concurrency=1: 3 runs, 24 requests answered, 6 failed (timeout)" in text
+    assert "local at concurrency=4" in text
+    assert text.endswith("note: beware")
+
+
+def test_what_was_not_reported_has_no_row() -> None:
+    text = "\n".join(lines(report([FIGURES])))
+    assert "cached" not in text
+    assert "time to first token" in text
+
+
+def test_csv_has_a_row_for_each_run_and_nothing_where_nothing_was_reported() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(report([FIGURES, FIGURES])))))
+    assert [row["repeat"] for row in rows] == ["0", "1"]
+    assert (rows[0]["ttft_p50"], rows[0]["cache_hit_rate"]) == ("0.05", "")
+
+
+def test_json_reads_back_as_it_was(tmp_path: Path) -> None:
+    written = report(around(0.5, "ttft_p50"))
+    save(written, tmp_path / "r.json")
+    # Times keep microseconds.
+    again = schema.read(tmp_path / "r.json")
+    assert again.runs[3].figures["ttft_p50"] == pytest.approx(written.runs[3].figures["ttft_p50"], abs=1e-6)
+    assert replace(again, runs=(), summaries=()) == replace(written, runs=(), summaries=())
+
+
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.json, \.csv or \.html"):
+        save(report([FIGURES]), tmp_path / "report.pdf")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="can't be written"):
+        save(report([FIGURES]), tmp_path / "no" / "r.csv")
+
+
+def test_the_command_shows_a_report_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    save(report([FIGURES]), path)
+    done = invoke(path)
+    assert (done.exit_code, "12.5/s" in done.stdout) == (0, True)
+
+
+def test_the_command_makes_a_page_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    save(report([FIGURES]), path)
+    assert invoke(path, "--output", tmp_path / "r.html").exit_code == 0
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
