@@ -226,6 +226,18 @@ def directories(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     }
     for name, place in places.items():
         yield _directory(name, place)
+    yield from _converted()
+
+
+def _converted() -> Iterator[Finding]:
+    """Nothing in the cache is removed by itself: its size must be seen somewhere."""
+    from ghostvis_cli.convert import cache
+
+    if size_bytes := cache.size_bytes():
+        message = f"{size_bytes / 1e9:.2f} GB of models converted for SGLang in {cache.default_base()}"
+        yield Finding(
+            "directories", "converted", "note", message, f"rm -r {cache.default_base()}, to have it back"
+        )
 
 
 def _directory(name: str, place: Path | None) -> Finding:

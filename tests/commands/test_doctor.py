@@ -508,3 +508,17 @@ def test_a_check_that_raises_or_hangs_is_a_finding_and_the_next_one_runs() -> No
 )
 def test_versions_are_compared_with_our_own_metadata(line: str, version: str, admitted: bool) -> None:
     assert Requirement.parse(line).admits(version) is admitted
+
+
+def test_what_converted_models_take_is_told_with_how_to_have_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GHOSTVIS_CACHE_DIR", str(tmp_path / "cache"))
+    entry = tmp_path / "cache" / "converted" / "d4-0123"
+    entry.mkdir(parents=True)
+    with (entry / "model.safetensors").open("wb") as file:
+        file.truncate(1_500_000_000)
+    finding = one(examined("--no-run")[1], "directories", "converted")
+    assert finding.message.startswith("1.50 GB")
+    assert finding.fix is not None
+    assert str(entry.parent) in finding.fix

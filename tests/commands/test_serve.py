@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import httpx2
@@ -137,6 +138,21 @@ def test_a_taken_port_is_told_before_any_model_is_looked_for() -> None:
         result = run("--port", port, "--checkpoint-path", "/no/such/model")
     assert result.exit_code == 5
     assert f"port {port} is taken by process {os.getpid()}" in result.stderr
+
+
+@pytest.mark.skipif(find_spec("sglang") is not None, reason="SGLang is installed here")
+def test_sglang_asked_for_and_not_installed_is_an_engine_error_with_a_hint() -> None:
+    result = run("--engine", "sglang", "--port", "0")
+    assert result.exit_code == 5
+    assert "SGLang is not installed" in result.stderr
+    assert "pip install 'ghostvis-cli[sglang]'" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("--restart", "on-failure"), ("--", "--chunked-prefill-size", "16")])
+def test_what_is_for_sglang_is_refused_by_the_local_engine(words: tuple[str, ...]) -> None:
+    result = run("--engine", "local", *words)
+    assert result.exit_code == 2
+    assert "are for SGLang" in result.stderr
 
 
 def test_help_imports_neither_the_server_nor_a_model() -> None:
