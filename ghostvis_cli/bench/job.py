@@ -12,6 +12,7 @@ from ghostvis_cli.bench import machine, metrics, workload
 from ghostvis_cli.bench.ratios import ratios
 from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
 from ghostvis_cli.bench.schema import Load, Report, Run
+from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.bench.workload import Spec, Workload
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
