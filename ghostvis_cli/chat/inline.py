@@ -1,7 +1,7 @@
 """Text inside a block of Markdown: which part of it has a settled style, and how it is broken into lines.
 
 Both go forward only. `settle` keeps back what may still turn into emphasis, code or a link, for HOLD characters at
-most; `Flow` keeps back the word that is being written. What they have given out stays as it is.
+most; `Flow` keeps back a word that begins near the edge. What they have given out stays as it is.
 """
 
 import re
@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 Span: TypeAlias = tuple[str, str]  # SGR codes such as "1;3" (none: ""), and text without control characters
 
+ROOM = 30  # columns in which any word may begin, and show at once: few words are longer
 HOLD = 300  # characters after an opening mark within which its closing one must come; then it is plain text
 BOLD, DIM, ITALIC, UNDERLINE, STRUCK, CODE = "1", "2", "3", "4", "9", "36"
 
@@ -162,25 +163,27 @@ class Flow:
         self._column = column
         self._space: Span = ("", "")
         self._word: list[Span] = []
-        self._in_word = False  # its beginning, longer than a line, is written
+        self._written = ""  # of the word that is coming, what is written: no line ends inside it any more
 
     def feed(self, spans: Iterable[Span]) -> str:
-        """The lines and words that are complete with these spans; the last word waits for its end."""
+        """What can be written with these spans: all of it, but for a word that may have to go on the next line."""
         out: list[str] = []
         for style, text in spans:
             for piece in PIECE.findall(text):
                 if piece.isspace():
                     self._write_word(out)
-                    self._space, self._in_word = (style, self._space[1] + piece), False
-                else:
-                    if self._word and not _belongs(self._word[-1][1], piece):
-                        self._write_word(out)
-                    if self._word and self._word[-1][0] == style:
-                        piece = self._word.pop()[1] + piece
-                    self._word.append((style, piece))
-                    if len(piece) >= self._width():
-                        self._write_word(out)
-                        self._in_word = True
+                    self._space = (style, self._space[1] + piece)
+                    self._written = ""
+                    continue
+                before = self._word[-1][1] if self._word else self._written
+                if before and not _belongs(before, piece):
+                    self._write_word(out)
+                    self._written = ""
+                if self._word and self._word[-1][0] == style:
+                    piece = self._word.pop()[1] + piece
+                self._word.append((style, piece))
+        if self._word and self._stays():
+            self._write_word(out)
         return "".join(out)
 
     def end(self) -> str:
@@ -188,13 +191,17 @@ class Flow:
         self._write_word(out)
         return "".join(out)
 
+    def _stays(self) -> bool:
+        """Whether the coming word has its place on this line, however long it gets."""
+        free = self._width() - self._column - len(self._space[1])
+        return bool(self._written) or self._column <= self._indent or free >= ROOM
+
     def _write_word(self, out: list[str]) -> None:
         if not self._word:
             return
         style, space = self._space
         width, size = self._width(), sum(cells(text) for _, text in self._word)
-        full = self._column > self._indent and self._column + len(space) + size > width
-        if full and not self._in_word:
+        if self._column + len(space) + size > width and not self._stays():
             out.append(f"\n{self._rest}")
             self._column = self._indent
         elif space:
@@ -202,9 +209,9 @@ class Flow:
             self._column += len(space)
         out += [painted(*span) for span in self._word]
         # A word longer than a line is broken by the terminal: addresses stay whole where they are copied.
-        self._column = (
-            (self._column + size - 1) % width + 1 if self._column + size > width else self._column + size
-        )
+        end = self._column + size
+        self._column = (end - 1) % width + 1 if end > width else end
+        self._written = self._word[-1][1]
         self._space, self._word = ("", ""), []
 
 

@@ -1,6 +1,6 @@
 """A reply -> what a terminal shows, as it comes. Written once, never redrawn; nothing here writes.
 
-The unit is the line. Text of paragraphs, headings and list items appears word by word; a line of code when it ends
+The unit is the line. Text of paragraphs, headings and list items appears as it comes; a line of code when it ends
 or grows long; a table once its first rows have settled its columns. Held back is only what may still change its
 look. Line breaks stay where the model put them. Not taken from Markdown: underlined headings, tables that don't
 begin with a bar, and HTML, which is shown as it is.

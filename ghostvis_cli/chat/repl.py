@@ -207,6 +207,8 @@ class Chat:
                     async for chunk in chunks:
                         if chunk.text:
                             write(feed(chunk.text))
+                        if chunk.finish_reason is not None:  # before the conversation is saved
+                            write(self._renderer.finish())
                 finally:
                     write(self._renderer.finish())
         finally:

@@ -89,11 +89,20 @@ def test_no_line_of_text_is_wider_than_the_window(width: int) -> None:
     assert max(cells(line) for line in shown(text, width, styled=True).splitlines()) <= width
 
 
-def test_words_show_before_their_line_ends() -> None:
+def test_text_shows_as_it_comes() -> None:
     renderer = Markdown(lambda: 80)
-    assert renderer.feed("A paragraph that goes ") == "A paragraph that goes"
-    assert renderer.feed("on") == ""  # may become "once"
-    assert renderer.feed("\n") == " on\n"
+    assert [renderer.feed(piece) for piece in ("A par", "agraph", " that", " go")] == [
+        "A par",
+        "agraph",
+        " that",
+        " go",
+    ]
+
+
+def test_near_the_edge_a_word_waits_for_its_end() -> None:
+    renderer = Markdown(lambda: 40)
+    assert renderer.feed("twelve chars and 10") == "twelve chars and"
+    assert renderer.feed("00 more") == " 1000"
 
 
 def test_the_window_is_measured_anew_for_every_word() -> None:
