@@ -12,7 +12,7 @@ import re
 import resource
 import socket
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ KEEPALIVE_S = 2.0  # uvicorn closes idle connections after 5 s: use none that ma
 KEEPALIVE_MOST = 100  # through a proxy: httpx2 looks at every idle one at each request
 WORDS_BYTES, WORDS_CHARS, WORDS_S = 65_536, 500, 5.0  # what is read and shown of a refusal
 BODY_BYTES = 1 << 22
+NO_HEADERS: Mapping[str, str] = {}
 SPARE_FILES = 64  # file descriptors left to the rest of the process
 
 
@@ -104,7 +105,9 @@ class Connection:
             await response.aclose()
         return bytes(body)
 
-    async def open(self, method: str, path: str, content: bytes, deadline: float) -> httpx2.Response:
+    async def open(
+        self, method: str, path: str, content: bytes, deadline: float, headers: Mapping[str, str] = NO_HEADERS
+    ) -> httpx2.Response:
         """The head of a 200, its body to come. Repeats only what the server has not taken.
 
         `deadline` is a time of the running loop's clock. RefusedError or EngineError when there is none.
@@ -112,7 +115,7 @@ class Connection:
         attempt = 0
         while True:
             try:
-                return await self._try(method, path, content, deadline)
+                return await self._try(method, path, content, deadline, headers)
             except _TemporaryError as temporary:
                 # Spread out, so that many requests refused together don't come back together.
                 wait_s = temporary.after_s + RETRY_S * 2**attempt * random.uniform(0.5, 1)
@@ -178,10 +181,12 @@ class Connection:
         if self._client is not None:
             await self._client.aclose()
 
-    async def _try(self, method: str, path: str, content: bytes, deadline: float) -> httpx2.Response:
+    async def _try(
+        self, method: str, path: str, content: bytes, deadline: float, headers: Mapping[str, str]
+    ) -> httpx2.Response:
         client, started = self._http(), now()
-        headers = {"Content-Type": "application/json"} if content else {}
-        request = client.build_request(method, self.root + path, content=content, headers=headers)
+        kind = {"Content-Type": "application/json"} if content else {}
+        request = client.build_request(method, self.root + path, content=content, headers={**kind, **headers})
         try:
             async with asyncio.timeout_at(deadline):
                 response = await client.send(request, stream=True)

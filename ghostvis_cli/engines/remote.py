@@ -4,6 +4,7 @@ Decides what a request looks like on the wire and what the events of an answer m
 and leave as `data:` URLs: the server is never given a path or an address to open for us.
 """
 
+import hashlib
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -36,6 +37,10 @@ UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not b
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
 OUR_FACTS = ("dtype", "image_tokens", "trained_tokens", "layout", "source", "tag", "step", "kv_token_bytes")
+# A gateway in front of several servers (smg, sglang-router) sends requests with one key to one of them, whose
+# cache then has the picture. 16 bits: enough to spread over any number of servers, far too few to tell by whom
+# or about what a request is, also for who reads the gateway's log and has a guess.
+ROUTING_HEADER, ROUTING_DIGITS = "X-SMG-Routing-Key", 4
 # Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
@@ -74,7 +79,7 @@ class RemoteEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
-        response = await self._open(path, body, deadline)
+        response = await self._open(path, body, deadline, _routing(request))
         answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
             try:
@@ -120,11 +125,11 @@ class RemoteEngine:
             self.info = replace(self.info, **facts)
             return
         # A gateway in front of SGLang may sign the list of models with its own name.
-        if owner != "sglang" and "is_generation" not in await self._ask("/model_info", deadline):
+        if owner != "sglang" and "is_generation" not in await self._ask("model_info", deadline):
             return
         with suppress(RefusedError):  # 0.5.17 has no such route; where there is one, 503 says "not ready"
             await self._connection.get("/ready", deadline)
-        about = await self._ask("/server_info", deadline)
+        about = await self._ask("server_info", deadline)
         self.server = Server("sglang", about.get("version"), about.get("enable_cache_report"))
         self.info = replace(self.info, dtype=str(about.get("dtype", "unknown")))
 
@@ -156,11 +161,13 @@ class RemoteEngine:
             )
         return names[0]
 
-    async def _ask(self, path: str, deadline: float) -> dict[str, Any]:
-        """What an optional route says, or nothing."""
-        with suppress(GhostvisError, ValueError, RecursionError):
-            found = json.loads(await self._connection.get(path, deadline))
-            return found if isinstance(found, dict) else {}
+    async def _ask(self, route: str, deadline: float) -> dict[str, Any]:
+        """What an optional route of SGLang says, or nothing. smg only knows the route's older name."""
+        for path in (f"/{route}", f"/get_{route}"):
+            with suppress(GhostvisError, ValueError, RecursionError):
+                found = json.loads(await self._connection.get(path, deadline))
+                if isinstance(found, dict):
+                    return found
         return {}
 
     # What is sent
@@ -208,15 +215,18 @@ class RemoteEngine:
             self._noticed.add(key)
             self.info = replace(self.info, notices=(*self.info.notices, line))
 
-    async def _open(self, path: str, body: dict[str, Any], deadline: float) -> httpx2.Response:
+    async def _open(
+        self, path: str, body: dict[str, Any], deadline: float, headers: dict[str, str]
+    ) -> httpx2.Response:
         usage = {"stream_options": {"include_usage": True}} if self._stream_options else {}
         try:
-            response = await self._connection.open("POST", path, json.dumps(body | usage).encode(), deadline)
+            content = json.dumps(body | usage).encode()
+            response = await self._connection.open("POST", path, content, deadline, headers)
         except RefusedError as error:
             if not usage or error.status != 400 or "stream_options" not in error.message:
                 raise
             self._stream_options = False
-            return await self._open(path, body, deadline)
+            return await self._open(path, body, deadline, headers)
         kind = response.headers.get("content-type", "").lower()
         if kind.startswith("text/event-stream"):
             return response
@@ -257,6 +267,16 @@ class RemoteEngine:
                 # Without --enable-cache-report SGLang still writes cached_tokens: 0 beside its image_tokens.
                 usage = replace(usage, cached_tokens=None)
         return usage
+
+
+def _routing(request: GenerateRequest) -> dict[str, str]:
+    """A header, the same for all requests that begin with the same picture, or, without one, the same words."""
+    pictures = (picture.data for message in request.messages for picture in message.images)
+    words = (message.text.encode() for message in request.messages if message.role == "user")
+    first = next(pictures, None) or next(words, None)
+    if first is None:
+        return {}
+    return {ROUTING_HEADER: hashlib.sha256(first).hexdigest()[:ROUTING_DIGITS]}
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:

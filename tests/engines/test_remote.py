@@ -22,6 +22,7 @@ from tests.engines.scripted import (
     KEY,
     QUICK,
     Reply,
+    ScriptedServer,
     Serve,
     answer_to,
     ask,
@@ -154,6 +155,42 @@ async def test_servers_we_know_are_sent_every_field_also_those_without_effect(
         {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, ids: True},
         {"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2, "ignore_eos": True, ids: True},
     ]
+
+
+def routing_key(server: ScriptedServer, number: int) -> str | None:
+    return server.posts[number].headers.get("x-smg-routing-key")
+
+
+async def test_questions_about_one_picture_carry_one_routing_key(serve: Serve) -> None:
+    server = await serve()
+    later = (Message.of("user", "What?", [CAT]), Message.of("assistant", "A."), Message.of("user", "", [DOG]))
+    async with engine_for(server) as engine:
+        for request in (ask("What?", CAT), ask("Why?", CAT), GenerateRequest(later), ask("What?", DOG)):
+            await complete(engine, request)
+    first, *same, other = (routing_key(server, number) for number in range(4))
+    assert first is not None and same == [first, first]
+    assert other not in (None, first)
+
+
+async def test_the_turns_of_a_conversation_carry_the_key_of_its_first_question(serve: Serve) -> None:
+    server = await serve()
+    turns = [("system", "Be brief."), ("user", "hi"), ("assistant", "Hello."), ("user", "more")]
+    messages = tuple(Message.of(role, text) for role, text in turns)  # type: ignore[arg-type]
+    async with engine_for(server) as engine:
+        await complete(engine, ask("hi"))
+        await complete(engine, GenerateRequest(messages))
+        await complete(engine, ask("more"))
+        await complete(engine, GenerateRequest(prompt="The cat", sampling=QUICK))
+    first, later, other, raw = (routing_key(server, number) for number in range(4))
+    assert first is not None and later == first != other
+    assert raw is None
+
+
+async def test_a_routing_key_is_too_short_to_tell_what_was_asked(serve: Serve) -> None:
+    server = await serve()
+    async with engine_for(server) as engine:
+        await complete(engine, ask("my secret"))
+    assert re.fullmatch(r"[0-9a-f]{4}", routing_key(server, 0) or "")
 
 
 async def test_a_server_that_refuses_stream_options_is_asked_without_them(serve: Serve) -> None:
@@ -471,6 +508,15 @@ async def test_sglang_behind_a_gateway_is_recognised_by_its_own_route(serve: Ser
     pages = {"/v1/models": {"data": [CARD]}, "/model_info": SGLANG_PAGES["/model_info"]}
     async with await connected(await serve(pages=pages)) as engine:
         assert engine.server == Server("sglang")
+
+
+async def test_sglang_behind_a_gateway_that_knows_older_names_of_its_routes_is_recognised(
+    serve: Serve,
+) -> None:
+    card = {**CARD, "owned_by": "self_hosted"}
+    pages = {f"/get{path.replace('/', '_')}": SGLANG_PAGES[path] for path in ("/model_info", "/server_info")}
+    async with await connected(await serve(pages={"/v1/models": {"data": [card]}, **pages})) as engine:
+        assert engine.server == Server("sglang", "0.5.23", cache_report=False)
 
 
 async def test_sglang_that_is_still_loading_is_not_ready(serve: Serve) -> None:
