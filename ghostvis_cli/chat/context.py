@@ -6,7 +6,7 @@ the replies so far: it says how much to leave out, and the server's own refusal 
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.chat.session import Session
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ghostvis_cli.engines.base import Engine
 
 BYTES_A_TOKEN = 3.0  # of a reply, before there is one
+# How full the model may be once turns were left out. Leaving out just enough would change the beginning of the
+# prompt with every further message, and with it all that is cached.
+FULL = 0.75
 MARKUP_TOKENS = 5  # around a message and its reply, and one more for the whole
 LONG_TEXT = 20_000  # characters; some 2 ms of splitting
 # How the engines and servers we know say it: ours, SGLang, vLLM, llama.cpp, OpenAI.
@@ -28,7 +31,7 @@ TOO_LONG = re.compile(
 
 @dataclass(frozen=True)
 class Room:
-    """The sum of prompt and reply against the model's limit. `drop`: oldest turns that would have to go."""
+    """The sum of prompt and reply against the model's limit. `drop`: oldest turns to leave out where it is over."""
 
     prompt_tokens: int
     max_tokens: int
@@ -42,7 +45,7 @@ class Room:
 
     @property
     def arithmetic(self) -> str:
-        """ "1,950 tokens of conversation + 200 for the reply (max_tokens) = 2,150, and the model has 2,048"."""
+        """As in: 1,950 tokens of conversation + 200 for the reply (max_tokens) = 2,150, and the model has 2,048."""
         about = "" if self.exact else "about "
         return (
             f"{about}{self.prompt_tokens:,} tokens of conversation + {self.max_tokens:,} for the reply "
@@ -88,17 +91,20 @@ def _measure(session: Session, engine: "Engine", tokenizer: Any, max_tokens: int
         rows, layout = engine.info.image_tokens, engine.info.layout or "inline"
         return len(render_for_reply(session.messages(drop), tokenizer, layout, rows).ids)  # type: ignore[arg-type]
 
-    whole = tokens(0)
-    room = Room(whole, max_tokens, limit, exact=tokenizer is not None)
+    def fewest(room: int) -> int:
+        """Oldest turns to leave out for so many tokens of prompt, by halving; 0 where that is not enough."""
+        low, high = 1, len(session.sent) - 1
+        if high < 1 or tokens(high) > room:
+            return 0
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if tokens(middle) <= room else (middle + 1, high)
+        return low
+
+    room = Room(tokens(0), max_tokens, limit, exact=tokenizer is not None)
     if room.excess <= 0:
         return room
-    low, high = 1, len(session.sent) - 1  # fewest turns to leave out, by halving: fewer turns, fewer tokens
-    if high < 1 or tokens(high) + max_tokens > limit:
-        return room
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if tokens(middle) + max_tokens <= limit else (middle + 1, high)
-    return Room(whole, max_tokens, limit, low, exact=room.exact)
+    return replace(room, drop=fewest(int(limit * FULL) - max_tokens) or fewest(limit - max_tokens))
 
 
 def _most_tokens(session: Session, rows: int) -> int:

@@ -198,9 +198,9 @@ class Conversation:
 
     def _make_room(self, room: Room | None, refusal: GhostvisError | None) -> None:
         """Drop what --overflow lets drop, or say why it does not fit. A server's refusal beats our estimate."""
-        drop = room.drop if room else 0
-        if refusal is not None and len(self.session.sent) > 1:
-            drop = max(1, drop)
+        drop, turns = room.drop if room else 0, len(self.session.sent)
+        if refusal is not None and not drop and turns > 1:  # our estimate was too low, or there is none
+            drop = max(1, turns // 4)
         if room is not None and refusal is None:
             message = f"the message does not fit: {room.arithmetic}"
         else:
@@ -286,7 +286,7 @@ class Conversation:
     def _tell_trained(self) -> None:
         used, trained = self.context_used(), self.engine.info.trained_tokens if self.engine else None
         if used and trained is not None and used > trained and self.session.answered:
-            self._tell(f"the conversation is longer than the {trained} positions the model was trained on")
+            self._tell(f"longer than the {trained} positions the model learnt on: replies get worse; /clear helps")
 
     def _tell(self, line: str) -> None:
         """Each line once."""
