@@ -95,7 +95,8 @@ class SGLangEngine:
         pictures = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
         answer = _Answer(prompt, request.sampling, self.tokenizer)
         with self._process.request() as asked:
-            ids, logprobs = self._marked(prompt), request.sampling.logprobs
+            ids = marked(prompt, self._image_id, self.info.image_tokens)
+            logprobs = request.sampling.logprobs
             await asked.ask("generate", pictures, ids=ids, sampling=parameters, logprobs=logprobs)
             while not answer.ended:
                 if (chunk := answer.read(await asked.reply())) is not None:
@@ -118,17 +119,6 @@ class SGLangEngine:
         await self.aclose()
 
     # What is asked
-
-    def _marked(self, prompt: Prompt) -> list[int]:
-        """Ids with one image id for a picture's N rows or slots, which the plug-in's processor repeats."""
-        if not prompt.images:
-            return list(prompt.ids)
-        marked, at = [], 0
-        while at < len(prompt.ids):
-            is_place = prompt.ids[at] in (VISION_ROW, self._image_id)
-            marked.append(self._image_id if is_place else prompt.ids[at])
-            at += self.info.image_tokens if is_place else 1
-        return marked
 
     def _parameters(self, sampling: Sampling) -> dict[str, Any]:
         """SGLang's sampling parameters. Stop strings are ours: SGLang would also find them in markup.
@@ -170,6 +160,18 @@ class SGLangEngine:
     def _notice(self, line: str) -> None:
         if line not in self.info.notices:
             self.info = replace(self.info, notices=(*self.info.notices, line))
+
+
+def marked(prompt: Prompt, image_id: int, image_tokens: int) -> list[int]:
+    """A prompt's ids with one image id for a picture's N rows or slots, which the plug-in's processor repeats."""
+    if not prompt.images:
+        return list(prompt.ids)
+    ids, at = [], 0
+    while at < len(prompt.ids):
+        is_place = prompt.ids[at] in (VISION_ROW, image_id)
+        ids.append(image_id if is_place else prompt.ids[at])
+        at += image_tokens if is_place else 1
+    return ids
 
 
 class _Answer:

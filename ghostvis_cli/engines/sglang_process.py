@@ -92,6 +92,11 @@ class Process:
             if not request.ended:
                 self._write({"do": "abort", "id": number})
 
+    @property
+    def pid(self) -> int:
+        """Of the process that leads the group of all of SGLang's."""
+        return self._child.pid
+
     def check(self) -> None:
         """The reason why nothing can be asked any more, raised where there is one."""
         if self._closed:

@@ -1,0 +1,35 @@
+"""The engine protocol's promises, asked of SGLang in a process of ours and of SGLang behind a server.
+
+The tests are those of tests/engines/test_contract.py. The last of them closes its engine, so it runs last.
+"""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from ghostvis_cli.engines.base import Engine
+from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
+from ghostvis_cli.engines.sglang import SGLangEngine
+from tests.conftest import Reference
+from tests.engines import test_contract as contract
+from tests.sglang.asking import directory
+from tests.sglang.inprocess import profile_of
+from tests.sglang.servers import serving
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("contract")]
+globals().update({name: test for name, test in vars(contract).items() if name.startswith("test_")})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sglang", "remote-sglang"])
+async def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Engine]:
+    model = directory(Reference("vlm_clip_hf").checkpoint(), tmp_path_factory.mktemp("model"))
+    if request.param == "sglang":
+        async with await SGLangEngine.start(profile_of(model)) as started:
+            yield started
+        return
+    with serving(model) as server:
+        async with await RemoteEngine.connect(RemoteSettings(server.url, retries=0)) as connected:
+            yield connected
