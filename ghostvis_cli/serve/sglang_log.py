@@ -24,7 +24,7 @@ NOTABLE = re.compile(
     r"Load weight (begin|end)|KV Cache is allocated|Capture cuda graph (begin|end)|Gracefully exiting"
     r"|\"(POST|PUT|DELETE) /(?!health|freeze_gc)|Subprocess .* crashed|[Ww]atchdog timeout"
 )
-LAST_ERROR = re.compile(r"^(?:\[[^\]]*\] )?(?:[\w.]+\.)?((?!UserWarning)[A-Z]\w*(?:Error|Exception)): (.+)")
+LAST_ERROR = re.compile(r"^(?:\[[^\]]*\] )?(?:[\w.]+\.)?((?:[A-Z]\w*)?(?:Error|Exception)): (.+)")
 LESS_MEMORY = (
     "--gpu-memory-utilization 0.7, a smaller --context-length, or more GPUs: --tensor-parallel-size 2"
 )
@@ -118,15 +118,15 @@ class SGLangLog:
             fault = FAULTS[rank]
             said = printable(self._faults[rank]) if self._faults[rank] else "see its log, -v"
             return fault.error(fault.message.format(said), hint=fault.hint)
-        if code == -signal.SIGKILL:
+        last = next(
+            (f": {m[1]}: {m[2]}" for line in reversed(self._tail) if (m := LAST_ERROR.match(line))), ""
+        )
+        if code == -signal.SIGKILL and not last:  # with an error it has killed itself
             return EngineError(
                 "SGLang was killed (SIGKILL), as the system does where memory runs out",
                 hint=f"dmesg | tail  tells; {LESS_MEMORY}",
             )
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        last = next(
-            (f": {m[1]}: {m[2]}" for line in reversed(self._tail) if (m := LAST_ERROR.match(line))), ""
-        )
         return EngineError(
             f"SGLang ended {how}{printable(last) if last else ''}", hint="-v shows its whole log"
         )

@@ -302,6 +302,18 @@ def test_a_kill_is_told_with_what_kills() -> None:
     assert error.code == ExitCode.ENGINE
 
 
+def test_an_error_before_a_kill_is_the_reason() -> None:
+    log = SGLangLog()
+    log.feed("NotImplementedError: no kernel")
+    log.feed("Exception: Capture cuda graph failed: no kernel")
+    log.feed(
+        "[2026-11-23 14:11:48] Received sigquit from a child process. It usually means the child failed."
+    )
+    assert (
+        "by SIGKILL: Exception: Capture cuda graph failed: no kernel" in log.failure(-signal.SIGKILL).message
+    )
+
+
 def test_the_log_never_shows_a_key() -> None:
     assert SGLangLog(secrets=("s3cret",)).feed("server_args={'api_key': 's3cret'}\n") == (
         "server_args={'api_key': '***'}"
