@@ -8,7 +8,7 @@ import typer
 
 from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.cli import options, output
-from ghostvis_cli.errors import CheckFailedError, ExitCode, UsageError
+from ghostvis_cli.errors import CheckFailedError, ExitCode, UsageError, printable
 
 if TYPE_CHECKING:
     from ghostvis_cli.bench.compare import Comparison, Condition
@@ -456,10 +456,10 @@ def bench_compare(
         raise UsageError(f"--format {form!r} is none of table, markdown, json, benchfmt")
     names = tuple(comparing.known_metric(name) for name in metric or ())
     checks = [comparing.condition(each) for each in fail_if or ()]
-    base, *others = comparing.sides(dict(zip(_told_apart(reports), map(schema.read, reports), strict=True)))
-    wanted = (*names, *(check.metric for check in checks if names)) or ()
+    sides = comparing.sides(dict(zip(_told_apart(reports), map(schema.read, reports), strict=True)))
+    wanted = dict.fromkeys((*(names or comparing.HEADLINES), *(check.metric for check in checks)))
     found = [
-        comparing.compare(base, other, metrics=tuple(dict.fromkeys(wanted)), force=force) for other in others
+        comparing.compare(a, b, metrics=tuple(wanted), force=force) for a, b in comparing.pairings(sides)
     ]
     match form:
         case "json":
@@ -467,7 +467,7 @@ def bench_compare(
         case "markdown":
             output.answer(text.markdown(found))
         case "benchfmt":
-            output.answer(text.benchfmt([base, *others]))
+            output.answer(text.benchfmt(sides))
         case _:
             for comparison in found:
                 _show_comparison(comparison)
@@ -476,8 +476,10 @@ def bench_compare(
 
 def _told_apart(paths: list[Path]) -> list[str]:
     """File names where they differ, else whole paths."""
-    names = [path.stem for path in paths]
-    return names if len(set(names)) == len(names) else [f"{n + 1}:{path}" for n, path in enumerate(paths)]
+    names = [printable(path.stem) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [printable(f"{n + 1}:{path}") for n, path in enumerate(paths)]
 
 
 def _show_comparison(comparison: "Comparison") -> None:

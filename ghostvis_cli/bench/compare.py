@@ -92,19 +92,27 @@ def sides(reports: Mapping[str, Report]) -> list[Side]:
     found = []
     for name, report in reports.items():
         for card in report.engines:
-            label = (
-                card.name
-                if len(reports) == 1
-                else name
-                if len(report.engines) == 1
-                else f"{name}:{card.name}"
-            )
-            found.append(Side(label, report, card))
-    if len(found) < 2:
-        raise UsageError(
-            "there is one run, and nothing to compare it with", hint="bench compare A.json B.json"
-        )
+            short = card.name if len(reports) == 1 else name
+            several = len(reports) > 1 and len(report.engines) > 1
+            found.append(Side(f"{name}:{card.name}" if several else short, report, card))
     return found
+
+
+def pairings(found: Sequence[Side]) -> list[tuple[Side, Side]]:
+    """What is compared with what: the same engine of the first report and each other one; in one report, the
+    first engine and each other one."""
+    base = [side for side in found if side.report is found[0].report]
+    others = [side for side in found if side.report is not found[0].report]
+    if not others:
+        pairs = [(base[0], side) for side in base[1:]]
+    elif len(base) == 1 and len({id(side.report) for side in others}) == len(others):
+        pairs = [(base[0], side) for side in others]
+    else:
+        pairs = [(a, b) for a in base for b in others if a.card.name == b.card.name]
+    if not pairs:
+        names = ", ".join(side.name for side in found)
+        raise UsageError(f"nothing to compare among {names}", hint="ghostvis bench compare A.json B.json")
+    return pairs
 
 
 def compare(a: Side, b: Side, *, metrics: Sequence[str] = (), force: bool = False) -> Comparison:

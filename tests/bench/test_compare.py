@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ghostvis_cli.bench import schema
-from ghostvis_cli.bench.compare import compare, condition, judged, sides
+from ghostvis_cli.bench.compare import compare, condition, judged, pairings, sides
 from ghostvis_cli.bench.compare_text import benchfmt, markdown, rows
 from ghostvis_cli.bench.schema import Load, Report
 from ghostvis_cli.cli.app import build
@@ -19,7 +19,8 @@ from tests.bench.reports import CARD, WORK, around, report
 
 
 def both(a: Report, b: Report, **options: Any) -> Any:
-    return compare(*sides({"a": a, "b": b}), **options)
+    ((first, second),) = pairings(sides({"a": a, "b": b}))
+    return compare(first, second, **options)
 
 
 def verdict(a: Report, b: Report, name: str = "ttft_p95") -> str:
@@ -167,8 +168,15 @@ def test_failed_requests_are_told() -> None:
 
 
 def test_a_single_run_has_nothing_to_be_compared_with() -> None:
-    with pytest.raises(UsageError, match="nothing to compare"):
-        sides({"a": ttft(1.0)})
+    with pytest.raises(UsageError, match="nothing to compare among local"):
+        pairings(sides({"a": ttft(1.0)}))
+
+
+def test_reports_of_several_engines_are_compared_engine_by_engine() -> None:
+    remote = replace(CARD, name="remote")
+    several = replace(ttft(1.0), engines=(CARD, remote))
+    found = pairings(sides({"a": several, "b": replace(several, notes=("later",))}))
+    assert [(a.name, b.name) for a, b in found] == [("a:local", "b:local"), ("a:remote", "b:remote")]
 
 
 # --- checks
@@ -226,6 +234,13 @@ def test_what_a_check_could_not_rule_out_is_told(files: tuple[Path, Path]) -> No
     done = invoke(*files, "--fail-if", "ttft_p95>+20.1%")
     assert done.exit_code == 0
     assert "do not rule it out" in done.stderr
+
+
+def test_a_check_may_name_a_figure_that_the_table_does_not_show(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path, value in zip(paths, (1.0, 1.2), strict=True):
+        schema.write(report(around(value, "ttft_p90")), path)
+    assert invoke(*paths, "--fail-if", "ttft_p90>+5%").exit_code == 9
 
 
 def test_json_holds_the_intervals(files: tuple[Path, Path]) -> None:
