@@ -1,6 +1,7 @@
 """One benchmark from its options to its report: draw the workload, open the engines, run the plan, sum up."""
 
 import asyncio
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Requests in flight where nobody chose and the local engine's max_batch does not say.
 IN_FLIGHT = {"sglang": 64, "remote": 16}
 WARM_UP = 4
+OPEN_FILES = 65_536
 OFF_BY = 0.1  # a prompt length that differs by more from what was asked for is worth a line
 
 
@@ -61,6 +63,7 @@ async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
     from ghostvis_cli.engines.factory import make_engine
 
     profiles = engine_profiles(job, profile)
+    _allow_connections()
     plan = make_plan(job, next(iter(profiles.values())))
     work = make_workload(job, profile, plan)
     voice.notice(_announced(job, work, plan))
@@ -127,7 +130,10 @@ def engine_profiles(job: Job, profile: "Profile") -> dict[str, "Profile"]:
         kind: replace(settings, kind=kind) for name in own for kind in KINDS if kind == name
     }
     for url in job.against:
-        found[urlsplit(url).netloc or url] = replace(settings, kind="remote", base_url=url)
+        # A profile's own key and model are for its own server.
+        found[urlsplit(url).netloc or url] = replace(
+            settings, kind="remote", base_url=url, model=None, api_key_env=None, api_key_file=None
+        )
     return {name: replace(profile, engine=engine) for name, engine in found.items()}
 
 
@@ -177,6 +183,14 @@ def exit_code(runs: Iterable[Run]) -> int:
         return ExitCode.PARTIAL
     codes = {each.kind: int(each.code) for each in GhostvisError.__subclasses__()}
     return codes.get(max(kinds, key=kinds.__getitem__), int(ExitCode.REQUEST))
+
+
+def _allow_connections() -> None:
+    """Each request in flight is an open file, and shells allow some 1,024 where the system allows far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _is_here(profile: "Profile") -> bool:

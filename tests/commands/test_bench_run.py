@@ -9,10 +9,13 @@ from typer.testing import CliRunner, Result
 
 from ghostvis_cli import create_sglang_engine
 from ghostvis_cli.bench import schema
+from ghostvis_cli.bench.job import Job, engine_profiles
 from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import ExitCode
+from ghostvis_cli.profile import Profile
+from ghostvis_cli.profile.settings import EngineSettings
 from tests.engines.serving import BreaksLater, Recorder, running
 
 SMALL = ("--output-len", "4", "--prompt-len", "8", "--warm-up", "1")
@@ -121,6 +124,14 @@ def test_against_measures_any_server_and_names_it_by_its_address() -> None:
     with running(FakeEngine()) as server:
         report = reported("--num-prompts", "3", *SMALL, "--against", server.url)
     assert [each["engine"] for each in report["runs"]] == [server.url.removeprefix("http://")]
+
+
+def test_a_profiles_key_goes_to_no_other_server() -> None:
+    engine = EngineSettings(base_url="http://here", api_key_env="MY_KEY", model="mine")
+    found = engine_profiles(Job(against=("http://there:1",)), Profile(engine=engine))
+    assert [each.engine.api_key_env for each in found.values()] == ["MY_KEY", None]
+    assert found["there:1"].engine.model is None
+    assert {each.engine.retries for each in found.values()} == {0}
 
 
 def test_rows_of_ones_own_are_replayed(tmp_path: Path) -> None:
