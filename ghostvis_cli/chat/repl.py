@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from ghostvis_cli.chat.surface import Options
 from ghostvis_cli.chat.terminal import Terminal, TerminalGoneError
 from ghostvis_cli.cli import guard
 from ghostvis_cli.engines.base import Chunk, EngineInfo
+from ghostvis_cli.engines.factory import choose_checkpoint
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, printable
 
 if TYPE_CHECKING:
@@ -111,9 +112,12 @@ class Chat:
     async def _connect(self) -> None:
         """Find the model while the first message is typed. A server that is not there may come back."""
         try:
-            if self._conversation.profile.engine.chosen_kind == "local":
+            profile = self._conversation.profile
+            if profile.engine.chosen_kind == "local":
+                choose_checkpoint(profile.model)  # fails at once where there is none
                 # Not on the loop: seconds in which no key would show.
-                await asyncio.to_thread(__import__, "ghostvis_cli.engines.local")
+                with suppress(ImportError):  # which connect() explains
+                    await asyncio.to_thread(__import__, "ghostvis_cli.engines.local")
             await self._conversation.connect()
         except EngineError as error:
             self._terminal.error(error)
