@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from ghostvis_cli import demo
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.fake import FakeEngine
+from tests.chat.scripts import ANSWERS, DEMO, PICTURES, RED, THREE, lines, records, run
 from tests.commands import processes
 from tests.commands.processes import at, hanging, saying, scripted
 from tests.engines.scripted import refusal
 from tests.engines.serving import running
-
-RED, THREE, STRIPED, _ = (str(path) for path in demo.EXAMPLES)
-DEMO = ("--source", "demo", "--temperature", "0")
 
 
 @pytest.fixture(autouse=True)
@@ -29,42 +25,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-def run(script: str | bytes, *args: str) -> Result:
-    return CliRunner().invoke(build(), ["chat", *args], prog_name="ghostvis", input=script)
-
-
-def lines(*given: str) -> str:
-    return "".join(f"{line}\n" for line in given)
-
-
-def records(done: Result) -> list[dict[str, Any]]:
-    assert done.exit_code == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 # The conversation itself, on the built-in model
-
-PICTURES = lines(
-    f"/image {RED}",
-    "What is in this picture?",
-    "What color is it?",
-    "Where is it?",
-    f"/image '{THREE}'",
-    "How many shapes are there?",
-    "What is in the first picture?",
-    "What is in the second picture?",
-    "/undo",
-    "/regen",
-)
-ANSWERS = [
-    "A red circle on a white background.",
-    "It is red.",
-    "It is in the center.",
-    "There are three shapes.",
-    "A red circle on a white background.",
-    "A blue square, a yellow star and a green triangle on a gray background.",
-    "A red circle on a white background.",
-]
 
 
 @pytest.fixture(scope="module")
