@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ghostvis_cli import GhostVisSGLangEngine, create_sglang_engine, demo
+from ghostvis_cli.engines.sglang_runtime import why_not
 from ghostvis_cli.errors import EngineError, InputError, ModelError
 from ghostvis_cli.images import load_image
 
@@ -31,6 +32,20 @@ def test_each_prompt_is_answered_in_its_place(engine: GhostVisSGLangEngine) -> N
     assert "red circle" in texts[0]
     assert "three shapes" in texts[2]
     assert len(texts) == 3 and texts[1]
+
+
+def test_where_sglang_is_of_no_use_the_local_engine_says_why(engine: GhostVisSGLangEngine) -> None:
+    reason = why_not()
+    if reason is None:
+        pytest.skip("SGLang can be used here")
+    assert engine.info.kind == "local"
+    assert engine.info.notices[0] == f"{reason}: the local engine runs the model"
+
+
+def test_an_engine_that_was_chosen_is_not_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GHOSTVIS_ENGINE", "local")
+    with create_sglang_engine(source="demo") as engine:
+        assert (engine.info.kind, engine.info.notices) == ("local", ())
 
 
 def test_one_picture_is_shared_by_all_prompts_in_every_form(engine: GhostVisSGLangEngine) -> None:
