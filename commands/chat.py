@@ -146,11 +146,6 @@ def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -
     """What to go on with: a session's file, or a new one. A home that can't be written costs only a notice."""
     from ghostvis_cli.chat.conversation import Conversation
 
-    kept = {
-        options.KEYS[name]: value
-        for name, value in ctx.params.items()
-        if options.KEYS.get(name, "").startswith(("sampling.", "images.")) and value not in (None, [])
-    }
     file = None
     try:
         file = _session_file(ctx.params, autosave=autosave)
@@ -158,9 +153,7 @@ def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -
         output.notice(f"the conversation will not be saved: {error.strerror}")
     if file is not None:
         ctx.call_on_close(file.close)
-    conversation = Conversation(
-        resolved, kept=kept, overflow=ctx.params["overflow"], file=file, note=output.notice
-    )
+    conversation = Conversation(resolved, overflow=ctx.params["overflow"], file=file, note=output.notice)
     if file is not None and file.exists:
         conversation.session = file.load(resolved.profile.images)
         if resolved.origins["system"].place == "flag":

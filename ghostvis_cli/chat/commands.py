@@ -12,6 +12,7 @@ from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.settings import plain, settable
 from ghostvis_cli.chat.slash import Command
 from ghostvis_cli.chat.surface import Surface
+from ghostvis_cli.chat.transcript import image_hash
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import OutputError, UsageError, one_line, printable
 from ghostvis_cli.paths import expanded
@@ -69,6 +70,10 @@ async def attach(chat: Conversation, sources: list[str], surface: Surface) -> No
         raise UsageError("stdin is not read for pictures here", hint="/image PATH")
     limits = chat.profile.images
     found = [await asyncio.to_thread(load_image, source, limits=limits) for source in sources]
+    if (
+        chat.file is not None
+    ):  # saving asks for the bytes, which may have to be made: a second for a large photo
+        await asyncio.to_thread(lambda: [image_hash(each) for each in found])
     chat.session.attach(found)
     for each in found:
         surface.note(f"attached: {chip(each)}")

@@ -10,7 +10,7 @@ stream ends by itself with a chunk whose finish reason is "abort".
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,6 @@ Overflow: TypeAlias = Literal["refuse", "drop-oldest"]
 class Conversation:
     """What a terminal or a script talks to. `session` is what was said, `last` the newest reply.
 
-    kept      flags by their dotted key that stay when the profile changes, such as a typed --temperature
     file      where the session is saved after every change
     note      is told one line at a time what a person may want to know
     """
@@ -41,7 +40,6 @@ class Conversation:
         resolved: "Resolved",
         session: Session | None = None,
         *,
-        kept: Mapping[str, Any] | None = None,
         overflow: Overflow = "refuse",
         file: "SessionFile | None" = None,
         note: Callable[[str], None] = lambda line: None,
@@ -52,7 +50,7 @@ class Conversation:
         self.written: set[Path] = set()  # files this chat may write again
         self.engine: Engine | None = None
         self.last: Reply | None = None
-        self._kept = dict(kept or {})
+        self._kept = _typed(resolved)
         self._door = asyncio.Lock()  # one at a time loads the model
         self._lost = False
         self._told: set[str] = set()
@@ -77,8 +75,7 @@ class Conversation:
     async def switch(self, name: str) -> None:
         """Go on with another profile: its engine first, so that a profile that fails changes nothing.
 
-        Flags about the model are the old profile's business and end here; --temperature and the like stay, and
-        what was /set.
+        What was typed about the model ends here; --temperature, --system and the like stay, and what was /set.
         """
         from ghostvis_cli.engines.factory import make_engine
         from ghostvis_cli.profile import resolve
@@ -286,7 +283,9 @@ class Conversation:
     def _tell_trained(self) -> None:
         used, trained = self.context_used(), self.engine.info.trained_tokens if self.engine else None
         if used and trained is not None and used > trained and self.session.answered:
-            self._tell(f"longer than the {trained} positions the model learnt on: replies get worse; /clear helps")
+            self._tell(
+                f"longer than the {trained} positions the model learnt on: replies get worse; /clear helps"
+            )
 
     def _tell(self, line: str) -> None:
         """Each line once."""
@@ -349,6 +348,17 @@ def _for_chat(resolved: "Resolved") -> "Profile":
     if resolved.chose("sampling.max_tokens"):
         return profile
     return replace(profile, sampling=replace(profile.sampling, max_tokens=CHAT_MAX_TOKENS))
+
+
+def _typed(resolved: "Resolved") -> dict[str, Any]:
+    """What was typed about answers, by its dotted key; what was typed about the model belongs to one profile."""
+    typed = [path for path, origin in resolved.origins.items() if origin.place == "flag"]
+    sampling, profile = vars(resolved.profile.sampling), resolved.profile
+    return {
+        path: profile.system if path == "system" else sampling[path.removeprefix("sampling.")]
+        for path in typed
+        if path == "system" or path.startswith("sampling.")
+    }
 
 
 def _oldest(count: int) -> str:

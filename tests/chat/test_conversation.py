@@ -251,7 +251,8 @@ async def test_a_profile_changes_the_engine_and_keeps_the_conversation(
     config.mkdir(parents=True)
     monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(config.parent))
     old, surface = FakeEngine(), Surface()
-    conversation = talking(old, kept={"sampling.seed": 7})
+    flags = {"sampling.seed": 7, "model.source": "demo", "engine.device": "cpu"}
+    conversation = talking(old, resolved=settled(**flags))
     with running(FakeEngine()) as server:
         (config / "lab.yaml").write_text(
             f"engine: {{base_url: '{server.url}'}}\nsampling: {{temperature: 0.3, top_p: 0.2}}\nsystem: Hm.\n"
@@ -264,12 +265,20 @@ async def test_a_profile_changes_the_engine_and_keeps_the_conversation(
             sampling, info = conversation.profile.sampling, conversation.engine.info  # type: ignore[union-attr]
             assert (sampling.temperature, sampling.top_p, sampling.seed) == (0.0, 0.2, 7)
             assert (sampling.max_tokens, info.kind) == (CHAT_MAX_TOKENS, "remote")
+            assert conversation.profile.model.source is None
             assert [turn.text for turn in conversation.session.turns] == ["hello", "again"]
             assert conversation.session.system == "Hm." and old.failure is not None  # closed
             for name in ("nosuch", "../lab"):
                 with pytest.raises(UsageError, match="there is no profile"):
                     await do(conversation, f"/profile {name}", surface)
             assert await do(conversation, "still", surface) == "still"
+
+
+async def test_a_typed_system_message_stays_when_the_profile_changes() -> None:
+    conversation = talking(resolved=settled(system="Be brief."))
+    await do(conversation, "/profile demo", Surface())
+    assert (conversation.session.system, conversation.profile.name) == ("Be brief.", "demo")
+    await conversation.aclose()
 
 
 async def test_a_profile_whose_server_is_down_changes_nothing(
