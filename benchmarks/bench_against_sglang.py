@@ -4,8 +4,9 @@
 
 Target: throughput, TTFT, TPOT and end-to-end within 3 % of each other, at the median of the rounds. Both send the
 same rows to the same real SGLang server on this machine's CPU, so many in flight, greedy, to full length. It
-forgets its keys and values before each run, and every other round begins with the other client. Minutes. Where
-SGLang is not installed it says how to get it.
+forgets its keys and values before each run, and every other round begins with the other client. With --known the
+server is one whose every token comes at a known time: what is left is the difference of the clients. Minutes.
+Where SGLang is not installed it says how to get it.
 """
 
 import argparse
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks import synthetic
 from benchmarks.report import Spread, machine
 from ghostvis_cli.bench.lengths import Length
 from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
@@ -31,6 +33,7 @@ from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 
 WITHIN = 0.03
+KNOWN = synthetic.Times(first_s=0.05, gap_s=0.01)
 # Ours, theirs, and what theirs is multiplied by to be in our unit.
 FIGURES = (
     ("requests_per_s", "request_throughput", 1.0),
@@ -46,6 +49,7 @@ FIGURES = (
 
 def main() -> int:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--known", action="store_true", help="a server of known times in place of SGLang")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=4)
@@ -58,23 +62,33 @@ def main() -> int:
             " .venv-sglang/bin/python -m benchmarks.bench_against_sglang"
         )
         return 0
-    from tests.sglang.servers import serving
-
     print(f"{machine()}; {options}")
     with tempfile.TemporaryDirectory() as folder:
         model = _converted(Path(folder) / "model")
+        if options.known:
+            with synthetic.serving(KNOWN) as url:
+                return _compare(*_measured(options, url, model, lambda: None))
+        from tests.sglang.servers import serving
+
         with serving(model) as server:
-            ours: list[dict[str, Any]] = []
-            theirs: list[dict[str, Any]] = []
-            for round_ in range(options.rounds + 1):  # the first one warms everything up and is not counted
-                work = _workload(options, round_)
-                for name in ("ours", "theirs") if round_ % 2 else ("theirs", "ours"):
-                    server.forget()
-                    if name == "ours":
-                        ours.append(_ours(server.url, work, options.concurrency))
-                    else:
-                        theirs.append(_theirs(server.url, model, work, options, Path(folder)))
-    return _compare(ours[1:], theirs[1:])
+            return _compare(*_measured(options, server.url, model, server.forget))
+
+
+def _measured(
+    options: argparse.Namespace, url: str, model: Path, forget: Callable[[], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Figures of each round, ours and theirs. The first round warms everything up and is not among them."""
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    for round_ in range(options.rounds + 1):
+        work = _workload(options, round_)
+        for name in ("ours", "theirs") if round_ % 2 else ("theirs", "ours"):
+            forget()
+            if name == "ours":
+                ours.append(_ours(url, work, options.concurrency))
+            else:
+                theirs.append(_theirs(url, model, work, options, model.parent))
+    return ours[1:], theirs[1:]
 
 
 def _compare(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> int:

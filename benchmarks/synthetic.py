@@ -88,7 +88,8 @@ class Answering(asyncio.Protocol):
         if len(rest) < length:
             return
         self._buffer = rest[length:]
-        self._answer(json.loads(rest[:length])["max_tokens"], arrived_s)
+        asked = json.loads(rest[:length])
+        self._answer(asked.get("max_tokens") or asked["max_completion_tokens"], arrived_s)
 
     def _page(self, body: bytes, status: bytes) -> None:
         self._transport.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
