@@ -30,7 +30,7 @@ from tests.engines.serving import eventually
 
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
-PATIENCE_S = 300.0  # a start on a busy machine
+PATIENCE_S = 900.0  # a start on a machine that many others use: seen 170 s
 KEY = "s3cret-of-the-tests"
 MARK = "SERVE_TEST"  # a variable that everything below one `ghostvis` inherits
 
@@ -233,7 +233,7 @@ def test_sigterm_lets_16_running_requests_finish(cache: Path) -> None:
             body = {
                 "model": process.record["model"],
                 "messages": [{"role": "user", "content": f"Count from {number}"}],
-                "max_tokens": 600,
+                "max_tokens": 200,  # 16 of them fit into the cache at once
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
@@ -255,7 +255,7 @@ def test_sigterm_lets_16_running_requests_finish(cache: Path) -> None:
         for asker in askers:
             asker.join(PATIENCE_S)
         assert process.end() == 0
-        assert counts == [600] * CPU_RUNNING_REQUESTS
+        assert counts == [200] * CPU_RUNNING_REQUESTS
         assert members(group) == []
         assert process.left() == []
 
