@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
 from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, Engine, GenerateRequest
-from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
+from ghostvis_cli.errors import EngineError, GhostvisError, LockedError, RequestError, one_line
 
 if TYPE_CHECKING:
     from ghostvis_cli.chat.store import SessionFile
@@ -270,8 +270,8 @@ class Conversation:
             return
         try:
             self.file.save(self.session, self.about(), durable=durable)
-        except OSError as error:
-            self._tell(f"the conversation is not being saved: {error.strerror or error}")
+        except (OSError, LockedError) as error:
+            self._tell(f"the conversation is not being saved: {one_line(error)}")
 
     def about(self) -> dict[str, str]:
         return {"profile": self.profile.name, "model": self.engine.info.model if self.engine else ""}

@@ -3,11 +3,13 @@
 import asyncio
 import shutil
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ghostvis_cli import demo
 from ghostvis_cli.chat.commands import attach, perform
@@ -15,11 +17,11 @@ from ghostvis_cli.chat.context import TooLongError, measure
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.script import ScriptSurface
 from ghostvis_cli.chat.session import Session
-from ghostvis_cli.chat.slash import Command, parse
+from ghostvis_cli.chat.slash import BY_NAME, Command, parse
 from ghostvis_cli.chat.store import SessionFile, Shelf
 from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, GenerateRequest, Usage
 from ghostvis_cli.engines.fake import FakeEngine
-from ghostvis_cli.errors import EngineError, InputError, RequestError, UsageError
+from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError
 from ghostvis_cli.images import DEFAULT_LIMITS
 from ghostvis_cli.profile import Resolved, resolve
 from tests.engines.serving import PATIENCE_S, running
@@ -447,6 +449,31 @@ async def test_only_what_this_chat_wrote_is_written_over(tmp_path: Path) -> None
     await do(conversation, f"/export md -f {diary}", surface)
     await do(conversation, f"/export md {diary}", surface)
     assert diary.read_text().startswith("# Conversation")
+
+
+NO_PATHS = st.text(
+    st.characters(exclude_characters="/~"), max_size=40
+)  # what is written stays in one directory
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(sorted(set(BY_NAME) - {"profile"})), NO_PATHS), max_size=6))
+def test_any_arguments_work_or_are_refused_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[tuple[str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GHOSTVIS_STATE_DIR", str(tmp_path / "state"))
+
+    async def converse() -> None:
+        conversation, surface = talking(), Surface(edited="again")
+        await attach(conversation, [RED], surface)
+        await do(conversation, "what?", surface)
+        for name, rest in typed:
+            with suppress(GhostvisError):
+                await do(conversation, f"/{name} {rest}", surface)
+            assert conversation.session.answered
+
+    asyncio.run(converse())
 
 
 async def test_every_change_is_on_disk_at_once(tmp_path: Path) -> None:
