@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"
-CACHE_BYTES = 128 * 2**20  # 890 pictures of 224 pixels
+CACHE_VARIABLE = "GHOSTVIS_PICTURE_CACHE_MB"
+CACHE_MB = 128  # 890 pictures of 224 pixels
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Pictures:
         *,
         hosts: frozenset[str] | None = None,
         limits: ImageLimits | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        cache_mb: float | None = None,
     ) -> None:
-        self.size, self.cache_bytes = size, cache_bytes
+        self.size = size
+        self.cache_bytes = 2**20 * (cache_size_mb() if cache_mb is None else cache_mb)
         self.hosts = allowed_hosts() if hosts is None else hosts
         # A redirect would lead from an allowed host to any other.
         self.limits = replace(limits or ImageLimits(), max_redirects=0)
@@ -100,7 +102,9 @@ class Pictures:
     def _picture(self, image: Any) -> Picture:
         import numpy as np
 
-        pixels = np.asarray(crop(image, self.size), dtype=np.uint8)
+        pixels = np.array(
+            crop(image, self.size), dtype=np.uint8
+        )  # a copy: torch warns of Pillow's own memory
         return Picture(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
 
     def _recall(self, key: bytes) -> Picture | None:
@@ -120,3 +124,12 @@ def allowed_hosts() -> frozenset[str]:
     """Of GHOSTVIS_ALLOWED_IMAGE_HOSTS, separated by commas; none by default."""
     names = os.environ.get(HOSTS_VARIABLE, "").split(",")
     return frozenset(name.strip().lower() for name in names if name.strip())
+
+
+def cache_size_mb() -> float:
+    """Of GHOSTVIS_PICTURE_CACHE_MB; 0 keeps nothing."""
+    chosen = os.environ.get(CACHE_VARIABLE, str(CACHE_MB))
+    try:
+        return float(chosen)
+    except ValueError:
+        raise ValueError(f"{CACHE_VARIABLE} is {chosen!r}: a number of megabytes") from None

@@ -15,10 +15,10 @@ from PIL import Image
 from ghostvis_cli import demo
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin.media import HOSTS_VARIABLE, Picture, Pictures
+from ghostvis_cli.sglang_plugin.media import CACHE_VARIABLE, HOSTS_VARIABLE, Picture, Pictures
 
 SIZE = 16
-SQUARE_BYTES = SIZE * SIZE * 3
+SQUARE_MB = SIZE * SIZE * 3 / 2**20
 
 
 def png(color: str = "red", size: tuple[int, int] = (24, 20)) -> bytes:
@@ -44,6 +44,7 @@ def refusal(pictures: Pictures, source: object) -> str:
 @pytest.mark.parametrize("path", demo.EXAMPLES, ids=lambda path: path.name)
 def test_the_square_is_the_one_the_local_engine_sees(path: Path) -> None:
     square = Pictures(112, hosts=frozenset()).load(path.read_bytes(), "image 1").pixels
+    assert square.flags.writeable, "torch would warn in the server's log"
     assert square.shape == (112, 112, 3)
     assert square.tobytes() == crop(load_image(path).pil(), 112).tobytes()
 
@@ -83,7 +84,7 @@ def test_identities_of_another_process_are_others() -> None:
 
 
 def test_only_as_many_pictures_are_kept_as_fit_and_the_longest_unused_goes_first() -> None:
-    pictures = Pictures(SIZE, hosts=frozenset(), cache_bytes=2 * SQUARE_BYTES)
+    pictures = Pictures(SIZE, hosts=frozenset(), cache_mb=2 * SQUARE_MB)
     red, blue = pictures.load(png("red"), "image 1"), pictures.load(png("blue"), "image 1")
     assert pictures.load(png("red"), "image 1") is red
     pictures.load(png("green"), "image 1")
@@ -92,14 +93,22 @@ def test_only_as_many_pictures_are_kept_as_fit_and_the_longest_unused_goes_first
 
 
 def test_a_cache_without_room_keeps_nothing_and_still_answers() -> None:
-    pictures = Pictures(SIZE, hosts=frozenset(), cache_bytes=0)
+    pictures = Pictures(SIZE, hosts=frozenset(), cache_mb=0)
     first, second = (pictures.load(png(), "image 1") for _ in range(2))
     assert first is not second
     assert first.identity == second.identity
 
 
+def test_the_caches_size_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "0.5")
+    assert Pictures(SIZE).cache_bytes == 2**19
+    monkeypatch.setenv(CACHE_VARIABLE, "some")
+    with pytest.raises(ValueError, match="GHOSTVIS_PICTURE_CACHE_MB is 'some': a number of megabytes"):
+        Pictures(SIZE)
+
+
 def test_threads_that_load_at_once_get_what_each_asked_for() -> None:
-    pictures = Pictures(SIZE, hosts=frozenset(), cache_bytes=3 * SQUARE_BYTES)
+    pictures = Pictures(SIZE, hosts=frozenset(), cache_mb=3 * SQUARE_MB)
     colors = ("red", "lime", "blue", "white", "black")
     files = {color: png(color) for color in colors}
 
