@@ -1,7 +1,9 @@
-"""What SGLang does not check for us, hooked in front of its own functions (seen on 0.5.17 and 0.5.23).
+"""What SGLang does not check for us, hooked around its own functions (seen on 0.5.17 and 0.5.23).
 
-* A prompt's id outside the vocabulary ends its scheduler, or reads what another request cached under that id.
-* A prompt with pictures goes from ids to text and back, where a typed `<|bos|>` would become the token.
+* Its scheduler, and with it the server, ends at a prompt's id outside the vocabulary (or reads what another request
+  cached under it), at embeddings that came as JSON, and at some numbers out of range.
+* Text that never was in a chat template would lose its typed `<|bos|>` to the token: a raw prompt, the beginning of
+  a reply, and a prompt with pictures, which goes from ids to text and back.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,40 +13,79 @@ from typing import Any
 from ghostvis_cli.convert.tokenizer import escaped
 
 MODEL_TYPES = ("ghostvis", "nanochat", "qwen3")
+MOST_TOPS, MOST_ANSWERS = 256, 128  # OpenAI's routes are documented for 20 and 128
 
 
 def install() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
-        refuse_unknown_ids,
-        HookType.BEFORE,
-    )
-    HookRegistry.register(
-        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_messages",
-        keep_typed_specials,
-        HookType.AFTER,
-    )
+    chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+    completion = "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
+    manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+    for target, hook, kind in (
+        (f"{manager}._validate_one_request", refuse_what_kills, HookType.BEFORE),
+        (f"{chat}._process_messages", keep_typed_specials, HookType.AFTER),
+        (f"{chat}._append_assistant_prefix_to_prompt_ids", keep_specials_of_a_reply, HookType.AROUND),
+        (f"{completion}._convert_to_internal_request", begin_as_training_did, HookType.AFTER),
+    ):
+        HookRegistry.register(target, hook, kind)
 
 
-def refuse_unknown_ids(manager: Any, _request: Any, input_ids: Sequence[int] | None, *_: Any) -> None:
+def refuse_what_kills(manager: Any, request: Any, input_ids: Sequence[int] | None, *_: Any) -> None:
     """ValueError, which SGLang answers as 400."""
     config = manager.model_config
     if config.hf_config.model_type not in MODEL_TYPES:
         return
-    ids = () if input_ids is None else input_ids
-    if len(ids) and not (min(ids) >= 0 and max(ids) < config.vocab_size):
-        raise ValueError(f"token ids must be within 0 and {config.vocab_size - 1}")
+    refuse_unknown_ids(() if input_ids is None else input_ids, config.vocab_size)
+    tops = getattr(request, "top_logprobs_num", None) or 0
+    answers = (request.sampling_params or {}).get("n") or 1
+    embeddings = request.positional_embed_overrides
+    for fault, rule in (
+        ((getattr(request, "logprob_start_len", None) or 0) < -1, "logprob_start_len must be at least -1"),
+        (not 0 <= tops <= MOST_TOPS, f"top log probabilities must be within 0 and {MOST_TOPS}"),
+        (answers > MOST_ANSWERS, f"n must be at most {MOST_ANSWERS}"),
+        (embeddings is not None and not hasattr(embeddings, "positions"), "embeddings can't be sent as JSON"),
+    ):
+        if fault:
+            raise ValueError(rule)
+
+
+def refuse_unknown_ids(ids: Sequence[int], vocab_size: int) -> None:
+    if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise ValueError(f"token ids must be within 0 and {vocab_size - 1}")
 
 
 def keep_typed_specials(result: Any, chat: Any, *_: Any, **__: Any) -> Any:
     """The prompt of a chat with pictures: text that gives the very ids again when it is encoded."""
-    manager = chat.tokenizer_manager
-    if manager.model_config.hf_config.model_type == "ghostvis" and isinstance(result.prompt_ids, list):
-        tokenizer = manager.tokenizer
+    tokenizer, config = chat.tokenizer_manager.tokenizer, chat.tokenizer_manager.model_config
+    if config.hf_config.model_type == "ghostvis" and isinstance(result.prompt_ids, list):
+        refuse_unknown_ids(result.prompt_ids, config.vocab_size)  # a client may send them here too
         result.prompt = spelled(result.prompt_ids, set(tokenizer.all_special_ids), tokenizer.decode)
     return result
+
+
+def keep_specials_of_a_reply(
+    append: Callable[..., list[int]], chat: Any, prompt_ids: list[int], text: str
+) -> list[int]:
+    """The reply that `continue_final_message` begins. It is encoded as it is, behind the rendered prompt."""
+    return append(
+        chat, prompt_ids, escaped(text) if _reads_escapes(chat.tokenizer_manager.tokenizer) else text
+    )
+
+
+def begin_as_training_did(result: tuple[Any, Any], completion: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    """A raw prompt is text behind a BOS, as in the local engine."""
+    request, tokenizer = result[0], completion.tokenizer_manager.tokenizer
+    if request.text is not None and _reads_escapes(tokenizer):
+        texts = [request.text] if isinstance(request.text, str) else request.text
+        begun = [tokenizer.bos_token + escaped(text) for text in texts]
+        request.text = begun[0] if isinstance(request.text, str) else begun
+    return result
+
+
+def _reads_escapes(tokenizer: Any) -> bool:
+    """Whether it is a converted directory's, which takes the marks away again."""
+    return tokenizer is not None and tokenizer.decode(tokenizer.encode(escaped("<"))) == "<"
 
 
 def spelled(ids: Sequence[int], specials: set[int], decode: Callable[[list[int]], str]) -> str:
