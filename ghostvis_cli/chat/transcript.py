@@ -31,6 +31,7 @@ SCHEMA_VERSION, KIND = 1, "ghostvis chat"
 HASH = re.compile(r"[0-9a-f]{64}")
 LARGEST_COUNT = 10**12  # of tokens
 _hashes: "WeakKeyDictionary[EncodedImage, str]" = WeakKeyDictionary()
+_lines: WeakKeyDictionary[Turn, str] = WeakKeyDictionary()  # without pictures inside; turns never change
 
 
 def image_hash(image: "EncodedImage") -> str:
@@ -55,8 +56,15 @@ def lines(session: Session, about: dict[str, str], *, embed: bool) -> Iterator[s
     head = {"schema_version": SCHEMA_VERSION, "kind": KIND, "system": session.system}
     yield _line(head | {"forgotten": session.forgotten} | about)
     for turn in session.turns:
-        reply = asdict(turn.reply) if turn.reply else None
-        yield _line({"text": turn.text, "images": [picture(image) for image in turn.images], "reply": reply})
+        line = None if embed else _lines.get(turn)
+        if line is None:
+            reply = asdict(turn.reply) if turn.reply else None
+            line = _line(
+                {"text": turn.text, "images": [picture(image) for image in turn.images], "reply": reply}
+            )
+            if not embed:
+                _lines[turn] = line
+        yield line
     if session.pending or session.draft is not None:
         yield _line({"draft": session.draft, "images": [picture(image) for image in session.pending]})
 
