@@ -9,12 +9,13 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.engines.base import Completion, complete
+from ghostvis_cli.engines.base import Completion, GenerateRequest, complete
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.images import EncodedImage, load_image
 from tests.sglang.asking import DEMO, GREEDY, ROWS, asked, conversation, encoded, in_order, scenes_from
@@ -65,9 +66,9 @@ def test_a_repeated_prompt_computes_its_last_token_alone(server: Server) -> None
     assert first.token_ids == second.token_ids
 
 
-def file_of(picture: Image.Image, form: str, **options: object) -> EncodedImage:
+def file_of(picture: Image.Image, form: str, **options: Any) -> EncodedImage:
     file = io.BytesIO()
-    picture.save(file, form, **options)  # type: ignore[arg-type]
+    picture.save(file, form, **options)
     content = file.getvalue()
     as_sent = replace(load_image(content), original=content)
     assert as_sent.data == content, "the server must get this file, and no PNG made of it"
@@ -124,7 +125,7 @@ def test_another_picture_is_never_taken_for_one_seen(server: Server) -> None:
 def test_a_picture_behind_other_text_is_computed_anew(server: Server) -> None:
     picture = next(scenes_from(105)).picture
 
-    def after(words: str) -> object:
+    def after(words: str) -> GenerateRequest:
         return conversation((words, []), "Yes.", ("What is it?", [picture]))
 
     requests = [
