@@ -13,8 +13,7 @@ from tests.sglang.servers import Server, free_port
 SMG = Path(sys.executable).with_name("smg")
 READY_S = 60.0
 FLAGS = ("--policy", "consistent_hashing", "--disable-tokenizer-autoload",
-         "--retry-max-retries", "8", "--retry-max-backoff-ms", "1000",
-         "--health-check-interval-secs", "5")  # fmt: skip
+         "--health-check-interval-secs", "5", "--max-buffered-request-bytes", "67108864")  # fmt: skip
 
 
 @contextmanager
