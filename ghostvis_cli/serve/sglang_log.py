@@ -24,7 +24,11 @@ NOTABLE = re.compile(
     r"Load weight (begin|end)|KV Cache is allocated|Capture cuda graph (begin|end)|Gracefully exiting"
     r"|\"(POST|PUT|DELETE) /(?!health|freeze_gc)|Subprocess .* crashed|[Ww]atchdog timeout"
 )
-LAST_ERROR = re.compile(r"^(?:\[[^\]]*\] )?(?:[\w.]+\.)?((?:[A-Z]\w*)?(?:Error|Exception)): (.+)")
+# Not what the children of a main process that was killed say when its pipes end.
+LAST_ERROR = re.compile(
+    r"^(?:\[[^\]]*\] )?(?:[\w.]+\.)?"
+    r"((?!UserWarning|BrokenPipeError|EOFError|ConnectionResetError)[A-Z]\w*(?:Error|Exception)): (.+)"
+)
 LESS_MEMORY = (
     "--gpu-memory-utilization 0.7, a smaller --context-length, or more GPUs: --tensor-parallel-size 2"
 )

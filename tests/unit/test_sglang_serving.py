@@ -297,7 +297,10 @@ def test_any_other_end_is_told_with_the_last_error_of_the_log() -> None:
 
 
 def test_a_kill_is_told_with_what_kills() -> None:
-    error = SGLangLog().failure(-signal.SIGKILL)
+    """Not with what the children say of the pipes that ended with it."""
+    log = SGLangLog()
+    log.feed("BrokenPipeError: [Errno 32] Broken pipe")
+    error = log.failure(-signal.SIGKILL)
     assert "SIGKILL" in error.message
     assert error.code == ExitCode.ENGINE
 
