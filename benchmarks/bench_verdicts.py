@@ -43,6 +43,7 @@ from ghostvis_cli.engines.base import Chunk, Engine, EngineInfo, GenerateRequest
 PLANTED = 0.10
 TARGET = 0.95
 LOAD = Load(concurrency=4)
+SLICE = 12
 FIGURES = [name for name in HEADLINES if name not in ("image_tokens_per_s", "goodput_per_s", "failed")]
 Figures = dict[str, float | None]
 
@@ -157,8 +158,11 @@ class Slowed:
         await self.aclose()
 
 
-async def record(repeats: int) -> list[dict[str, Any]]:
-    """`repeats` rounds of the demo model, each as itself twice and slowed once, in changing order."""
+async def record(repeats: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """`repeats` rounds of the demo model, each as itself twice and slowed once, in changing order.
+
+    What there is so far is kept every SLICE rounds: on a busy machine this takes an hour.
+    """
     from ghostvis_cli.bench.lengths import Length
     from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
     from ghostvis_cli.bench.workload import Spec
@@ -175,8 +179,12 @@ async def record(repeats: int) -> list[dict[str, Any]]:
         work = workload_of(spec, greedy, rounds=repeats, warm_up=8)
         names: dict[str, Any] = {"a": engine, "b": engine, "slow": Slowed(engine, PLANTED)}
         contenders = [Contender(name, each) for name, each in names.items()]
-        runs = await measure(contenders, work, Plan((LOAD,), repeats), Progress())
-    return [replace(run, records=(), notes=()).__dict__ | {"load": LOAD.name} for run in runs]
+        found: list[dict[str, Any]] = []
+        for start in range(0, repeats, SLICE):
+            part = replace(work, rounds=work.rounds[start : start + SLICE])
+            runs = await measure(contenders, part, Plan((LOAD,), len(part.rounds)), Progress())
+            found += [{"engine": run.engine, "figures": run.figures} for run in runs]
+            keep(found)
 
 
 def real_rates(runs: Sequence[dict[str, Any]], repeats: int) -> dict[str, tuple[float, float, int]]:
@@ -214,7 +222,7 @@ def main() -> int:
     options = parser.parse_args()
     print(machine())
     if options.record:
-        options.record.write_text(json.dumps(asyncio.run(record(options.rounds))))
+        asyncio.run(record(options.rounds, lambda runs: options.record.write_text(json.dumps(runs)) and None))
         return 0
     missed = []
     for repeats in options.repeats:
