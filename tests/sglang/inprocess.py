@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from ghostvis_cli.profile import EngineSettings, ModelSettings, Profile
+from ghostvis_cli.serve.sglang_child import members
 from tests.sglang.servers import ENVIRONMENT
 
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
@@ -22,45 +23,64 @@ def profile_of(model: Path, **engine: object) -> Profile:
     return Profile(engine=settings, model=ModelSettings(checkpoint_path=str(model)))
 
 
-@contextmanager
-def command(model: Path, *args: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
-    """`ghostvis generate --engine sglang ARGS` with a mark of its own in the environment: `process.mark`."""
-    mark = uuid4().hex
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(GHOSTVIS), "generate", "--engine", "sglang", "--device", "cpu"),
-            *("--checkpoint-path", str(model), *args),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | ENVIRONMENT | {MARK: mark, **variables},
-        start_new_session=True,
-    )
-    process.mark = mark  # type: ignore[attr-defined]
-    try:
-        yield process
-    finally:
-        process.kill()
-        for pid in marked(mark):
+class Command:
+    """`ghostvis generate --engine sglang ARGS` as a process, and all that it started."""
+
+    def __init__(self, model: Path, *args: str) -> None:
+        self._mark = uuid4().hex
+        own = ("generate", "--engine", "sglang", "--device", "cpu", "--checkpoint-path", str(model))
+        self.process = subprocess.Popen(
+            [sys.executable, str(GHOSTVIS), *own, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | ENVIRONMENT | {MARK: self._mark},
+            start_new_session=True,
+        )
+        self._group = 0
+
+    def find(self, title: str) -> int:
+        """A process of SGLang's group whose command line has this in it; 0 where there is none yet."""
+        self._group = self._group or next(iter(marked(self._mark, "sglang_worker")), 0)
+        found = (pid for pid in members(self._group) if title in _title(pid))
+        return next(found, 0) if self._group else 0
+
+    def left(self) -> list[str]:
+        """What lives of it. SGLang's own processes overwrite their environment with a title, hence the group."""
+        assert self._group
+        return [_title(pid) for pid in {*members(self._group), *marked(self._mark)}]
+
+    def end(self) -> None:
+        self.process.kill()
+        for pid in {*(members(self._group) if self._group else ()), *marked(self._mark)}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.communicate()
+        self.process.communicate()
 
 
-def marked(mark: str, having: str = "") -> list[int]:
-    """Living processes with this mark, of them those with such a command line or title."""
+@contextmanager
+def command(model: Path, *args: str) -> Iterator[Command]:
+    running = Command(model, *args)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def marked(mark: str, title: str = "") -> list[int]:
+    """Living processes with this mark in their environment, of them those with such a command line."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             lives = (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-            if lives and mark.encode() in (entry / "environ").read_bytes():
-                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if having in title:
-                    found.append(int(entry.name))
+            if lives and mark.encode() in (entry / "environ").read_bytes() and title in _title(entry.name):
+                found.append(int(entry.name))
     return found
 
 
-def nobody(mark: str) -> Callable[[], bool]:
-    return lambda: not marked(mark)
+def _title(pid: int | str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from ghostvis_cli.engines.base import Engine
+from ghostvis_cli.engines.base import Engine, complete
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.engines.sglang import SGLangEngine
 from tests.conftest import Reference
@@ -18,6 +18,7 @@ from tests.sglang.inprocess import profile_of
 from tests.sglang.servers import serving
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("contract")]
+ROWS = 8  # positions that a picture takes in the recorded model
 globals().update({name: test for name, test in vars(contract).items() if name.startswith("test_")})
 
 
@@ -27,9 +28,19 @@ async def engine(
 ) -> AsyncIterator[Engine]:
     model = directory(Reference("vlm_clip_hf").checkpoint(), tmp_path_factory.mktemp("model"))
     if request.param == "sglang":
-        async with await SGLangEngine.start(profile_of(model)) as started:
-            yield started
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")
+            async with await SGLangEngine.start(profile_of(model)) as started:
+                yield started
         return
     with serving(model) as server:
         async with await RemoteEngine.connect(RemoteSettings(server.url, retries=0)) as connected:
             yield connected
+
+
+async def test_a_picture_takes_the_tokens_that_info_says(engine: Engine) -> None:
+    """A client of SGLang's routes is not told how many; then it is the model's own number."""
+    pictures = (contract.picture("red"), contract.picture("blue"))
+    done = await complete(engine, contract.ask("what is it", *pictures))
+    assert done.usage.image_tokens == 2 * (engine.info.image_tokens or ROWS)
+    assert engine.info.image_tokens == (0 if engine.info.kind == "remote" else ROWS)

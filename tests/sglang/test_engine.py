@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -24,7 +25,7 @@ from ghostvis_cli.errors import EngineError, ExitCode, InputError, RequestError
 from ghostvis_cli.serve.sglang_child import members
 from tests.engines.serving import eventually
 from tests.sglang.asking import DEMO, GREEDY, ROWS, about_pictures, about_text, asked, directory, scenes_from
-from tests.sglang.inprocess import PATIENCE_S, command, marked, nobody, profile_of
+from tests.sglang.inprocess import MARK, PATIENCE_S, command, marked, profile_of
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
 one_engine = pytest.mark.xdist_group("engine")
@@ -216,7 +217,7 @@ async def test_its_process_killed_ends_every_request_and_is_told_to_the_next(eng
 async def test_a_start_that_takes_too_long_is_given_up_and_leaves_nobody(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ENGINE_TEST", mark := "too-long-6e0e")
+    monkeypatch.setenv(MARK, mark := uuid4().hex)
     with pytest.raises(EngineError, match=r"not ready after 0\.5 s"):
         await SGLangEngine.start(profile_of(model), deadline_s=0.5)
     assert not marked(mark)
@@ -244,11 +245,11 @@ async def test_a_plug_in_that_is_left_out_is_an_engine_error(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_ends_while_sglang_starts_takes_it_along(model: Path, number: signal.Signals) -> None:
     """When the scheduler has been started and has set up nothing yet that would end it."""
-    with command(model, "Hello") as process:
-        eventually(lambda: bool(marked(process.mark, "multiprocessing")), PATIENCE_S)
-        process.send_signal(number)
-        code = process.wait(PATIENCE_S)
-        eventually(nobody(process.mark), 20)
+    with command(model, "Hello") as running:
+        eventually(lambda: running.find("multiprocessing.spawn") > 0, PATIENCE_S)
+        running.process.send_signal(number)
+        code = running.process.wait(PATIENCE_S)
+        eventually(lambda: not running.left(), 20)
         assert code == {signal.SIGINT: ExitCode.INTERRUPTED}.get(number, -number)
 
 
@@ -256,26 +257,29 @@ def test_a_command_that_ends_while_sglang_starts_takes_it_along(model: Path, num
 def test_a_batch_is_answered_and_says_what_it_is_waiting_for(model: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     questions = ("What is in this picture?", "How many shapes are there?")
-    rows.write_text("".join(json.dumps({"prompt": q, "image": str(THREE)}) + "\n" for q in questions))
-    with command(model, "--input", str(rows), "--temperature", "0", "-v") as process:
-        out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, err
-    answers = [json.loads(line)["text"] for line in out.splitlines()]
-    assert "blue square" in answers[0] and "three" in answers[1]
+    rows.write_text("".join(json.dumps({"prompt": q, "images": [str(THREE)]}) + "\n" for q in questions))
+    with command(model, "--input", str(rows), "--temperature", "0", "-v") as running:
+        out, err = running.process.communicate(timeout=PATIENCE_S)
+    assert running.process.returncode == 0, err
+    assert len(out.splitlines()) == 2 and "blue square" in out and "three shapes" in out
     assert "starting SGLang" in err and "Load weight end" in err
 
 
 @pytest.mark.xdist_group("commands")
-def test_a_scheduler_that_dies_is_code_5_and_leaves_nobody(model: Path) -> None:
+@pytest.mark.parametrize("killed", ["sglang::scheduler", ""], ids=["the scheduler", "the command"])
+def test_whichever_process_dies_all_end(model: Path, killed: str) -> None:
     sampling = ("--set", "sampling.ignore_eos=true", "--max-tokens", "9000", "--temperature", "0")
-    with command(model, "Tell me everything.", *sampling) as process:
+    with command(model, "What do you see?", *sampling, "--stream") as running:
+        process = running.process
         assert process.stdout is not None and process.stdout.read(1)
-        (scheduler,) = marked(process.mark, "sglang::scheduler")
-        os.kill(scheduler, signal.SIGKILL)
+        scheduler = running.find("sglang::scheduler")
+        assert scheduler > 0
+        os.kill(scheduler if killed else process.pid, signal.SIGKILL)
         _, err = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == ExitCode.ENGINE
-        assert "SGLang" in err.splitlines()[-1]
-        eventually(nobody(process.mark), 20)
+        eventually(lambda: not running.left(), 20)
+        if killed:
+            assert process.returncode == ExitCode.ENGINE
+            assert "SGLang" in err.splitlines()[-2]
 
 
 @pytest.mark.xdist_group("api")
