@@ -5,6 +5,7 @@ Stops at the model, its pictures and the guards: caching, scheduling and batchin
 """
 
 import os
+from multiprocessing import parent_process
 
 from ghostvis_cli.errors import EngineError
 
@@ -19,11 +20,15 @@ PACKAGES = {
 def register() -> None:
     """Make this process know our configuration, models and processor, and put the guards in place."""
     from ghostvis_cli import hf  # noqa: F401 - importing it registers the Auto classes
-    from ghostvis_cli.sglang_plugin import guards
 
     for variable, package in PACKAGES.items():
         os.environ.setdefault(variable, package)
-    guards.install()
+    if (
+        parent_process() is None
+    ):  # requests come in here; its children would import the whole server for nothing
+        from ghostvis_cli.sglang_plugin import guards
+
+        guards.install()
 
 
 def check() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from ghostvis_cli.convert.tokenizer import escaped
 
 MODEL_TYPES = ("ghostvis", "nanochat", "qwen3")
+KEYS = ("api_key", "admin_api_key")
 MOST_TOPS, MOST_ANSWERS = 256, 128  # OpenAI's routes are documented for 20 and 128
 
 
@@ -27,8 +28,26 @@ def install() -> None:
         (f"{chat}._process_messages", keep_typed_specials, HookType.AFTER),
         (f"{chat}._append_assistant_prefix_to_prompt_ids", keep_specials_of_a_reply, HookType.AROUND),
         (f"{completion}._convert_to_internal_request", begin_as_training_did, HookType.AFTER),
+        ("sglang.srt.entrypoints.http_server.msgspec_to_builtins", hide_keys, HookType.AFTER),
     ):
         HookRegistry.register(target, hook, kind)
+
+
+def hide_keys(answer: Any, *_: Any, **__: Any) -> Any:
+    """What /server_info says, its keys and the places where they stand in other fields' texts starred out."""
+    keys = [answer[name] for name in KEYS if answer.get(name)] if isinstance(answer, dict) else []
+    return starred(answer, keys) if keys else answer
+
+
+def starred(value: Any, keys: Sequence[str]) -> Any:
+    if isinstance(value, str):
+        for key in keys:
+            value = value.replace(key, "***")
+    elif isinstance(value, dict):
+        return {name: starred(each, keys) for name, each in value.items()}
+    elif isinstance(value, list):
+        return [starred(each, keys) for each in value]
+    return value
 
 
 def refuse_what_kills(manager: Any, request: Any, input_ids: Sequence[int] | None, *_: Any) -> None:

@@ -190,6 +190,14 @@ def test_the_key_is_in_no_argument_no_environment_and_no_log(server: Process) ->
     assert str(link.readlink()).startswith("/proc/self/fd/")  # no file holds it either
 
 
+def test_what_the_server_says_of_itself_holds_no_key(server: Process) -> None:
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    said = httpx2.get(f"{server.record['url']}/server_info", headers=bearer, trust_env=False)
+    assert said.status_code == 200
+    assert said.json()["api_key"] == "***"
+    assert KEY not in said.text
+
+
 def test_stderr_has_milestones_and_requests_and_no_batches(server: Process) -> None:
     eventually(lambda: '"POST /v1/chat/completions HTTP/1.1" 200' in server.said)
     assert "Load weight end" in server.said
