@@ -2,13 +2,15 @@
 
 import asyncio
 import re
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ghostvis_cli.cli import options, output
-from ghostvis_cli.errors import EngineError, MemoryLimitError, UsageError
+from ghostvis_cli.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -24,7 +26,6 @@ EXAMPLES = """Examples:
 
   ghostvis convert --source demo --dry-run
 """
-NOTABLE_BYTES = 2 * 10**9
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
 
 
@@ -58,6 +59,13 @@ def convert(
             "--verify/--no-verify", help="Compare answers with the checkpoint's before anything is replaced."
         ),
     ] = True,
+    by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--verify-by-layer",
+            help="Verify in little memory, as is done by itself where both models don't fit.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing: list the tensors and their sizes.")
     ] = False,
@@ -84,13 +92,16 @@ def convert(
         raise UsageError("where to?", hint="--out DIR, or --dry-run")
     resolved = options.resolve_profile(ctx)
     settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force, verify=verify)
+    if by_layer and not verify:
+        raise UsageError("--verify-by-layer and --no-verify contradict each other", hint="leave one out")
+    settings = replace(settings, by_layer=by_layer)
     plan = run.plan(_chosen(resolved.profile), settings)
     output.notices(plan.notices)
     if dry_run or out is None:
         _show_plan(plan, json=json)
         return
     if verify:
-        _prepare_to_verify(plan)
+        plan = _prepared_to_verify(plan)
     certificate = asyncio.run(_run(plan, out))
     output.notice(_summary(certificate))
     if json:
@@ -137,11 +148,11 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2].upper())))
 
 
-def _prepare_to_verify(plan: "Plan") -> None:
+def _prepared_to_verify(plan: "Plan") -> "Plan":
     """Refuse beforehand what would fail after minutes of writing."""
     from importlib.util import find_spec
 
-    from ghostvis_cli.convert.mapping import verification_bytes
+    from ghostvis_cli.convert.memory import fitted
     from ghostvis_cli.doctor.machine import read_memory
 
     if find_spec("transformers") is None:
@@ -149,16 +160,11 @@ def _prepare_to_verify(plan: "Plan") -> None:
             "verification needs transformers, which is not installed",
             hint="pip install 'ghostvis-cli[convert]', or --no-verify",
         )
-    needed = verification_bytes(plan.classified.config, plan.classified.parameters)
-    if needed > NOTABLE_BYTES:
-        output.notice(f"verification will take up to {needed / 1e9:.1f} GB of memory; --no-verify skips it")
     memory = read_memory()
-    if memory is not None and memory.available_bytes < needed:
-        raise MemoryLimitError(
-            f"verification takes up to {needed / 1e9:.1f} GB of memory, "
-            f"{memory.available_bytes / 1e9:.1f} GB are free",
-            hint="--no-verify",
-        )
+    plan, told = fitted(plan, memory.available_bytes if memory else inf)
+    if told:
+        output.notice(told)
+    return plan
 
 
 def _summary(certificate: dict[str, Any]) -> str:
@@ -167,11 +173,14 @@ def _summary(certificate: dict[str, Any]) -> str:
     if verification["skipped"]:
         return f"{made}; not verified"
     figures = {check["name"]: check["value"] for check in verification["checks"]}
-    matched = sum(case["greedy_match"] for case in verification["cases"])
-    asked = sum(case["greedy_tokens"] for case in verification["cases"])
+    greedy = "greedy tokens not checked"
+    if verification["mode"] == "whole":
+        matched = sum(case["greedy_match"] for case in verification["cases"])
+        asked = sum(case["greedy_tokens"] for case in verification["cases"])
+        greedy = f"{matched} of {asked} greedy tokens"
     return (
         f"{made}; verified: max |logit difference| {figures['max |logit difference|']:.2g}, "
-        f"top-1 agreement {figures['top-1 agreement']:.1%}, {matched} of {asked} greedy tokens"
+        f"top-1 agreement {figures['top-1 agreement']:.1%}, {greedy}"
     )
 
 

@@ -89,7 +89,7 @@ def load_model(
     expected = model.state_dict()
     try:
         state = {
-            name: _assemble(
+            name: assemble(
                 name, tensors, part, expected[name].shape, torch.device(device), dtype or torch.float32
             )
             for name, part in classified.parts.items()
@@ -116,7 +116,7 @@ def _open(path: Path) -> "dict[str, Tensor]":
         raise _named(path, error) from None
 
 
-def _assemble(
+def assemble(
     name: str,
     tensors: "Mapping[str, Tensor]",
     part: Part,

@@ -52,12 +52,6 @@ def padded_mlp_width(config: DecoderConfig) -> int:
     return -(-config.intermediate_size // MLP_MULTIPLE) * MLP_MULTIPLE
 
 
-def verification_bytes(config: GhostVisConfig, parameters: int) -> int:
-    """What a verification takes: one model in float32 at a time, and two sets of logits of the fixed prompts."""
-    positions = 1000 + 10 * (config.vision.num_tokens if config.vision else 0)
-    return 4 * parameters + 2 * 4 * config.decoder.vocab_size * positions + 10**9
-
-
 def targets(classified: Classified, header: Mapping[str, TensorInfo]) -> list[Target]:
     """Every tensor of the directory, in the order in which it is written. `header` has clean names."""
     config = classified.config

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ghostvis_cli.checkpoint.load import load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert.cases import Case
-from ghostvis_cli.images import EncodedImage
-from ghostvis_cli.model.config import Layout
+from ghostvis_cli.model.config import GhostVisConfig, Layout
 from ghostvis_cli.model.decoder import Decoder, KVCache, rms
 from ghostvis_cli.model.ghostvis import GhostVis
 from ghostvis_cli.model.preprocess import preprocess
-from ghostvis_cli.prompt import VISION_ROW
+from ghostvis_cli.prompt import VISION_ROW, Prompt
 
 GREEDY_TOKENS = 32
 
@@ -32,13 +32,18 @@ class Answer:
 
     ids: list[int]
     greedy: list[int]
-    logits: Tensor  # (T, V) float32 of the prompt and all of `greedy` but its last
+    logits: Tensor  # (T, V) float32
     layers: list[Tensor] = field(
         default_factory=list
     )  # (T, D) normalised: the first's input, each one's output
     logits_unrounded: Tensor | None = None  # the source's, had its rotary tables not been rounded to bfloat16
     pixels: Tensor | None = None  # (pictures, 3, S, S)
     rows: Tensor | None = None  # (pictures, N, D)
+
+    @property
+    def positions(self) -> int:
+        """T: the prompt and all of `greedy` but its last."""
+        return len(self.ids) + len(self.greedy[:-1])
 
 
 @dataclass
@@ -54,15 +59,13 @@ class Source:
     def answer(self, cases: Sequence[Case], check: Callable[[], None]) -> None:
         loaded = load_model(self.checkpoint, dtype=self.dtype)
         model = loaded.model.float()
-        vision = model.config.vision
         for case in cases:
             check()
-            prompt = case.prompt(loaded.tokenizer, self.layout, vision.num_tokens if vision else 0)
-            if len(prompt.ids) + GREEDY_TOKENS > model.config.decoder.max_positions:
-                continue
-            self.answers[case.name] = _run(model, list(prompt.ids), _pixels(model, prompt.images))
+            if prompt := rendered(case, model.config, loaded.tokenizer, self.layout):
+                pixels = pixels_of(prompt, model.config)
+                self.answers[case.name] = _run(model, list(prompt.ids), pixels)
         longest = max((len(answer.logits) for answer in self.answers.values()), default=0)
-        _unround_rotary(model.decoder, longest)
+        unround_rotary(model.decoder, longest)
         for answer in self.answers.values():
             check()
             with _watched(list(model.decoder.blocks)) as layers:
@@ -70,12 +73,22 @@ class Source:
             answer.layers = layers()
 
 
-def _pixels(model: GhostVis, images: Sequence[EncodedImage]) -> Tensor | None:
-    vision = model.config.vision
-    if vision is None or not images:
+def rendered(
+    case: Case, config: GhostVisConfig, tokenizer: Tokenizer, layout: Layout | None
+) -> Prompt | None:
+    """The prompt as the source has it; None where the model has too few positions for it and an answer."""
+    prompt = case.prompt(tokenizer, layout, config.vision.num_tokens if config.vision else 0)
+    return prompt if len(prompt.ids) + GREEDY_TOKENS <= config.decoder.max_positions else None
+
+
+def pixels_of(prompt: Prompt, config: GhostVisConfig) -> Tensor | None:
+    vision = config.vision
+    if vision is None or not prompt.images:
         return None
     size, mean, std = vision.tower.image_size, vision.image_mean, vision.image_std
-    return torch.stack([torch.from_numpy(preprocess(image.pil(), size, mean, std)) for image in images])
+    return torch.stack(
+        [torch.from_numpy(preprocess(image.pil(), size, mean, std)) for image in prompt.images]
+    )
 
 
 def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Answer:
@@ -108,7 +121,7 @@ def _embedded(model: GhostVis, answer: Answer) -> Tensor:
     return x
 
 
-def _unround_rotary(decoder: Decoder, positions: int) -> None:
+def unround_rotary(decoder: Decoder, positions: int) -> None:
     """Give it the tables that transformers computes. Nothing else of the two should differ."""
     h = decoder.config.head_dim
     inverse = decoder.config.rope_theta ** -(torch.arange(0, h, 2, dtype=torch.float32) / h)
@@ -145,33 +158,57 @@ def _watched(blocks: Sequence[nn.Module]) -> Iterator[_Layers]:
             hook.remove()
 
 
-class Converted:
-    """The directory through its own loader: transformers' Auto classes, in float32."""
+class Prompts:
+    """The fixed prompts as the directory renders them, with its own tokenizer, template and processor."""
 
     def __init__(self, directory: Path, *, vision: bool) -> None:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.vision = vision
         if vision:
             import ghostvis_cli.hf  # noqa: F401 - registers the classes
-        auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
-        self.model = auto.from_pretrained(directory, dtype=torch.float32).eval()
         self.processor = transformers.AutoProcessor.from_pretrained(directory) if vision else None
-        self.tokenizer = (
+        self.tokenizer: Any = (
             self.processor.tokenizer
             if self.processor
             else transformers.AutoTokenizer.from_pretrained(directory)
         )
 
+    def inputs(self, case: Case) -> tuple[list[int], Tensor | None]:
+        """Ids, and the pixels (pictures, 3, S, S) where there are pictures."""
+        conversation = case.for_template()
+        if self.processor is None:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, return_dict=False
+            )
+            return ids, None
+        text = self.processor.apply_chat_template(conversation, add_generation_prompt=True)
+        pictures = [image.pil() for image in case.pictures] or None
+        inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        return inputs["input_ids"][0].tolist(), inputs.get("pixel_values")
+
+
+def auto_class(*, vision: bool) -> Any:
+    """Of transformers, the one that users load such a directory with."""
+    import transformers
+
+    return transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+
+
+class Converted:
+    """The directory through its own loader: transformers' Auto classes, in float32."""
+
+    def __init__(self, directory: Path, *, vision: bool) -> None:
+        self.vision = vision
+        self.prompts = Prompts(directory, vision=vision)
+        self.model = auto_class(vision=vision).from_pretrained(directory, dtype=torch.float32).eval()
+
     @torch.inference_mode()
     def answer(self, case: Case, greedy: list[int]) -> Answer:
         """The same positions as the source's: the prompt as the directory renders it, then the source's tokens."""
-        inputs = self._inputs(case)
-        ids = inputs["input_ids"][0].tolist()
+        ids, pixels = self.prompts.inputs(case)
         extended = torch.tensor([[*ids, *greedy[:-1]]])
-        pixels = inputs.get("pixel_values")
         extra = {} if pixels is None else {"pixel_values": pixels}
         base = self.model.model.language_model if self.vision else self.model.model
         with _watched(list(base.layers)) as layers:
@@ -188,13 +225,3 @@ class Converted:
             pixels=pixels,
             rows=rows,
         )
-
-    def _inputs(self, case: Case) -> Any:
-        conversation = case.for_template()
-        if self.processor is None:
-            return self.tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
-        text = self.processor.apply_chat_template(conversation, add_generation_prompt=True)
-        pictures = [image.pil() for image in case.pictures] or None
-        return self.processor(images=pictures, text=text, return_tensors="pt")

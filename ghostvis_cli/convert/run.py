@@ -39,6 +39,7 @@ class ConvertSettings:
     max_shard_bytes: int = 5 * 1000**3
     force: bool = False
     verify: bool = True
+    by_layer: bool = False  # verify so, in little memory and without greedy answers
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,11 @@ def _verification(plan: Plan, directory: Path, progress: Progress) -> dict[str, 
     if not plan.settings.verify:
         return {"skipped": True}
     from ghostvis_cli.convert.tensors import one_thread
-    from ghostvis_cli.convert.verify import verify
+
+    if plan.settings.by_layer:
+        from ghostvis_cli.convert.by_layer import verify
+    else:
+        from ghostvis_cli.convert.verify import verify
 
     progress.stage = "verifying"
     small = sum(target.numel for target in plan.targets) < LEAST_PARAMETERS_TO_SHARE

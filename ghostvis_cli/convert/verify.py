@@ -66,17 +66,58 @@ def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, 
     source = Source(plan.checkpoint, DTYPES[plan.settings.dtype], plan.layout)
     source.answer(fixed, check)
     converted = Converted(directory, vision=vision)
-    compared = _Compared(plan)
+    compared = Compared(plan)
     for case in fixed:
         check()
-        if (expected := source.answers.get(case.name)) is None:
-            continue
-        compared.case(case, expected, converted.answer(case, expected.greedy))
-    compared.texts(converted)
-    return compared.record()
+        if expected := source.answers.get(case.name):
+            compared.whole(case, expected, converted.answer(case, expected.greedy))
+    compared.texts(converted.prompts.tokenizer)
+    return compared.record("whole")
 
 
-class _Compared:
+class LogitSums:
+    """What the logits of one case's T positions differ by, added up over slices of the vocabulary.
+
+    All lie within ±15: their exponentials can be summed as they are, and the KL divergence follows from three sums.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self.mapped = 0.0  # greatest difference from the source with unrounded rotary tables
+        self.greatest = torch.zeros(positions)
+        self.total = torch.zeros(positions, dtype=torch.float64)
+        self.weighted, self.mass, self.mass_got = (torch.zeros_like(self.total) for _ in range(3))
+        self.columns = 0
+        self._best = [torch.full((positions,), -inf), torch.full((positions,), -inf)]
+        self._chosen = [torch.zeros(positions, dtype=torch.int64) for _ in range(2)]
+
+    def add(self, expected: torch.Tensor, unrounded: torch.Tensor, got: torch.Tensor) -> None:
+        """The next columns of the vocabulary, each (T, columns) float32."""
+        self.mapped = max(self.mapped, _greatest(unrounded, got))
+        difference, exponentials = expected - got, expected.exp()
+        self.greatest = torch.maximum(self.greatest, difference.abs().amax(-1))
+        self.total += difference.abs().sum(-1, dtype=torch.float64)
+        self.weighted += (exponentials * difference).sum(-1, dtype=torch.float64)
+        self.mass += exponentials.sum(-1, dtype=torch.float64)
+        self.mass_got += got.exp().sum(-1, dtype=torch.float64)
+        for side, logits in enumerate((expected, got)):
+            best, chosen = logits.max(-1)
+            better = best > self._best[side]
+            self._best[side] = torch.where(better, best, self._best[side])
+            self._chosen[side] = torch.where(better, chosen + self.columns, self._chosen[side])
+        self.columns += expected.size(-1)
+
+    def mean(self) -> torch.Tensor:
+        return self.total / self.columns
+
+    def kl(self) -> torch.Tensor:
+        """(T,) of p, the source's, from q: Σ p (log p - log q)."""
+        return self.weighted / self.mass - (self.mass / self.mass_got).log()
+
+    def agreed(self) -> torch.Tensor:
+        return self._chosen[0] == self._chosen[1]
+
+
+class Compared:
     """Adds up the differences of all cases."""
 
     def __init__(self, plan: Plan) -> None:
@@ -90,48 +131,47 @@ class _Compared:
         self.texts_compared = self.texts_otherwise = self.tokens_otherwise = 0
         self.diverging: str | None = None
 
-    def case(self, case: Case, expected: Answer, got: Answer) -> None:
+    def prompt(self, case: Case, expected: Answer, got: Answer) -> dict[str, Any]:
+        """Ids and pictures; the case's entry in the certificate, to be filled in where the ids are the same."""
         ours = [self.plan.tokenizer.image_id if id_ < 0 else id_ for id_ in expected.ids]
-        same_prompt = ours == got.ids
-        self.rendered_otherwise += not same_prompt
-        figures: dict[str, Any] = {
-            "case": case.name,
-            "positions": len(expected.logits),
-            "same_ids": same_prompt,
-        }
+        figures = {"case": case.name, "positions": expected.positions, "same_ids": ours == got.ids}
+        self.rendered_otherwise += ours != got.ids
         if expected.pixels is not None and got.pixels is not None and got.rows is not None:
             assert expected.rows is not None, "pictures that were seen have rows"
             self.pixels = max(self.pixels, _greatest(expected.pixels, got.pixels))
             self.rows = max(self.rows, _greatest(rms(expected.rows), got.rows))
-        if same_prompt:
-            figures |= self._logits(expected, got)
         self.per_case.append(figures)
+        return figures
 
-    def _logits(self, expected: Answer, got: Answer) -> dict[str, Any]:
-        assert expected.logits_unrounded is not None, "the source's answers hold both"
-        self.mapped = max(self.mapped, _greatest(expected.logits_unrounded, got.logits))
-        difference = (expected.logits - got.logits).abs()
-        log_p, log_q = expected.logits.log_softmax(-1), got.logits.log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-        agreed = expected.logits.argmax(-1) == got.logits.argmax(-1)
-        self.differences.append(torch.stack((difference.amax(-1), difference.mean(-1))))
-        self.kl.append(kl)
-        self.agreed.append(agreed)
+    def logits(self, figures: dict[str, Any], sums: LogitSums, diverging: str | None) -> None:
+        """`diverging` is the first layer of this case that differs, if any does."""
+        self.mapped = max(self.mapped, sums.mapped)
         if self.diverging is None and not self.mapped <= self._limits.mapping:
-            self.diverging = _first_diverging(expected.layers, got.layers)
+            self.diverging = diverging or "lm_head"
+        self.differences.append(torch.stack((sums.greatest, sums.mean())))
+        self.kl.append(sums.kl())
+        self.agreed.append(sums.agreed())
+        figures["max_logit_difference"] = _or_null(float(sums.greatest.max()))
+
+    def whole(self, case: Case, expected: Answer, got: Answer) -> None:
+        """A case that both sides have answered from beginning to end."""
+        figures = self.prompt(case, expected, got)
+        if not figures["same_ids"]:
+            return
+        assert expected.logits_unrounded is not None, "the source's answers hold both"
+        sums = LogitSums(expected.positions)
+        sums.add(expected.logits, expected.logits_unrounded, got.logits)
+        pairs = zip(layer_names(len(expected.layers) - 1), expected.layers, got.layers, strict=True)
+        self.logits(figures, sums, next((name for name, a, b in pairs if diverged(a, b)), None))
         match = _match_length(expected.greedy, got.greedy)
-        figures = {
-            "max_logit_difference": _or_null(float(difference.max())),
-            "greedy_tokens": len(expected.greedy),
-            "greedy_match": match,
-        }
+        figures |= {"greedy_tokens": len(expected.greedy), "greedy_match": match}
         if match < len(expected.greedy):  # how sure the source was of the first token that differs
             best = expected.logits[len(expected.ids) - 1 + match].topk(2).values
             figures["margin"] = _or_null(float(best[0] - best[1]))
-        return figures
 
-    def texts(self, converted: Converted) -> None:
-        ours, theirs = self.plan.tokenizer, converted.tokenizer
+    def texts(self, theirs: Any) -> None:
+        """The directory's tokenizer against the source's."""
+        ours = self.plan.tokenizer
         for text in corpus():
             self.texts_compared += 1
             self.texts_otherwise += theirs.encode(text, add_special_tokens=False) != ours.encode(text)
@@ -169,12 +209,14 @@ class _Compared:
             ]
         return found
 
-    def record(self) -> dict[str, Any]:
+    def record(self, mode: str) -> dict[str, Any]:
+        """The certificate's `verification`. JSON."""
         import transformers
 
         checks = self.checks()
         return {
             "skipped": False,
+            "mode": mode,
             "passed": all(check.ok for check in checks),
             "checks": [check.record() for check in checks],
             "first_diverging_layer": self.diverging,
@@ -202,9 +244,11 @@ def _match_length(expected: Sequence[int], got: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(expected))
 
 
-def _first_diverging(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> str:
-    names = ["embed_tokens", *(f"layers.{i}" for i in range(len(expected) - 1))]
-    for name, a, b in zip(names, expected, got, strict=True):
-        if not _greatest(a, b) <= DIVERGED:
-            return name
-    return "lm_head"
+def layer_names(layers: int) -> list[str]:
+    """Of what enters the first layer, and what each hands on."""
+    return ["embed_tokens", *(f"layers.{i}" for i in range(layers))]
+
+
+def diverged(expected: torch.Tensor, got: torch.Tensor) -> bool:
+    """Rows of a layer, normalised: whether they differ by more than rounding does."""
+    return not _greatest(expected, got) <= DIVERGED

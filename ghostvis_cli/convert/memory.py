@@ -1,0 +1,58 @@
+"""What a verification takes, and the way of it that fits. Without torch."""
+
+from dataclasses import replace
+
+from ghostvis_cli.convert.run import Plan
+from ghostvis_cli.errors import MemoryLimitError
+from ghostvis_cli.model.config import GhostVisConfig
+
+NOTABLE_BYTES = 2 * 10**9
+
+
+def fitted(plan: Plan, free_bytes: float) -> tuple[Plan, str | None]:
+    """Layer by layer where the whole does not fit or so was asked, with what to tell of it beforehand.
+
+    MemoryLimitError where neither fits: better now than after minutes of writing.
+    """
+    model = plan.classified
+    whole = verification_bytes(model.config, model.parameters)
+    if free_bytes >= whole and not plan.settings.by_layer:
+        told = f"verification will take up to {whole / 1e9:.1f} GB of memory; --no-verify skips it"
+        return plan, told if whole > NOTABLE_BYTES else None
+    needed = verification_bytes_by_layer(model.config, model.parameters)
+    if free_bytes < needed:
+        raise MemoryLimitError(
+            f"verification takes up to {needed / 1e9:.1f} GB of memory even layer by layer, "
+            f"{free_bytes / 1e9:.1f} GB are free",
+            hint="--no-verify",
+        )
+    why = f", since the whole model would take {whole / 1e9:.1f} GB" if free_bytes < whole else ""
+    told = (
+        f"verification will run layer by layer{why}: in up to {needed / 1e9:.1f} GB of memory, "
+        "without greedy answers; --no-verify skips it"
+    )
+    return replace(plan, settings=replace(plan.settings, by_layer=True)), told
+
+
+def verification_bytes(config: GhostVisConfig, parameters: int) -> int:
+    """What a verification takes: one model in float32 at a time, and two sets of logits of the fixed prompts."""
+    return 4 * parameters + 2 * 4 * config.decoder.vocab_size * _fixed_positions(config) + 10**9
+
+
+def verification_bytes_by_layer(config: GhostVisConfig, parameters: int) -> int:
+    """Layer by layer: two layers or two vision parts in float32, and one in the file's dtype while it is read."""
+    decoder = config.decoder
+    width, heads = decoder.n_embd, decoder.n_head + 2 * decoder.n_kv_head
+    matrices = 3 if decoder.mlp_type == "swiglu" else 2
+    layer = width * (width + heads * decoder.head_dim + matrices * decoder.intermediate_size)
+    vision = parameters - decoder.n_layer * layer - 2 * decoder.vocab_size * width
+    part = max(layer, vision if config.vision else 0)
+    rows = 4 * 4 * _fixed_positions(config) * (width + decoder.intermediate_size)
+    return (
+        3 * 4 * part + rows + 1_500_000_000
+    )  # libraries, the tokenizers, slices of the head, pages of the files
+
+
+def _fixed_positions(config: GhostVisConfig) -> int:
+    """Of all fixed prompts together, at most."""
+    return 1000 + 10 * (config.vision.num_tokens if config.vision else 0)
