@@ -27,7 +27,7 @@ NOTABLE = re.compile(
 # Not what the children of a main process that was killed say when its pipes end.
 LAST_ERROR = re.compile(
     r"^(?:\[[^\]]*\] )?(?:[\w.]+\.)?"
-    r"((?!UserWarning|BrokenPipeError|EOFError|ConnectionResetError)[A-Z]\w*(?:Error|Exception)): (.+)"
+    r"((?!UserWarning|BrokenPipeError|EOFError|ConnectionResetError)(?:[A-Z]\w*)?(?:Error|Exception)): (.+)"
 )
 LESS_MEMORY = (
     "--gpu-memory-utilization 0.7, a smaller --context-length, or more GPUs: --tensor-parallel-size 2"
