@@ -271,6 +271,25 @@ async def test_requests_one_after_another_share_a_connection(serve: Serve) -> No
     assert (len(server.posts), server.connections) == (5, 1)
 
 
+async def test_a_second_crowd_shares_the_connections_of_the_first(serve: Serve) -> None:
+    server = await serve(crowd=12)  # more than one pool takes
+    async with engine_for(server) as engine:
+        for _ in range(2):
+            await asyncio.gather(*(complete(engine, ask()) for _ in range(12)))
+    assert (len(server.posts), server.connections) == (24, 12)
+
+
+async def test_closing_the_engine_closes_every_connection(serve: Serve) -> None:
+    server = await serve(Reply((lines(*words("a")),), end="hang"), crowd=12)
+    async with engine_for(server) as engine:
+        streams = [engine.generate(ask()) for _ in range(12)]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        assert server.open_now == 12
+    await asyncio.wait_for(server.empty.wait(), 5)
+    for stream in streams:
+        await stream.aclose()
+
+
 async def test_a_thousand_requests_run_at_once(serve: Serve) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2500:
