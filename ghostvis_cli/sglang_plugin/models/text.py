@@ -30,6 +30,7 @@ class GhostVisForCausalLM(Qwen3ForCausalLM):
             rotary = ExactRotary(config.head_dim, config.max_position_embeddings, theta)
             for layer in self.model.layers:
                 layer.self_attn.rotary_emb = rotary
+                layer.self_attn.use_fused_qk_norm_rope = False  # AMD's, which would pass the module by
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         super().load_weights(complete(weights, self.expected()))
