@@ -153,12 +153,12 @@ async def prove(
 
 async def _pair(engine: Engine, rows: "_Rows", flush: Flusher | None) -> Pair:
     ask = rows.fresh()
-    cold = await _asked(engine, ask.question(), seen=0)
-    warm = await _asked(engine, ask.question(), seen=1)
+    cold = await _asked(engine, ask.question())
+    warm = await _asked(engine, ask.question())
     flushed = None
     if flush is not None:
         await flush()
-        flushed = await _asked(engine, ask.question(), seen=1)
+        flushed = await _asked(engine, ask.question())
     return Pair(
         cold_s=_ttft(cold),
         warm_s=_ttft(warm),
@@ -179,13 +179,15 @@ async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
     requests = [ask.question() for _ in range(rows.settings.questions)]
     records: list[Record]
     if name == "one by one":
-        records = [await _asked(engine, request, seen=n) for n, request in enumerate(requests)]
+        records = [await _asked(engine, request) for request in requests]
     else:
-        records = await asyncio.gather(
-            *(_asked(engine, request, seen=n) for n, request in enumerate(requests))
-        )
+        records = await asyncio.gather(*(_asked(engine, request) for request in requests))
     tokens = records[0].image_tokens or engine.info.image_tokens
-    records = [replace(record, image_tokens=tokens) for record in records]
+    # Somebody had to compute the picture: of requests sent at once, the one that found the least.
+    records.sort(key=lambda record: record.cached_tokens or 0)
+    records = [
+        replace(record, image_tokens=tokens, images_seen=min(n, 1)) for n, record in enumerate(records)
+    ]
     computed = metrics.image_tokens_computed(records)
     return Round(
         name,
@@ -196,8 +198,8 @@ async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
     )
 
 
-async def _asked(engine: Engine, request: GenerateRequest, *, seen: int) -> Record:
-    """One request alone. The record counts from its sending; `seen`: whether its picture was sent before."""
+async def _asked(engine: Engine, request: GenerateRequest) -> Record:
+    """One request. The record counts from its sending."""
     started_s = now()
     first_s: float | None = None
     last = Chunk()
@@ -219,7 +221,6 @@ async def _asked(engine: Engine, request: GenerateRequest, *, seen: int) -> Reco
         cached_tokens=usage.cached_tokens,
         image_tokens=usage.image_tokens,
         images=sum(len(message.images) for message in request.messages),
-        images_seen=min(seen, 1),
     )
 
 

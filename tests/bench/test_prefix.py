@@ -177,6 +177,24 @@ def test_what_is_not_known_is_not_shown_as_zero() -> None:
     assert (round_.ratio, round_.kv_bytes(640)) == (None, None)
 
 
+async def test_of_questions_sent_at_once_any_may_be_the_one_that_computed_the_picture() -> None:
+    class LastComputes(Recorder):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            self.asked.append(request)
+            same = sum(
+                each.messages[0].images[0].digest == request.messages[0].images[0].digest
+                for each in self.asked
+            )
+            async for chunk in FakeEngine.generate(self, request):
+                cached = 2 if same == 3 else 6  # a picture is 4 tokens here
+                yield (
+                    replace(chunk, usage=replace(chunk.usage, cached_tokens=cached)) if chunk.usage else chunk
+                )
+
+    proof = await prove(LastComputes(), SMALL)
+    assert [(each.asked, each.computed) for each in proof.rounds] == [(12, 4), (12, 4)]
+
+
 # --- real engines
 
 
