@@ -58,7 +58,7 @@ def is_converted(path: Path) -> bool:
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
-    certificate = _certificate(directory)
+    certificate = certificate_of(directory)
     if certificate is None:
         raise ModelError(
             f"{directory / CERTIFICATE} is no certificate of ghostvis convert",
@@ -90,8 +90,8 @@ def converted(
     known = KnownHashes(base / "hashes.json", report)
     place = base / _name(checkpoint, dtype, layout, known)
     with _alone(place, report):
-        certificate = _certificate(place)
-        if certificate is not None and (changed := _changed(place, certificate, known)):
+        certificate = certificate_of(place)
+        if certificate is not None and (changed := changed_files(place, certificate, known)):
             report(f"{place} was changed since it was converted ({', '.join(changed)}): converting again")
             certificate = None
         if certificate is None:
@@ -105,7 +105,7 @@ def converted(
 
 def tag(directory: Path) -> str:
     """What to call the model: the tag it was trained under, else the directory's name."""
-    source = (_certificate(directory) or {}).get("source") or {}
+    source = (certificate_of(directory) or {}).get("source") or {}
     return str(source.get("tag") or directory.name)
 
 
@@ -113,6 +113,12 @@ def size_bytes(base: Path | None = None) -> int:
     """What all entries take."""
     base = default_base() if base is None else base
     return sum(file.stat().st_size for file in base.glob("*/*") if file.is_file())
+
+
+def entries(base: Path | None = None) -> list[Path]:
+    """All directories in the cache that are whole."""
+    base = default_base() if base is None else base
+    return sorted(place for place in base.glob("[!.]*") if is_converted(place))
 
 
 def _make(base: Path) -> None:
@@ -164,7 +170,7 @@ def _alone(place: Path, report: Report) -> Iterator[None]:
         lock.release()
 
 
-def _certificate(place: Path) -> dict[str, Any] | None:
+def certificate_of(place: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((place / CERTIFICATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -172,7 +178,7 @@ def _certificate(place: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("outputs"), dict) else None
 
 
-def _changed(directory: Path, certificate: Mapping[str, Any], known: KnownHashes) -> list[str]:
+def changed_files(directory: Path, certificate: Mapping[str, Any], known: KnownHashes) -> list[str]:
     """Files that are not what the certificate says, or not there."""
     return [
         name for name, digest in certificate["outputs"].items() if not _is(directory / name, digest, known)
@@ -189,7 +195,7 @@ def _is(path: Path, digest: str, known: KnownHashes) -> bool:
 def _tell_changes(
     directory: Path, certificate: Mapping[str, Any], known: KnownHashes, report: Report
 ) -> None:
-    changed = _changed(directory, certificate, known)
+    changed = changed_files(directory, certificate, known)
     if gone := [name for name in changed if not (directory / name).exists()]:
         raise ModelError(f"{directory} lacks {', '.join(gone)}", hint="ghostvis convert --force --out DIR")
     if changed:

@@ -2,6 +2,7 @@
 
 finding   what a check says; running checks     machine       Python, packages, torch, memory, directories
 settings  profiles and their faults             checkpoints   the base directory and the chosen model
+converted directories made for servers, and whether their certificates hold
 engine    the server, or the model loaded       trips, card   asking it, about a card that tells up from down
 """
 
@@ -43,7 +44,7 @@ def _without_repeats(findings: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def _checks(chosen: Resolved | UsageError, *, run: bool, limit_s: float) -> list[Check]:
-    from ghostvis_cli.doctor import card, checkpoints, engine, machine, settings
+    from ghostvis_cli.doctor import card, checkpoints, converted, engine, machine, settings
     from ghostvis_cli.images import DEFAULT_LIMITS
 
     resolved = chosen if isinstance(chosen, Resolved) else None
@@ -57,6 +58,7 @@ def _checks(chosen: Resolved | UsageError, *, run: bool, limit_s: float) -> list
         Check("directories", machine.directories),
         Check("profile", lambda: settings.profiles(chosen)),
         Check("checkpoints", lambda: checkpoints.checkpoints(resolved)),
+        Check("converted", lambda: converted.converted(resolved)),
         Check("pictures", lambda: card.pictures(profile.images if profile else DEFAULT_LIMITS)),
     ]
     if profile is not None and kind == "remote":

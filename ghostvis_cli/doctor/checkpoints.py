@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ghostvis_cli.checkpoint import load, locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.doctor.converted import chosen_directory
 from ghostvis_cli.doctor.finding import Finding, Status, from_error
 from ghostvis_cli.doctor.machine import GIB, read_memory
 from ghostvis_cli.engines.factory import choose_checkpoint
@@ -25,7 +26,9 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
     if runs_here or asked or state.status == "ok":  # a client of a server need not have one
         yield state
     chosen = None
-    if profile is not None and runs_here:
+    if (directory := chosen_directory(resolved)) is not None:
+        yield from _served_only(directory, resolved)
+    elif profile is not None and runs_here:
         try:
             chosen, notices = choose_checkpoint(profile.model)
         except ModelError as error:
@@ -35,6 +38,13 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
                 yield Finding("checkpoints", "chosen", "note", line)
             yield from _chosen(chosen, profile.engine)
     yield from _found(base, besides=chosen)
+
+
+def _served_only(directory: Path, resolved: Resolved | None) -> Iterator[Finding]:
+    """A converted directory is no checkpoint: what `converted` finds of it is all there is."""
+    if resolved is not None and resolved.profile.engine.chosen_kind == "local":
+        message = f"{directory} is a converted directory, which the local engine does not read"
+        yield Finding("checkpoints", "chosen", "error", message, "--engine sglang, or ghostvis serve")
 
 
 def _base_dir(resolved: Resolved | None) -> Path:
