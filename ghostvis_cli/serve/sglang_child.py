@@ -24,8 +24,8 @@ CHUNK = 65_536
 class Child:
     """A running SGLang. `end` leaves nothing of it."""
 
-    def __init__(self, process: Process, watcher: Process, on_line: Callable[[str], None]) -> None:
-        self._process, self._watcher = process, watcher
+    def __init__(self, process: Process, watcher: Process, log: int, on_line: Callable[[str], None]) -> None:
+        self._process, self._watcher, self._log = process, watcher, log
         self._reading = asyncio.create_task(self._read(on_line))
         self._ended = False
 
@@ -37,19 +37,28 @@ class Child:
         on_line: Callable[[str], None],
         pass_fds: Sequence[int] = (),
     ) -> "Child":
-        process = await asyncio.create_subprocess_exec(
-            "/bin/sh",
-            "-c",
-            WAITS,
-            "sglang",
-            *argv,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=STDOUT,
-            env=env,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
+        # A pipe that asyncio knows nothing of: it would report the process's end only after the pipe's, which
+        # whatever the process leaves behind may hold open.
+        log, written = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "/bin/sh",
+                "-c",
+                WAITS,
+                "sglang",
+                *argv,
+                stdin=PIPE,
+                stdout=written,
+                stderr=STDOUT,
+                env=env,
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(log)
+            raise
+        finally:
+            os.close(written)
         watcher = await asyncio.create_subprocess_exec(
             "/bin/sh",
             "-c",
@@ -61,7 +70,7 @@ class Child:
             start_new_session=True,
         )
         await _tell(process)
-        return cls(process, watcher, on_line)
+        return cls(process, watcher, log, on_line)
 
     @property
     def pid(self) -> int:
@@ -100,14 +109,19 @@ class Child:
         return code
 
     async def _read(self, on_line: Callable[[str], None]) -> None:
-        assert self._process.stdout is not None
-        begun = b""
-        while piece := await self._process.stdout.read(CHUNK):
-            *lines, begun = (begun + piece).split(b"\n")
-            for line in lines:
-                on_line(line.decode(errors="replace"))
-        if begun:
-            on_line(begun.decode(errors="replace"))
+        stream, begun = asyncio.StreamReader(), b""
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(self._log, "rb", buffering=0)
+        )
+        try:
+            while piece := await stream.read(CHUNK):
+                *lines, begun = (begun + piece).split(b"\n")
+                for line in lines:
+                    on_line(line.decode(errors="replace"))
+            if begun:
+                on_line(begun.decode(errors="replace"))
+        finally:
+            transport.close()
 
 
 async def _tell(process: Process) -> None:

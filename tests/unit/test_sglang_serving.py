@@ -369,3 +369,15 @@ async def test_a_child_that_ends_by_itself_leaves_its_code_and_its_last_line() -
     assert await child.wait() == 3
     assert await child.end() == 3
     assert lines == ["no line end"]
+
+
+async def test_a_child_has_ended_when_its_main_process_has_whoever_it_leaves_behind() -> None:
+    """What is left holds the log's pipe open."""
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    child = await Child.start(["/bin/sh", "-c", "sleep 1000 & echo $!; exit 3"], os.environ, lines.put_nowait)
+    left = int(await lines.get())
+    async with asyncio.timeout(60):
+        assert await child.wait() == 3
+    assert left in members(child.pid)
+    assert await child.end() == 3
+    assert members(child.pid) == []
