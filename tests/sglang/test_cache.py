@@ -161,8 +161,12 @@ def test_the_next_turn_of_a_chat_begins_where_the_last_one_ended(server: Server)
 
 
 def kv_positions(server: Server) -> int:
-    """Positions that the pool holds once ten questions on one picture are all being answered."""
+    """Positions that the pool holds once ten questions on a picture seen before are all being answered.
+
+    Seen before: ten that arrive together with a new picture are computed in one step, each for itself.
+    """
     picture = next(scenes_from(108)).picture
+    in_order(server, [asked("Look.", picture, max_tokens=1)])
     requests = [asked(question, picture, max_tokens=ANSWER) for question in QUESTIONS]
 
     async def ask() -> int:
