@@ -272,7 +272,7 @@ async def test_requests_one_after_another_share_a_connection(serve: Serve) -> No
 
 
 async def test_a_second_crowd_shares_the_connections_of_the_first(serve: Serve) -> None:
-    server = await serve(crowd=12)  # more than one pool takes
+    server = await serve(crowd=12)
     async with engine_for(server) as engine:
         for _ in range(2):
             await asyncio.gather(*(complete(engine, ask()) for _ in range(12)))
