@@ -9,6 +9,10 @@ itself took. Target: 15 ms. The editor, the saved message, both ends of HTTP and
 Rendering: CPU of this process for a Markdown reply of 2,000 tokens and of 8,000, fed a token at a time, and the
 ratio of the two per token. Targets: under 1 ms a token, and at most 1.25 times as much for four times the length.
 
+A long conversation: CPU of this process per message of a saved conversation, over the engine without a model, once
+100 turns and once 1,600 were said. What it costs to count, send and save must not grow with them; only the bytes
+of the file do. Target: at most 4 times as much.
+
 To the prompt: from the start of the process to its prompt, with --base-url and a server that is there, and the CPU
 that it took by then, which a busy machine disturbs less. Target: 0.5 s.
 """
@@ -23,20 +27,24 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 
 import pexpect
 
 from benchmarks.report import Spread, machine
+from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.render import Markdown
-from ghostvis_cli.engines.base import Chunk, GenerateRequest
+from ghostvis_cli.chat.session import Reply
+from ghostvis_cli.chat.store import Shelf
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, Usage
 from ghostvis_cli.engines.fake import FakeEngine
+from ghostvis_cli.profile import resolve
 from ghostvis_cli.serve.local_server import serve
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
-FIRST_TOKEN_MS, RENDER_MS, LINEAR, PROMPT_S = 15.0, 1.0, 1.25, 0.5
+FIRST_TOKEN_MS, RENDER_MS, LINEAR, LONG, PROMPT_S = 15.0, 1.0, 1.25, 4.0, 0.5
 PROMPT, LINE_ENDS = "\x1b[?2004h", "\x1b[?2004l"  # the line editor turns bracketed paste on and off
 WHERE, HERE = "\x1b[6n", "\x1b[1;1R"
 
@@ -66,6 +74,38 @@ def rendering_ms(tokens: int) -> float:
         renderer.feed(piece)
     renderer.finish()
     return 1000 * (time.process_time() - started) / tokens
+
+
+# A conversation
+
+
+class Terse(FakeEngine):
+    """Answers without reading: what is measured is ours."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        yield Chunk("yes", (1,), finish_reason="stop", usage=Usage(9, 1))
+
+
+async def message_ms(turns: int, messages: int = 20) -> float:
+    """CPU per message after `turns` of them."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Shelf(Path(place)).open("long")
+        conversation = Conversation(resolve(None, flags={}), file=file)
+        conversation.engine = Terse(context_tokens=10**6)
+        for number in range(turns):
+            conversation.session.begin(f"message {number} of so many words")
+            conversation.session.answer(Reply("an answer of so many words", "stop", Usage(9, 6), 6))
+        await _said(conversation)
+        started = time.process_time()
+        for _ in range(messages):
+            await _said(conversation)
+        return 1000 * (time.process_time() - started) / messages
+
+
+async def _said(conversation: Conversation) -> None:
+    async with aclosing(conversation.send("one more message")) as chunks:
+        async for _ in chunks:
+            pass
 
 
 # A server whose engine says when it was asked and when it answered
@@ -200,6 +240,10 @@ def main() -> None:
         f"rendering 2,000 tokens: CPU {short.show(4, ' ms')} a token; {verdict(short.median, RENDER_MS, ' ms')}"
     )
     print(f"8,000 tokens, per token: {ratio.show(2, 'x')}; {verdict(ratio.median, LINEAR, 'x')}", flush=True)
+    few = [asyncio.run(message_ms(100)) for _ in range(repeats)]
+    many = Spread.of([asyncio.run(message_ms(1600)) / each for each in few])
+    print(f"a message after 100 turns: CPU {Spread.of(few).show(2, ' ms')}")
+    print(f"after 1,600 turns: {many.show(2, 'x')}; {verdict(many.median, LONG, 'x')}", flush=True)
     engine = Clocked()
     with served(engine) as url:
         prompt_s(url)

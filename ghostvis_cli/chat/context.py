@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.engines.base import Engine
 
 BYTES_A_TOKEN = 3.0  # of a reply, before there is one
+SAMPLE = 100  # of the newest turns, whose replies say how many bytes a token has
 # How full the model may be once turns were left out. Leaving out just enough would change the beginning of the
 # prompt with every further message, and with it all that is cached.
 FULL = 0.75
@@ -85,9 +86,11 @@ async def measure(session: Session, engine: "Engine", max_tokens: int) -> Room |
 
 
 def _measure(session: Session, engine: "Engine", tokenizer: Any, max_tokens: int, limit: int) -> Room:
+    a_token = _bytes_a_token(session) if tokenizer is None else 0.0
+
     def tokens(drop: int) -> int:
         if tokenizer is None:
-            return _estimate(session, drop, engine.info.image_tokens)
+            return _estimate(session, drop, engine.info.image_tokens, a_token)
         rows, layout = engine.info.image_tokens, engine.info.layout or "inline"
         return len(render_for_reply(session.messages(drop), tokenizer, layout, rows).ids)  # type: ignore[arg-type]
 
@@ -112,13 +115,17 @@ def _most_tokens(session: Session, rows: int) -> int:
     return _bytes(session, 0) + sum(MARKUP_TOKENS + 2 * rows * len(turn.images) for turn in session.sent)
 
 
-def _estimate(session: Session, drop: int, rows: int) -> int:
-    replies = [turn.reply for turn in session.turns if turn.reply and turn.reply.completion_tokens]
-    said = sum(len(reply.text.encode()) for reply in replies)
-    a_token = max(1.0, said / sum(reply.completion_tokens for reply in replies)) if said else BYTES_A_TOKEN
+def _estimate(session: Session, drop: int, rows: int, a_token: float) -> int:
     markup = sum(MARKUP_TOKENS + rows * len(turn.images) for turn in session.sent[drop:])
     return round(_bytes(session, drop) / a_token) + markup
 
 
+def _bytes_a_token(session: Session) -> float:
+    newest = [turn.reply for turn in session.turns[-SAMPLE:] if turn.reply and turn.reply.completion_tokens]
+    said = sum(len(reply.text.encode()) for reply in newest)
+    return max(1.0, said / sum(reply.completion_tokens for reply in newest)) if said else BYTES_A_TOKEN
+
+
 def _bytes(session: Session, drop: int) -> int:
-    return sum(len(message.text.encode()) for message in session.messages(drop)) + 2
+    system = len(session.system.encode()) if session.system else 0
+    return system + sum(turn.text_bytes + len(turn.images) for turn in session.sent[drop:]) + 2

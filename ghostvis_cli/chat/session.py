@@ -7,6 +7,7 @@ make a conversation that every engine takes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ghostvis_cli.engines.base import FinishReason, Usage
@@ -57,6 +58,17 @@ class Turn:
     text: str
     images: tuple["EncodedImage", ...] = ()
     reply: Reply | None = None
+
+    @cached_property  # a turn is sent again with every later message
+    def messages(self) -> tuple[Message, ...]:
+        """As engines take it."""
+        asked = Message.of("user", self.text, self.images)
+        return (asked,) if self.reply is None else (asked, Message.of("assistant", self.reply.text))
+
+    @cached_property
+    def text_bytes(self) -> int:
+        """UTF-8 of message and reply."""
+        return len(self.text.encode()) + (len(self.reply.text.encode()) if self.reply else 0)
 
 
 @dataclass(frozen=True)
@@ -215,7 +227,5 @@ class Session:
         """The conversation as engines take it, with `skip` more of the oldest turns left out."""
         found = [Message.of("system", self.system)] if self.system else []
         for turn in self.sent[skip:]:
-            found.append(Message.of("user", turn.text, turn.images))
-            if turn.reply is not None:
-                found.append(Message.of("assistant", turn.reply.text))
+            found += turn.messages
         return tuple(found)

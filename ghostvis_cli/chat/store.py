@@ -21,7 +21,7 @@ from tempfile import mkstemp
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from ghostvis_cli.chat import transcript
-from ghostvis_cli.chat.session import Session
+from ghostvis_cli.chat.session import Session, Turn
 from ghostvis_cli.errors import InputError, LockedError, UsageError, one_line, printable
 from ghostvis_cli.paths import expanded
 
@@ -102,6 +102,7 @@ class SessionFile:
         self.directory, self.name = directory, directory.name
         self._lock: int | None = None
         self._written: set[str] = set()  # hashes of pictures that lie there
+        self._lines: list[tuple[Turn, bytes]] = []  # as they were written last
         if not lazy:
             self._take()
 
@@ -125,10 +126,19 @@ class SessionFile:
         for digest in used.keys() - self._written:
             replace_file(self.directory / IMAGES / digest, [used[digest].data], durable=durable)
             self._written.add(digest)
-        rows = (line.encode() for line in transcript.lines(session, about, embed=False))
-        replace_file(self.directory / SESSION, rows, durable=durable)
+        replace_file(self.directory / SESSION, self._rows(session, about), durable=durable)
         if durable:
             self._sweep(used.keys())
+
+    def _rows(self, session: Session, about: dict[str, str]) -> Iterator[bytes]:
+        """The whole file; but turns never change, so only new ones are put into words."""
+        del self._lines[len(session.turns) :]
+        yield transcript.head(session, about).encode()
+        for number, turn in enumerate(session.turns):
+            if number == len(self._lines) or self._lines[number][0] is not turn:
+                self._lines[number:] = [(turn, transcript.line_of(turn).encode())]
+            yield self._lines[number][1]
+        yield from (line.encode() for line in transcript.draft(session))
 
     def _sweep(self, used: Iterable[str]) -> None:
         """Remove pictures that nothing names any more."""
@@ -195,7 +205,7 @@ def read_file(path: Path, limits: "ImageLimits", *, name: str | None = None) -> 
 
 def write_file(path: Path, session: Session, about: dict[str, str]) -> None:
     """A session with its pictures inside."""
-    replace_file(path, (line.encode() for line in transcript.lines(session, about, embed=True)))
+    replace_file(path, (line.encode() for line in transcript.lines(session, about)))
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -31,7 +31,6 @@ SCHEMA_VERSION, KIND = 1, "ghostvis chat"
 HASH = re.compile(r"[0-9a-f]{64}")
 LARGEST_COUNT = 10**12  # of tokens
 _hashes: "WeakKeyDictionary[EncodedImage, str]" = WeakKeyDictionary()
-_lines: WeakKeyDictionary[Turn, str] = WeakKeyDictionary()  # without pictures inside; turns never change
 
 
 def image_hash(image: "EncodedImage") -> str:
@@ -41,30 +40,40 @@ def image_hash(image: "EncodedImage") -> str:
     return _hashes[image]
 
 
-def lines(session: Session, about: dict[str, str], *, embed: bool) -> Iterator[str]:
-    """The file's lines. `embed` puts the pictures inside, each once."""
+def lines(session: Session, about: dict[str, str]) -> Iterator[str]:
+    """A file that needs nothing else: the pictures are inside, each once."""
     embedded: set[str] = set()
 
-    def picture(image: "EncodedImage") -> dict[str, Any]:
-        digest = image_hash(image)
-        row = {"sha256": digest, "name": image.name}
-        if embed and digest not in embedded:
-            embedded.add(digest)
+    def with_bytes(image: "EncodedImage") -> dict[str, str]:
+        row = named(image)
+        if row["sha256"] not in embedded:
+            embedded.add(row["sha256"])
             row["data"] = base64.b64encode(image.data).decode("ascii")
         return row
 
-    head = {"schema_version": SCHEMA_VERSION, "kind": KIND, "system": session.system}
-    yield _line(head | {"forgotten": session.forgotten} | about)
+    yield head(session, about)
     for turn in session.turns:
-        line = None if embed else _lines.get(turn)
-        if line is None:
-            reply = asdict(turn.reply) if turn.reply else None
-            line = _line(
-                {"text": turn.text, "images": [picture(image) for image in turn.images], "reply": reply}
-            )
-            if not embed:
-                _lines[turn] = line
-        yield line
+        yield line_of(turn, with_bytes)
+    yield from draft(session, with_bytes)
+
+
+def named(image: "EncodedImage") -> dict[str, str]:
+    """A picture whose bytes lie elsewhere."""
+    return {"sha256": image_hash(image), "name": image.name}
+
+
+def head(session: Session, about: dict[str, str]) -> str:
+    first = {"schema_version": SCHEMA_VERSION, "kind": KIND, "system": session.system}
+    return _line(first | {"forgotten": session.forgotten} | about)
+
+
+def line_of(turn: Turn, picture: "Callable[[EncodedImage], dict[str, str]]" = named) -> str:
+    reply = asdict(turn.reply) if turn.reply else None
+    return _line({"text": turn.text, "images": [picture(image) for image in turn.images], "reply": reply})
+
+
+def draft(session: Session, picture: "Callable[[EncodedImage], dict[str, str]]" = named) -> Iterator[str]:
+    """The message that is being put together, if there is one."""
     if session.pending or session.draft is not None:
         yield _line({"draft": session.draft, "images": [picture(image) for image in session.pending]})
 

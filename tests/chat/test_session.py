@@ -37,6 +37,14 @@ def roles(session: Session, skip: int = 0) -> list[tuple[str, str, int]]:
     return [(m.role, m.text.strip(), len(m.images)) for m in session.messages(skip)]
 
 
+def test_a_turn_is_made_into_messages_once_however_often_it_is_sent() -> None:
+    session = talk("one", "two")
+    before = session.messages()
+    session.begin("three")
+    after = session.messages()
+    assert len(after) == 5 and all(a is b for a, b in zip(before, after, strict=False))
+
+
 def test_pictures_stay_with_the_message_they_were_attached_to(red: EncodedImage, three: EncodedImage) -> None:
     session = talk("hello")
     session.attach([red])

@@ -71,6 +71,30 @@ def test_a_session_comes_back_as_it_was(shelf: Shelf) -> None:
     assert said(shelf.open("trip").load(DEFAULT_LIMITS)) == said(session)
 
 
+def test_what_is_saved_again_and_again_is_what_was_said_last(shelf: Shelf) -> None:
+    file, session = shelf.open("trip"), a_session()
+
+    def saved() -> Any:
+        file.save(session, ABOUT)
+        return said(file.load(DEFAULT_LIMITS))
+
+    assert saved() == said(session)
+    session.begin("third")
+    session.answer(Reply("3", "stop", USAGE))
+    assert saved() == said(session)
+    session.undo()
+    session.undo()
+    assert saved() == said(session)
+    session.begin("another second")  # in the place of the one taken back
+    session.answer(Reply("2", "stop", USAGE))
+    assert saved() == said(session)
+    session.reopen("edited")
+    session.answer(Reply("2b", "stop", USAGE))
+    assert saved() == said(session)
+    session.clear()
+    assert saved() == said(session)
+
+
 def test_a_file_with_its_pictures_inside_needs_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "copy.jsonl"
     write_file(path, a_session(), ABOUT)
@@ -343,4 +367,4 @@ def test_any_rows_make_a_conversation_or_one_error(
         return
     assert session.answered
     assert [message.role for message in session.messages()] == ["user", "assistant"] * len(session.turns)
-    assert list(lines(session, ABOUT, embed=True))
+    assert list(lines(session, ABOUT))
