@@ -8,7 +8,7 @@ T positions, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from json import loads
 from pathlib import Path
@@ -60,11 +60,11 @@ def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, 
     layers = plan.classified.config.decoder.n_layer
     for index, name in enumerate(layer_names(layers)[1:]):
         check()
-        with source.block(index) as ours, converted.layer(index) as theirs:
-            for case in running:
-                case.expected = ours(case.expected, case.step, None, index)
-                case.got = theirs(case.got)
-                case.compare(name)
+        ours, theirs = source.block(index), converted.layer(index)
+        for case in running:
+            case.expected = ours(case.expected, case.step, None, index)
+            case.got = theirs(case.got)
+            case.compare(name)
     _compare_logits(running, source, converted, check)
     for case in running:
         compared.logits(case.figures, case.sums, case.diverging)
@@ -93,9 +93,9 @@ def _begin(
 def _compare_logits(
     running: list[_Case], source: "_Source", converted: "_Converted", check: Callable[[], None]
 ) -> None:
-    with converted.norm() as norm:
-        for case in running:
-            case.expected, case.got = rms(case.expected), norm(case.got)
+    norm = converted.norm()
+    for case in running:
+        case.expected, case.got = rms(case.expected), norm(case.got)
     for start in range(0, source.config.decoder.vocab_size, HEAD_ROWS):
         check()
         ours, theirs = source.head(start), converted.head(start)
@@ -108,15 +108,29 @@ def _capped(logits: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(logits / cap)
 
 
+def _fill(module: nn.Module, read: Callable[[str, torch.Size], Tensor]) -> nn.Module:
+    """Give a module weights, tensor by tensor. `read` gets a name and a shape.
+
+    In the memory that it has by then: layers that come and go would leave holes too small for the next.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        module.to_empty(device="cpu")
+    for name, tensor in module.state_dict().items():
+        tensor.copy_(read(name, tensor.shape))
+    return module
+
+
 @contextmanager
-def _filled(module: nn.Module, read: Callable[[str, torch.Size], Tensor]) -> Iterator[nn.Module]:
-    """A module of the meta device with its weights for a while. `read` gets a name and a shape."""
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    module.load_state_dict({name: read(name, shape) for name, shape in shapes.items()}, assign=True)
+def _open(eyes: nn.Module | None, fill: Callable[[nn.Module], object]) -> Iterator[None]:
+    """The vision part with its weights for a while."""
+    if eyes is None:
+        yield
+        return
+    fill(eyes)
     try:
-        yield module
+        yield
     finally:
-        module.to_empty(device="meta")
+        eyes.to_empty(device="meta")
 
 
 class _Source:
@@ -129,8 +143,8 @@ class _Source:
         with torch.device("meta"):
             self._model = GhostVis(self.config).eval().requires_grad_(False)
 
-    def _filled(self, module: nn.Module, prefix: str) -> Any:
-        return _filled(module, lambda name, shape: self._read(f"{prefix}.{name}", shape))
+    def _fill(self, module: nn.Module, prefix: str) -> nn.Module:
+        return _fill(module, lambda name, shape: self._read(f"{prefix}.{name}", shape))
 
     def _read(self, name: str, shape: torch.Size) -> Tensor:
         part = self.plan.classified.parts[name]
@@ -144,10 +158,8 @@ class _Source:
 
     def prompts(self, check: Callable[[], None]) -> list[tuple[Case, Answer]]:
         """The cases that fit the model's positions, with what its eyes see."""
-        found = []
-        with ExitStack() as open_eyes:
-            if (vision := self._model.vision) is not None:
-                open_eyes.enter_context(self._filled(vision, "vision"))
+        found, vision = [], self._model.vision
+        with _open(vision, lambda eyes: self._fill(eyes, "vision")):
             for case in cases(vision=vision is not None):
                 check()
                 prompt = rendered(case, self.config, self.plan.tokenizer, self.plan.layout)
@@ -179,8 +191,9 @@ class _Source:
             x[ids == VISION_ROW] = answer.rows.flatten(0, 1)
         return rms(x)[None]
 
-    def block(self, index: int) -> Any:
-        return self._filled(self._model.decoder.blocks[index], f"decoder.blocks.{index}")
+    def block(self, index: int) -> nn.Module:
+        """All are of one shape, and take the first one's place."""
+        return self._fill(self._model.decoder.blocks[0], f"decoder.blocks.{index}")
 
     def head(self, start: int) -> Tensor:
         stop = min(start + HEAD_ROWS, self.config.decoder.vocab_size)  # files may be padded
@@ -208,10 +221,8 @@ class _Converted:
     def softcap(self) -> float:
         return float(self._config.get_text_config().final_logit_softcapping)
 
-    @contextmanager
-    def _filled(self, module: nn.Module, prefix: str) -> Iterator[nn.Module]:
-        with _filled(module, lambda name, _: self._rows(f"{prefix}.{name}", slice(None))):
-            yield module
+    def _fill(self, module: nn.Module, prefix: str) -> nn.Module:
+        return _fill(module, lambda name, _: self._rows(f"{prefix}.{name}", slice(None)))
 
     def _rows(self, name: str, which: Tensor | slice) -> Tensor:
         """Copied: a tensor that is still the mapped file keeps its pages in memory."""
@@ -222,10 +233,8 @@ class _Converted:
 
     def answers(self, fixed: list[Case], check: Callable[[], None]) -> list[Answer]:
         """Ids as the directory renders them, and what its eyes see."""
-        found = []
-        with ExitStack() as open_eyes:
-            if self.prompts.processor is not None:
-                open_eyes.enter_context(self._filled(self._model.model.vision, "model.vision"))
+        found, vision = [], getattr(self._model.model, "vision", None)
+        with _open(vision, lambda eyes: self._fill(eyes, "model.vision")):
             for case in fixed:
                 check()
                 ids, pixels = self.prompts.inputs(case)
@@ -248,8 +257,10 @@ class _Converted:
     def _normalises_embeddings(self) -> bool:
         return type(self._base).__name__ == "NanoChatModel"  # whose norm has no weights
 
-    @contextmanager
-    def layer(self, index: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    def layer(self, index: int) -> Callable[[Tensor], Tensor]:
+        """All are of one shape, and take the first one's place."""
+        layer = self._fill(self._base.layers[0], f"{self._root}.layers.{index}")
+
         def run(x: Tensor) -> Tensor:
             positions = torch.arange(x.size(1))[None]
             out: Tensor = layer(
@@ -260,11 +271,10 @@ class _Converted:
             )
             return out
 
-        with self._filled(self._base.layers[index], f"{self._root}.layers.{index}") as layer:
-            yield run
+        return run
 
-    def norm(self) -> Any:
-        return self._filled(self._base.norm, f"{self._root}.norm")
+    def norm(self) -> nn.Module:
+        return self._fill(self._base.norm, f"{self._root}.norm")
 
     def head(self, start: int) -> Tensor:
         return self._rows("lm_head.weight", slice(start, start + HEAD_ROWS))
