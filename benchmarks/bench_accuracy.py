@@ -180,7 +180,7 @@ async def _run(case: Case, url: str) -> Run:
     spec = Spec(num_prompts=case.requests, prompt_len=Length("fixed", 64), output_len=case.output)
     sampling = Sampling(max_tokens=case.output.longest, temperature=0.0)
     workload = drawn(spec, sampling, rounds=1, warm_up=case.warm_up)
-    async with await RemoteEngine.connect(RemoteSettings(url, retries=0)) as engine:
+    async with await RemoteEngine.connect(RemoteSettings(url, retries=0, crowd=True)) as engine:
         (run,) = await measure(
             [Contender("synthetic", engine, gpu_is_here=False)], workload, Plan((case.load,)), Progress()
         )

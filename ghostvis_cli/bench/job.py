@@ -14,6 +14,7 @@ from ghostvis_cli.bench.ratios import ratios
 from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
 from ghostvis_cli.bench.schema import Load, Report, Run
 from ghostvis_cli.bench.stats import REPEATS
+from ghostvis_cli.bench.stopping import Cut, held_up
 from ghostvis_cli.bench.workload import Spec, Workload
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
@@ -58,8 +59,8 @@ class Voice(Protocol):
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
 
 
-async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
-    """Measure everything the job asks for, on engines of its own."""
+async def run_job(job: Job, profile: "Profile", voice: Voice) -> tuple[Report, Cut | None]:
+    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if anything."""
     from ghostvis_cli.engines.factory import make_engine
 
     profiles = engine_profiles(job, profile)
@@ -71,14 +72,18 @@ async def run_job(job: Job, profile: "Profile", voice: Voice) -> Report:
     async with AsyncExitStack() as stack:
         contenders = []
         for name, settings in profiles.items():
-            engine = await stack.enter_async_context(await make_engine(settings))
+            made = await make_engine(settings, report=voice.notice, crowd=True)
+            engine = await stack.enter_async_context(made)
             for line in engine.info.notices:
                 voice.notice(line)
             contenders.append(Contender(name, engine, _is_here(settings)))
         progress = Progress()
+        runs: list[Run] = []
         async with voice.progress(progress.line):
-            runs = await measure(contenders, work, plan, progress)
-        return _report(job, work, watch, runs, contenders, profiles)
+            cut = await held_up(measure(contenders, work, plan, progress, runs))
+        if cut is not None and not runs:
+            cut.take_effect()
+        return _report(job, work, watch, runs, contenders, profiles, cut), cut
 
 
 async def measure_engine(job: Job, profile: "Profile", engine: "Engine") -> Report:
@@ -104,10 +109,14 @@ def _report(
     runs: Sequence[Run],
     contenders: Sequence[Contender],
     profiles: Mapping[str, "Profile"],
+    cut: Cut | None = None,
 ) -> Report:
     """Everything in one document. Records stay in it only with `details`."""
     told = [line for each in contenders for line in each.engine.info.notices]
-    notes = [*work.notes, *told, *(note for run in runs for note in run.notes), *_lengths_off(job, runs)]
+    planned = len(work.rounds) * len(contenders)
+    first = [_cut_short(cut, runs, planned)] if cut is not None else []
+    runs = _without_rests(runs)
+    notes = [*first, *work.notes, *told, *(note for run in runs for note in run.notes), *_lengths_off(job, runs)]
     return Report(
         manifest=watch.manifest(),
         workload=work.summary,
@@ -117,7 +126,19 @@ def _report(
         slo=dict(job.slo),
         notes=tuple(dict.fromkeys(notes)),
         extra={"ratios": found} if (found := ratios(runs)) else {},
+        cut_short=cut.reason if cut else None,
     )
+
+
+def _cut_short(cut: Cut, runs: Sequence[Run], planned: int) -> str:
+    whole = sum(not run.cut_short for run in runs)
+    return f"CUT SHORT ({cut.reason}): {whole} of {planned} runs came to their end"
+
+
+def _without_rests(runs: Sequence[Run]) -> list[Run]:
+    """A run that was cut short counts only where its engine has no whole one at that load."""
+    whole = {(run.engine, run.load) for run in runs if not run.cut_short}
+    return [run for run in runs if not run.cut_short or (run.engine, run.load) not in whole]
 
 
 def engine_profiles(job: Job, profile: "Profile") -> dict[str, "Profile"]:

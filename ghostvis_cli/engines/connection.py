@@ -41,7 +41,10 @@ SPARE_FILES = 64  # file descriptors left to the rest of the process
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """Where the server is and how long to wait. `ca_file` is trusted besides the system's certificates."""
+    """Where the server is and how long to wait. `ca_file` is trusted besides the system's certificates.
+
+    `crowd` is for thousands of answers open at once, which httpx2's pool can't carry (see `http1`).
+    """
 
     base_url: str
     model: str | None = None
@@ -50,6 +53,7 @@ class RemoteSettings:
     connect_timeout_s: float = 5.0
     timeout_s: float = 600.0  # for one request, from its start to its last byte
     retries: int = 3
+    crowd: bool = False
 
     def __post_init__(self) -> None:
         root_of(self.base_url)
@@ -210,7 +214,7 @@ class Connection:
         if self._client is None:
             key, proxy, certificates = self.settings.api_key, _proxy(self.root), self._certificates()
             direct = None
-            if proxy is None:
+            if self.settings.crowd and proxy is None:
                 direct = DirectTransport(
                     certificates=certificates, most_connections=_most_connections(), keepalive_s=KEEPALIVE_S
                 )

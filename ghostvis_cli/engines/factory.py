@@ -45,18 +45,22 @@ def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
 
 
 async def make_engine(
-    profile: "Profile", *, report: Report | None = None, detail: Report | None = None
+    profile: "Profile",
+    *,
+    report: Report | None = None,
+    detail: Report | None = None,
+    crowd: bool = False,
 ) -> Engine:
     """The engine a profile describes, loaded or connected.
 
     report takes lines for the user while that takes long (else they are among the engine's notices); detail takes
-    the log of whatever it starts.
+    the log of whatever it starts. crowd: a server will be asked for thousands of answers at once.
     """
     kind = profile.engine.chosen_kind
     if kind == "local":
         return await _local(profile)
     if kind == "remote":
-        return await _remote(profile)
+        return await _remote(profile, crowd=crowd)
     from ghostvis_cli.engines.sglang import SGLangEngine
 
     return await SGLangEngine.start(profile, report=report, detail=detail)
@@ -90,7 +94,7 @@ async def _local(profile: "Profile") -> "LocalEngine":
     return engine
 
 
-async def _remote(profile: "Profile") -> Engine:
+async def _remote(profile: "Profile", *, crowd: bool) -> Engine:
     from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
     from ghostvis_cli.profile import read_api_key
 
@@ -106,5 +110,6 @@ async def _remote(profile: "Profile") -> Engine:
             connect_timeout_s=settings.connect_timeout_s,
             timeout_s=settings.timeout_s,
             retries=settings.retries,
+            crowd=crowd,
         )
     )

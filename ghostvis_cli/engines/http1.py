@@ -1,8 +1,9 @@
-"""HTTP/1.1 straight on asyncio, under httpx2: for one client with thousands of answers open at once.
+"""HTTP/1.1 straight on asyncio, under httpx2: for `bench`, one client with thousands of answers open at once.
 
-httpx2's own transport looks at every connection whenever a request begins or ends, so a thousand of them cost it
-more than the answers do. Here that is one step, whatever their number. Direct connections only: proxies, HTTP/2
-and other event loops stay with httpx2.
+Everything else stays with httpx2, whose own transport looks at every connection whenever a request begins or ends,
+so a thousand of them cost it more than the answers do. Here that is one step, whatever their number; many small
+pools of httpx2 needed two thirds more processor and missed the schedule on a busy machine. Direct connections only:
+proxies, HTTP/2 and other event loops stay with httpx2 as well.
 """
 
 import asyncio
