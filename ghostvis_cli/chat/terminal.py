@@ -185,7 +185,10 @@ class Terminal:
 
 @contextmanager
 def _no_echo() -> Iterator[None]:
-    """What is typed meanwhile does not show inside the reply; it stands on the next line."""
+    """What is typed meanwhile does not show inside the reply; it stands on the next line, key by key.
+
+    Line by line, the terminal itself would swallow Ctrl-D and whatever is pasted beyond 4,095 characters.
+    """
     import termios
 
     try:
@@ -195,7 +198,7 @@ def _no_echo() -> Iterator[None]:
         yield
         return
     now = [*before]
-    now[3] &= ~termios.ECHO
+    now[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(number, termios.TCSANOW, now)
     try:
         yield

@@ -255,6 +255,17 @@ def test_a_spinner_turns_until_the_first_word_and_leaves_no_trace(state: Path) -
         assert not re.search(r"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]", window.text)
 
 
+def test_nothing_typed_during_a_reply_is_swallowed_however_long(state: Path) -> None:
+    engine, words = FakeEngine(delay_s=0.01, context_tokens=100_000), " ".join(f"w{n}" for n in range(150))
+    with running(engine) as server, chat(*with_server(server), state=state) as window:
+        window.prompts()
+        window.type(words)
+        window.shows("w9 w10", times=2)
+        window.keys("a" * 5000, "b", ENTER, CTRL_D)
+        assert window.ends() == 0
+    assert last_turn(state)["text"] == "a" * 5000 + "b"
+
+
 def test_what_is_typed_during_a_reply_stands_on_the_next_line(state: Path) -> None:
     with scripted(hanging("begun ")) as server, chat(*with_script(server), state=state) as window:
         window.prompts()
