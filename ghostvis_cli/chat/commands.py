@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ghostvis_cli.images import EncodedImage
 
-SHOWN_PIXELS = 336  # a side of the square that is shown; what most towers see
+SHOWN_PIXELS = 336  # a side of the square that is shown where nobody knows the model's; what most towers see
 
 
 @dataclass(frozen=True)
@@ -119,22 +119,30 @@ async def view(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     if not 1 <= number <= len(images):
         some = f"1 to {len(images)}" if images else "none"
         raise UsageError(f"there is no picture {number}; there is {some}", hint="/image PATH")
-    seen = await asyncio.to_thread(as_seen, images[number - 1])
-    surface.show_picture(seen, seen_caption(images[number - 1], number))
+    side = _tower_pixels(chat)
+    seen = await asyncio.to_thread(as_seen, images[number - 1], side)
+    surface.show_picture(seen, seen_caption(images[number - 1], number, side))
     return DONE
 
 
-def as_seen(image: "EncodedImage") -> "Image.Image":
-    """The upright central square that the model sees."""
+def as_seen(image: "EncodedImage", side: int | None = None) -> "Image.Image":
+    """The upright central square that the model sees; `side` in pixels, None where it is not known."""
     from ghostvis_cli.model.preprocess import crop
 
-    return crop(image.pil(), min(SHOWN_PIXELS, image.width, image.height))
+    return crop(image.pil(), min(side or SHOWN_PIXELS, image.width, image.height))
 
 
-def seen_caption(image: "EncodedImage", number: int) -> str:
+def _tower_pixels(chat: Conversation) -> int | None:
+    """A side of the square that the model's tower sees; None where no engine, or no sound one, has said it."""
+    side = chat.engine.info.image_pixels if chat.engine else None
+    return side if type(side) is int and side > 0 else None
+
+
+def seen_caption(image: "EncodedImage", number: int, side: int | None = None) -> str:
     percent = int(100 * image.kept_fraction)
     part = "all of it" if percent == 100 else f"the central square, {percent} % of it"
-    return f"picture {number}: {chip(image)}; the model sees {part}"
+    size = f", as {side}x{side} pixels" if side else ""
+    return f"picture {number}: {chip(image)}; the model sees {part}{size}"
 
 
 # --- second thoughts
@@ -153,7 +161,10 @@ async def undo(chat: Conversation, rest: str, surface: Surface) -> Outcome:
         len(chat.session.turns) + (chat.session.draft is not None),
     )
     if count > max(1, there):
-        raise UsageError(f"there are {there} messages, not {count}", hint=f"/undo {there}" if there else None)
+        raise UsageError(
+            f"the conversation has {_counted(there, 'message')}, not {count}",
+            hint=f"/undo {there}" if there else None,
+        )
     for _ in range(count):
         turn = chat.session.undo()
         told = "the conversation is back" if turn is None else f"taken back: {_brief(turn.text)}"
@@ -250,7 +261,10 @@ async def save(chat: Conversation, rest: str, surface: Surface) -> Outcome:
         if chat.file is None:
             raise UsageError("this conversation has no name to be saved under", hint="/save FILE.jsonl")
         chat.save()
-        surface.note(f"saved: {chat.file.directory / store.SESSION}")
+        place = chat.file.directory / store.SESSION
+        if not chat.saved:
+            raise OutputError(f"{place} can't be written", hint="/save FILE.jsonl")
+        surface.note(f"saved: {place}")
         return DONE
     path = _writable(chat, target, force)
     try:
@@ -274,11 +288,14 @@ async def load(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 def described(chat: Conversation) -> str:
     """ "trip: 4 messages, 1 picture"."""
     session = chat.session
-    pictures = f", {len(session.images)} pictures" if session.images else ""
+    name = chat.file.name if chat.file else "conversation"
+    pictures = f", {_counted(len(session.images), 'picture')}" if session.images else ""
     draft = "; the last message was not answered, /regen sends it again" if session.draft else ""
-    return (
-        f"{chat.file.name if chat.file else 'conversation'}: {len(session.turns)} messages{pictures}{draft}"
-    )
+    return f"{name}: {_counted(len(session.turns), 'message')}{pictures}{draft}"
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 async def export(chat: Conversation, rest: str, surface: Surface) -> Outcome:

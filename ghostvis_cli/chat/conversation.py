@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
 from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, Engine, GenerateRequest
-from ghostvis_cli.errors import EngineError, GhostvisError, LockedError, RequestError, one_line
+from ghostvis_cli.errors import (
+    EngineError,
+    GhostvisError,
+    LockedError,
+    OutputError,
+    RequestError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from ghostvis_cli.chat.store import SessionFile
@@ -55,6 +62,7 @@ class Conversation:
         self._lost = False
         self._told: set[str] = set()
         self._pump: asyncio.Task[None] | None = None
+        self.saved = True  # whether the file has all there is
 
     # The engine
 
@@ -231,6 +239,9 @@ class Conversation:
         from ghostvis_cli.chat.store import Shelf, read_file
 
         shelf, limits = Shelf.of_user(), self.profile.images
+        self.save()
+        if not (self.saved or self.session.empty):
+            raise OutputError("what was said until now is not saved", hint="/save FILE.jsonl, then /clear")
         if name in shelf.names():
             if self.file is not None and self.file.name == name:
                 return
@@ -244,7 +255,6 @@ class Conversation:
         else:
             session = await asyncio.to_thread(read_file, Path(name), limits)
             keep = shelf.unnamed() if self.file is not None else None
-        self.save()
         if self.file is not None:
             self.file.close()
         self.session, self.file, self.last = session, keep, None
@@ -271,7 +281,11 @@ class Conversation:
         try:
             self.file.save(self.session, self.about(), durable=durable)
         except (OSError, LockedError) as error:
-            self._tell(f"the conversation is not being saved: {one_line(error)}")
+            if self.saved:
+                self.note(f"the conversation is not being saved: {one_line(error)}")
+            self.saved = False
+        else:
+            self.saved = True
 
     def about(self) -> dict[str, str]:
         return {"profile": self.profile.name, "model": self.engine.info.model if self.engine else ""}

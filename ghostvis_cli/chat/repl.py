@@ -107,7 +107,8 @@ class Chat:
     def _say_how_to_return(self) -> None:
         file = self._conversation.file
         if file is not None and file.exists and self._failure is None:
-            self._terminal.note(f"saved; ghostvis chat --session {file.name} goes on")
+            saved = "saved" if self._conversation.saved else "the end is not saved"
+            self._terminal.note(f"{saved}; ghostvis chat --session {file.name} goes on")
 
     async def _connect(self) -> None:
         """Find the model while the first message is typed. A server that is not there may come back."""

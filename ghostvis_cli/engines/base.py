@@ -130,6 +130,7 @@ class EngineInfo:
     step: int | None = None
     notices: tuple[str, ...] = ()
     kv_token_bytes: int | None = None  # keys and values of one position; None: not known
+    image_pixels: int | None = None  # a side of the square that the vision tower sees; None: not known
 
 
 class Engine(Protocol):

@@ -36,7 +36,10 @@ UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not b
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
-OUR_FACTS = ("dtype", "image_tokens", "trained_tokens", "layout", "source", "tag", "step", "kv_token_bytes")
+OUR_FACTS = (
+    *("dtype", "image_tokens", "image_pixels", "trained_tokens", "layout", "source", "tag", "step"),
+    "kv_token_bytes",
+)
 # A gateway in front of several servers (smg, sglang-router) sends requests with one key to one of them, whose
 # cache then has the picture. 16 bits: enough to spread over any number of servers, far too few to tell by whom
 # or about what a request is, also for who reads the gateway's log and has a guess.

@@ -257,6 +257,7 @@ def _described(
         source=made_of["source"],
         tag=made_of["tag"],
         step=made_of["step"],
+        image_pixels=vision["image_size"] if vision else None,
         kv_token_bytes=keys_and_values * (4 if arguments["dtype"] == "float32" else 2),
     )
 

@@ -199,6 +199,7 @@ class _Views:
             "max_model_len": info.context_tokens,
             "ghostvis": {
                 "image_tokens": info.image_tokens,
+                "image_pixels": info.image_pixels,
                 "layout": info.layout,
                 "trained_tokens": info.trained_tokens,
                 "dtype": info.dtype,

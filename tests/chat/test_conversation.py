@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ghostvis_cli import demo
-from ghostvis_cli.chat.commands import attach, perform
+from ghostvis_cli.chat.commands import attach, described, perform
 from ghostvis_cli.chat.context import TooLongError, measure
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.script import ScriptSurface
-from ghostvis_cli.chat.session import Session
+from ghostvis_cli.chat.session import Reply, Session
 from ghostvis_cli.chat.slash import BY_NAME, Command, parse
 from ghostvis_cli.chat.store import SessionFile, Shelf
 from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, GenerateRequest, Usage
 from ghostvis_cli.engines.fake import FakeEngine
-from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError
+from ghostvis_cli.errors import EngineError, GhostvisError, InputError, OutputError, RequestError, UsageError
 from ghostvis_cli.images import DEFAULT_LIMITS
 from ghostvis_cli.profile import Resolved, resolve
 from tests.engines.serving import PATIENCE_S, running
@@ -523,3 +524,40 @@ async def test_a_disk_that_can_not_be_written_costs_one_notice(tmp_path: Path) -
     for text in ("two", "three"):
         assert await heard(conversation.send(text)) == text
     assert notes == ["the conversation is not being saved: No such file or directory"]
+    (tmp_path / "gone").rename(tmp_path / "trip")
+    await heard(conversation.send("four"))
+    assert conversation.saved and len(file.load(DEFAULT_LIMITS).turns) == 4
+
+
+async def test_what_is_not_on_disk_is_never_called_saved_nor_left_for_another_session(tmp_path: Path) -> None:
+    shelf, surface = Shelf(tmp_path), Surface()
+    conversation = talking(file=shelf.open("trip"))
+    await do(conversation, "precious", surface)
+    await do(conversation, f"/save {tmp_path / 'other.jsonl'}", surface)
+    (tmp_path / "trip").rename(tmp_path / "gone")
+    with pytest.raises(OutputError, match="can't be written"):
+        await do(conversation, "/save", surface)
+    with pytest.raises(OutputError, match="said until now is not saved"):
+        await do(conversation, f"/load {tmp_path / 'other.jsonl'}", surface)
+    assert [turn.text for turn in conversation.session.turns] == ["precious"]
+
+
+async def test_view_says_the_model_s_own_size_where_the_engine_knows_it() -> None:
+    engine, surface = FakeEngine(), Surface()
+    conversation = talking(engine)
+    await do(conversation, f"/image {RED}", surface)
+    await do(conversation, "what?", surface)
+    known, unknown = (64, 64, "all of it, as 64x64 pixels"), (None, 320, "all of it")
+    nonsense: Any = ("x", 320, "all of it")  # from a server
+    for pixels, shown, says in (known, unknown, nonsense):
+        engine.info = replace(engine.info, image_pixels=pixels)
+        await do(conversation, "/view", surface)
+        size, caption = surface.shown[-1]
+        assert size == (shown, shown) and caption.endswith(says)
+
+
+def test_counts_are_said_as_people_say_them() -> None:
+    conversation = talking()
+    conversation.session.begin("one")
+    conversation.session.answer(Reply("1", "stop"))
+    assert described(conversation) == "conversation: 1 message"
