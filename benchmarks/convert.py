@@ -1,12 +1,13 @@
-"""`ghostvis convert` on a synthetic checkpoint of 2 GB: time, peak memory, and twenty kills.
+"""`ghostvis convert` on a synthetic checkpoint of 2 GB: time, peak memory, twenty kills, and verification by layer.
 
-    python -m benchmarks.convert [--kills 20] [--layers 20] [--folder DIR]
+    python -m benchmarks.convert [--kills 20] [--layers 20] [--folder DIR] [--whole]
 
 The checkpoint is a d20 of random weights (format specification, section 2.2). Time is compared with `cp` and
 `sha256sum` of the same file, both from a warm cache; the conversion reads and hashes the input, writes, hashes and
 syncs the output. Target: at most twice as long, and at most 1.5 GB and the largest tensor of memory. A kill is a
 SIGKILL at a random moment of a run that replaces an earlier conversion; what must be there after it is that one or
-the new one, whole. Exit 1 where one of these does not hold.
+the new one, whole. A verification layer by layer must pass in the memory that it tells beforehand; with `--whole`
+the whole-model one, which takes 4 GB, is shown beside it. Exit 1 where one of these does not hold.
 """
 
 import argparse
@@ -100,6 +101,33 @@ def measure(checkpoint: Path, folder: Path) -> bool:
     return ratio <= LIMIT_RATIO and max(peaks) <= limit
 
 
+def verify(checkpoint: Path, folder: Path, *, whole: bool) -> bool:
+    """Peak of one process that converts and verifies."""
+    from ghostvis_cli.checkpoint import load, locate
+    from ghostvis_cli.convert.memory import verification_bytes, verification_bytes_by_layer
+
+    model = load.inspect(locate.from_path(checkpoint))
+    ways = [("by layer", ["--verify-by-layer"], verification_bytes_by_layer(model.config, model.parameters))]
+    if whole:
+        ways.append(("whole", ["--verify"], verification_bytes(model.config, model.parameters)))
+    kept = True
+    for way, options, limit in ways:
+        for dtype in ("float32", "bfloat16"):
+            out = folder / "verified"
+            command = [str(GHOSTVIS), "convert", str(checkpoint), "--out", str(out), "--quiet", *options]
+            took_s, peak = timed([*command, "--dtype", dtype])
+            figures = json.loads((out / "parity.json").read_text())["verification"]
+            values = ", ".join(f"{check['name']} {check['value']:.2g}" for check in figures["checks"][4:7])
+            shutil.rmtree(out)
+            print(
+                f"verified {way} as {dtype}: {took_s:.0f} s with the conversion, peak {peak / 1e9:.2f} GB; ",
+                end="",
+            )
+            print(f"limit {limit / 1e9:.2f} GB; {values}", flush=True)
+            kept &= peak <= limit and figures["passed"]
+    return kept
+
+
 def state_of(out: Path) -> str:
     """The dtype of a whole conversion; SystemExit where a file is missing or differs from its hash."""
     certificate = json.loads((out / "parity.json").read_text())
@@ -146,6 +174,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--folder", type=Path, help="where 8 GB fit (default: the temporary directory)")
+    parser.add_argument("--whole", action="store_true", help="verify the whole model too")
     arguments = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -157,6 +186,7 @@ def main() -> None:
         checkpoint = folder / CHECKPOINT
         print(f"checkpoint: {checkpoint.stat().st_size / 1e9:.2f} GB", flush=True)
         kept = measure(checkpoint, folder)
+        kept &= verify(checkpoint, folder, whole=arguments.whole)
         kill(checkpoint, folder, arguments.kills)
     if not kept:
         raise SystemExit("a limit was exceeded")
