@@ -26,6 +26,7 @@ INSTALL = "pip install 'ghostvis-cli[sglang]' in an environment of its own, or -
 CPU_CACHE_BYTES = 2 * 2**30
 CPU_CONTEXTS = 4  # of full length; requests rarely are
 CPU_RUNNING_REQUESTS = 16
+STOCK, OURS = "Qwen3ForCausalLM", "GhostVisForCausalLM"  # a converted swiglu text model, elsewhere and here
 Value = str | int | float | bool
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
 
@@ -125,6 +126,9 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
         "tokenizer_worker_num": 1,  # further ones are processes that load no plug-ins
         **_device(profile, directory),
     }
+    config = model_config(directory)
+    if architectures(config) != config["architectures"]:
+        found["json_model_override_args"] = json.dumps({"architectures": architectures(config)})
     template = directory / "chat_template.jinja"
     if template.exists():  # else SGLang may guess one from words in the path
         found["chat_template"] = str(template)
@@ -151,6 +155,11 @@ def _cpu_tokens(config: Mapping[str, Any], profile: "Profile") -> int:
     per_token = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"] * itemsize
     context = profile.engine.context_length or text["max_position_embeddings"]
     return int(max(context + 1, min(CPU_CONTEXTS * context, CPU_CACHE_BYTES // per_token)))
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """The class that SGLang is to take: for Qwen3 ours, which counts its tensors and can round as training did."""
+    return [OURS if name == STOCK else name for name in config["architectures"]]
 
 
 def model_config(directory: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from ghostvis_cli import demo
+from ghostvis_cli.engines.sglang_runtime import architectures
 from ghostvis_cli.errors import EngineError
 
 POLL_S = 0.3
@@ -53,7 +54,7 @@ class Probe:
     async def about(self, config: Mapping[str, Any]) -> About:
         """EngineError unless it serves the model of `config` and counts a picture for one that sees."""
         said = await self._get("/model_info", "/get_model_info")
-        wanted, served = config["architectures"], said.get("architectures")
+        wanted, served = architectures(config), said.get("architectures")
         if served is not None and served != wanted:
             raise EngineError(f"SGLang serves {served}, not {wanted}", hint="ghostvis doctor")
         (card, *_) = (await self._get("/v1/models"))["data"]
