@@ -400,7 +400,7 @@ async def test_second_thoughts_undo_edit_regen_and_clear() -> None:
     assert await do(conversation, "/edit six", surface) == "six"
     assert await do(conversation, "/regen", surface) == "six"
     assert [turn.text for turn in conversation.session.turns] == ["one", "six"]
-    with pytest.raises(UsageError, match="there are 2 messages"):
+    with pytest.raises(UsageError, match="has 2 messages, not 3"):
         await do(conversation, "/undo 3", surface)
     await do(conversation, "/clear", surface)
     assert conversation.session.turns == []
@@ -554,6 +554,14 @@ async def test_view_says_the_model_s_own_size_where_the_engine_knows_it() -> Non
         await do(conversation, "/view", surface)
         size, caption = surface.shown[-1]
         assert size == (shown, shown) and caption.endswith(says)
+
+
+async def test_the_model_s_own_size_is_known_over_our_server() -> None:
+    engine = FakeEngine()
+    engine.info = replace(engine.info, image_pixels=64)
+    with running(engine) as server:
+        async with Conversation(settled(**{"engine.base_url": server.url})) as conversation:
+            assert (await conversation.connect()).info.image_pixels == 64
 
 
 def test_counts_are_said_as_people_say_them() -> None:
