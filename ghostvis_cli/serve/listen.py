@@ -2,13 +2,17 @@
 
 import errno
 import ipaddress
+import random
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import KEY_HINT, ServerSettings
+
+QUIET_PORTS, TRIES = (20_000, 32_000), 20  # Linux gives connections 32768 and up, others 49152 and up
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -48,7 +52,13 @@ def _resolved(settings: ServerSettings) -> list[Any]:
 
 
 def free_port(settings: ServerSettings) -> int:
-    """The port, proven to be free a moment ago; for a server that binds it itself."""
+    """The port, proven to be free a moment ago; for a server that binds it itself, perhaps half a minute later.
+
+    For port 0 one below those that systems give to connections, any of which might take the number meanwhile.
+    """
+    for _ in range(TRIES if settings.port == 0 else 0):
+        with suppress(EngineError):
+            return free_port(replace(settings, port=random.randrange(*QUIET_PORTS)))
     with bind(settings) as listener:
         return int(listener.getsockname()[1])
 

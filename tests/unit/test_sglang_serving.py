@@ -15,6 +15,7 @@ from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import EngineError, ExitCode, MemoryLimitError, ModelError, UsageError
 from ghostvis_cli.profile import EngineSettings, Profile
+from ghostvis_cli.serve.listen import free_port
 from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
 from ghostvis_cli.serve.sglang_child import Child, members
 from ghostvis_cli.serve.sglang_log import SGLangLog, is_notable
@@ -381,3 +382,9 @@ async def test_a_child_has_ended_when_its_main_process_has_whoever_it_leaves_beh
     assert left in members(child.pid)
     assert await child.end() == 3
     assert members(child.pid) == []
+
+
+def test_a_free_port_for_later_is_none_that_a_connection_could_take_meanwhile() -> None:
+    ports = {free_port(ServerSettings(port=0)) for _ in range(5)}
+    assert len(ports) > 1
+    assert all(20_000 <= port < 32_000 for port in ports)
