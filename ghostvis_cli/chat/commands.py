@@ -70,9 +70,7 @@ async def attach(chat: Conversation, sources: list[str], surface: Surface) -> No
         raise UsageError("stdin is not read for pictures here", hint="/image PATH")
     limits = chat.profile.images
     found = [await asyncio.to_thread(load_image, source, limits=limits) for source in sources]
-    if (
-        chat.file is not None
-    ):  # saving asks for the bytes, which may have to be made: a second for a large photo
+    if chat.file is not None:  # saving wants bytes that may have to be made: a second for a large photo
         await asyncio.to_thread(lambda: [image_hash(each) for each in found])
     chat.session.attach(found)
     for each in found:
@@ -156,10 +154,8 @@ async def clear(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 
 async def undo(chat: Conversation, rest: str, surface: Surface) -> Outcome:
-    count, there = (
-        _number(rest, 1, "count", least=1),
-        len(chat.session.turns) + (chat.session.draft is not None),
-    )
+    count = _number(rest, 1, "count", least=1)
+    there = len(chat.session.turns) + (chat.session.draft is not None)
     if count > max(1, there):
         raise UsageError(
             f"the conversation has {_counted(there, 'message')}, not {count}",
