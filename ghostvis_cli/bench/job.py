@@ -60,7 +60,7 @@ class Voice(Protocol):
 
 
 async def run_job(job: Job, profile: "Profile", voice: Voice) -> tuple[Report, Cut | None]:
-    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if anything."""
+    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if any."""
     from ghostvis_cli.engines.factory import make_engine
 
     profiles = engine_profiles(job, profile)
@@ -116,7 +116,13 @@ def _report(
     planned = len(work.rounds) * len(contenders)
     first = [_cut_short(cut, runs, planned)] if cut is not None else []
     runs = _without_rests(runs)
-    notes = [*first, *work.notes, *told, *(note for run in runs for note in run.notes), *_lengths_off(job, runs)]
+    notes = [
+        *first,
+        *work.notes,
+        *told,
+        *(note for run in runs for note in run.notes),
+        *_lengths_off(job, runs),
+    ]
     return Report(
         manifest=watch.manifest(),
         workload=work.summary,

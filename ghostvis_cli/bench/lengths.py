@@ -11,6 +11,8 @@ from ghostvis_cli.errors import UsageError
 NUMBER = r"(\d+(?:\.\d+)?)"
 NAMED_SIZES = {"360p": (640, 360), "720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160)}
 LARGEST_SIDE = 8192
+LONGEST = 1_000_000  # of a prompt or an answer, in tokens
+WIDEST = 10.0  # sigma of a lognormal length, whose exponential shall stay a number
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class Length:
             found = cls("uniform", float(match[1]), float(match[2]))
         elif match := re.fullmatch(rf"(normal|lognormal):{NUMBER},{NUMBER}", text):
             found = cls("normal" if match[1] == "normal" else "lognormal", float(match[2]), float(match[3]))
-        if found is None or found.a < 1 or (found.kind == "uniform" and found.b < found.a):
+        if found is None or not found._is_possible():
             raise UsageError(
                 f"{option} {text!r} is no length: 128, 64-256, normal:128,32 or lognormal:128,0.5",
                 hint=f"{option} 128",
             )
         return found
+
+    def _is_possible(self) -> bool:
+        most = WIDEST if self.kind == "lognormal" else LONGEST
+        return 1 <= self.a <= LONGEST and self.b <= most and self.a <= self.longest <= LONGEST
 
     def draw(self, random: Random) -> int:
         """At least 1; a bell's tails end at four times its centre, so that one request can't be the whole run."""
@@ -48,7 +54,7 @@ class Length:
                 value = self.a + self.b * _bell(random)
             case "lognormal":
                 value = self.a * math.exp(self.b * _bell(random))
-        return max(1, min(round(value), 10**6 if self.kind == "uniform" else math.ceil(4 * self.a)))
+        return max(1, min(round(value), self.longest))
 
     @property
     def longest(self) -> int:
@@ -81,6 +87,14 @@ class Sizes:
             f"--image-size {text!r} is no size: 512x384, 336, 720p, several with commas, or 224-1024",
             hint="--image-size 512x384",
         )
+
+    @classmethod
+    def one(cls, text: str) -> tuple[int, int]:
+        """A single size, (width, height) in pixels."""
+        found = cls.parse(text)
+        if len(found.choices) != 1:
+            raise UsageError(f"--image-size {text!r} is not one size", hint="--image-size 512x384")
+        return found.choices[0]
 
     def draw(self, random: Random) -> tuple[int, int]:
         if self.sides is not None:

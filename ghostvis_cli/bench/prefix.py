@@ -16,13 +16,14 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ghostvis_cli.bench import metrics, stats
 from ghostvis_cli.bench.schema import Record, Report, WorkloadSummary
 from ghostvis_cli.bench.stats import Interval
+from ghostvis_cli.bench.stopping import Cut, held_up
 from ghostvis_cli.bench.workload import QUESTIONS, WORDS
 from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest, Sampling
 from ghostvis_cli.errors import GhostvisError, RequestError, UsageError
@@ -125,30 +126,28 @@ class Proof:
 
 
 @dataclass
-class Progress:
-    """For the line on the terminal."""
+class Measured:
+    """What there is so far: what cuts a proof short leaves it."""
 
-    pairs: int = 0
-    done: int = 0
-
-    def line(self) -> str:
-        return f"pair {self.done}/{self.pairs}"
+    pairs: list[Pair] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
 
 
-async def prove(
-    engine: Engine, settings: Settings, flush: Flusher | None = None, progress: Progress | None = None
-) -> Proof:
+async def prove(engine: Engine, settings: Settings, flush: Flusher | None = None) -> Proof:
     """Measure the pairs, then the rounds of many questions. RequestError where a request fails."""
-    progress = progress or Progress()
-    progress.pairs = settings.pairs
+    found = Measured()
+    await _measure(engine, settings, flush, found)
+    return judged(found.pairs, found.rounds)
+
+
+async def _measure(engine: Engine, settings: Settings, flush: Flusher | None, found: Measured) -> None:
     rows = _Rows(settings)
     for _ in range(settings.warm_up):
         await _pair(engine, rows, None)
-    pairs = []
-    for progress.done in range(settings.pairs):
-        pairs.append(await _pair(engine, rows, flush))
-    rounds = () if settings.text else tuple([await _round(engine, rows, name) for name in ROUNDS])
-    return judged(pairs, rounds)
+    for _ in range(settings.pairs):
+        found.pairs.append(await _pair(engine, rows, flush))
+    for name in () if settings.text else ROUNDS:
+        found.rounds.append(await _round(engine, rows, name))
 
 
 async def _pair(engine: Engine, rows: "_Rows", flush: Flusher | None) -> Pair:
@@ -322,8 +321,10 @@ def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
 # --- the report
 
 
-async def run(settings: Settings, profile: "Profile", command: str, voice: "Voice") -> Report:
-    """The proof on the engine of a profile, as a report without runs."""
+async def run(
+    settings: Settings, profile: "Profile", command: str, voice: "Voice"
+) -> tuple[Report, Cut | None]:
+    """The proof on the engine of a profile, as a report without runs. Cut short, of the pairs measured by then."""
     from ghostvis_cli.bench import machine
     from ghostvis_cli.engines.factory import make_engine
 
@@ -334,19 +335,25 @@ async def run(settings: Settings, profile: "Profile", command: str, voice: "Voic
             voice.notice(line)
         if not settings.text and engine.info.kind == "local" and not engine.info.image_tokens:
             raise UsageError("this model reads text only", hint="bench prefix --text 1000")
-        progress = Progress()
-        async with voice.progress(progress.line):
-            proof = await prove(engine, settings, flusher(engine) if settings.flush else None, progress)
+        flush, found = flusher(engine) if settings.flush else None, Measured()
+        async with voice.progress(lambda: f"pair {len(found.pairs)}/{settings.pairs}"):
+            cut = await held_up(_measure(engine, settings, flush, found))
+        if cut is not None and len(found.pairs) < LEAST_PAIRS:
+            cut.take_effect()
+        proof = judged(found.pairs, found.rounds)
         card = machine.card(engine.info.kind, engine, profile)
-    return Report(
+    done = f"{len(proof.pairs)} of {settings.pairs} pairs"
+    report = Report(
         manifest=watch.manifest(),
         workload=_workload(settings),
         engines=(card,),
         runs=(),
         summaries=(),
-        notes=proof.doubts,
+        notes=(*((f"CUT SHORT ({cut.reason}): {done}",) if cut else ()), *proof.doubts),
         extra={"prefix": as_extra(proof, settings)},
+        cut_short=cut.reason if cut else None,
     )
+    return report, cut
 
 
 def _workload(settings: Settings) -> WorkloadSummary:

@@ -26,7 +26,8 @@ def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _ratio(runs: Sequence[Run], base: str, name: str, figure: str) -> dict[str, Any] | None:
-    pairs = list(zip(_values(runs, base, figure), _values(runs, name, figure), strict=True))
+    ours, theirs = _values(runs, base, figure), _values(runs, name, figure)
+    pairs = [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
     values = [(a, b) for a, b in pairs if a and b]
     if not values or len(values) < len(pairs):
         return None
@@ -43,9 +44,8 @@ def _ratio(runs: Sequence[Run], base: str, name: str, figure: str) -> dict[str, 
     }
 
 
-def _values(runs: Sequence[Run], name: str, figure: str) -> list[float | None]:
-    chosen = sorted((run for run in runs if run.engine == name), key=lambda run: run.repeat)
-    return [run.figures.get(figure) for run in chosen]
+def _values(runs: Sequence[Run], name: str, figure: str) -> dict[int, float | None]:
+    return {run.repeat: run.figures.get(figure) for run in runs if run.engine == name}
 
 
 def lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -2,14 +2,16 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ghostvis_cli.bench import schema
+from ghostvis_cli.bench import metrics, ratios, schema
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Report, Run, Summary
 from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, shown
-from ghostvis_cli.errors import OutputError, UsageError
+from ghostvis_cli.errors import OutputError, UsageError, printable
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 # In the table of rates, in this order; the others are counts, which a sentence tells better.
@@ -19,19 +21,36 @@ RATES = (
 )  # fmt: skip
 
 
+def check_place(path: Path | None) -> None:
+    """Before an hour of measuring, not after it. UsageError where a report could not be written to `path`."""
+    if path is None:
+        return
+    if path.suffix not in (".json", ".csv", ".html"):
+        raise UsageError(
+            f"a report is .json, .csv or .html, and {printable(path.name)!r} is none",
+            hint="--output report.json",
+        )
+    name = printable(str(path))
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {name}: there is no such folder")
+    if path.is_dir():
+        raise UsageError(f"--output {name}: that is a folder")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UsageError(f"--output {name} can't be written")
+
+
 def save(report: Report, path: Path) -> None:
-    """Write .json, .csv or .html. OutputError where the disk says no."""
-    kinds: dict[str, Callable[[Report], str]] = {".csv": csv_text, ".html": _html}
+    """Write .json, .csv or .html, whole or not at all. OutputError where the disk says no."""
+    check_place(path)
+    kinds: dict[str, Callable[[Report], str]] = {".json": schema.to_text, ".csv": csv_text, ".html": _html}
+    text = kinds[path.suffix](report)
+    new = path.with_name(f"{path.name}.new")
     try:
-        if path.suffix == ".json":
-            schema.write(report, path)
-        elif path.suffix in kinds:
-            path.write_text(kinds[path.suffix](report), encoding="utf-8")
-        else:
-            raise UsageError(
-                f"a report is .json, .csv or .html, and {path.name!r} is none", hint="--output report.json"
-            )
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
         raise OutputError(f"{path} can't be written: {error.strerror}") from error
 
 
@@ -54,6 +73,8 @@ def lines(report: Report) -> Iterator[str]:
         yield from _summary(cards[summary.engine], summary, runs)
     if "prefix" in report.extra:
         yield from prefix_lines(report.extra["prefix"])
+    yield from map(metrics.reuse, report.summaries)
+    yield from ratios.lines(report.extra.get("ratios", ()))
     for note in report.notes:
         yield f"note: {note}"
 

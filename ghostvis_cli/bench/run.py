@@ -90,10 +90,17 @@ class Progress:
 
 
 async def measure(
-    contenders: Sequence[Contender], workload: Workload, plan: Plan, progress: Progress
+    contenders: Sequence[Contender],
+    workload: Workload,
+    plan: Plan,
+    progress: Progress,
+    runs: list[Run] | None = None,
 ) -> list[Run]:
-    """Every run of the plan. Engines take turns within a repeat, each repeat beginning with another."""
-    runs = []
+    """Every run of the plan. Engines take turns within a repeat, each repeat beginning with another.
+
+    Each is appended to `runs` as it ends, so that what was measured outlives what cuts the rest short.
+    """
+    runs = [] if runs is None else runs
     for point, load in enumerate(plan.loads):
         for contender in contenders:
             progress.begin(f"{contender.name} · {load.name} · warm-up", len(workload.warm_up))
@@ -105,7 +112,7 @@ async def measure(
                 items = workload.rounds[number]
                 total = len(items) if plan.duration_s is None else None
                 progress.begin(f"{contender.name} · {load.name} · {repeat + 1}/{plan.repeats}", total)
-                runs.append(await run_once(contender, items, load, plan, repeat, progress))
+                await run_once(contender, items, load, plan, repeat, progress, runs)
     return runs
 
 
@@ -122,35 +129,49 @@ async def warm_up(contender: Contender, items: Sequence[Item], load: Load, progr
 
 
 async def run_once(
-    contender: Contender, items: Sequence[Item], load: Load, plan: Plan, repeat: int, progress: Progress
-) -> Run:
+    contender: Contender,
+    items: Sequence[Item],
+    load: Load,
+    plan: Plan,
+    repeat: int,
+    progress: Progress,
+    runs: list[Run],
+) -> None:
+    """Append one run; where it is cancelled, of the requests that had ended by then, if any."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     client, lag, gpu = Client(contender, progress), LoopWatch(), Gpu(contender.gpu_is_here)
     work_s = fixed_work()
-    with _no_garbage_collection(), gpu:
-        async with lag:
-            if load.request_rate is None:
-                await client.closed(items, load, plan.duration_s)
-            else:
-                offsets = schedule(load, Random(f"{plan.seed}:{repeat}:arrivals"))
-                await client.open(items, load, offsets, plan.duration_s)
-    records = client.records
-    work_s = (work_s + fixed_work()) / 2
-    figures = metrics.figures(records, plan.slo) | lag.figures() | gpu.figures() | {"fixed_work": work_s}
-    return Run(
-        engine=contender.name,
-        load=load,
-        repeat=repeat,
-        started_at=started_at,
-        duration_s=metrics.duration(records),
-        figures=figures,
-        failures=metrics.failures(records),
-        records=tuple(records),
-        notes=(
-            *_first_failures(records, contender.name, load),
-            *_doubts(figures, load, contender, len(records), len(items)),
-        ),
-    )
+    whole = False
+    try:
+        with _no_garbage_collection(), gpu:
+            async with lag:
+                if load.request_rate is None:
+                    await client.closed(items, load, plan.duration_s)
+                else:
+                    offsets = schedule(load, Random(f"{plan.seed}:{repeat}:arrivals"))
+                    await client.open(items, load, offsets, plan.duration_s)
+        whole = True
+    finally:
+        if records := client.records:
+            around = lag.figures() | gpu.figures() | {"fixed_work": (work_s + fixed_work()) / 2}
+            figures = metrics.figures(records, plan.slo) | around
+            runs.append(
+                Run(
+                    engine=contender.name,
+                    load=load,
+                    repeat=repeat,
+                    started_at=started_at,
+                    duration_s=metrics.duration(records),
+                    figures=figures,
+                    failures=metrics.failures(records),
+                    records=tuple(records),
+                    notes=(
+                        *_first_failures(records, contender.name, load),
+                        *_doubts(figures, load, contender, len(records), len(items)),
+                    ),
+                    cut_short=not whole,
+                )
+            )
 
 
 def now() -> float:

@@ -131,6 +131,7 @@ class Run:
     failures: Mapping[str, int] = field(default_factory=dict)  # by kind
     records: tuple[Record, ...] = ()  # only with --details
     notes: tuple[str, ...] = ()
+    cut_short: bool = False  # only the requests that had ended when the benchmark was stopped
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ class Report:
     slo: Mapping[str, float] = field(default_factory=dict)  # metric -> most seconds
     notes: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)  # sections of other commands, such as prefix
+    cut_short: str | None = None  # what stopped it before its end
     schema_version: int = SCHEMA_VERSION
 
 
@@ -231,8 +233,8 @@ def from_json(document: Any) -> Report:
     return report
 
 
-def write(report: Report, path: Path) -> None:
-    path.write_text(json.dumps(to_json(report), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def to_text(report: Report) -> str:
+    return json.dumps(to_json(report), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(path: Path) -> Report:

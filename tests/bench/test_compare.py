@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ghostvis_cli.bench import schema
 from ghostvis_cli.bench.compare import compare, condition, judged, pairings, sides
 from ghostvis_cli.bench.compare_text import benchfmt, markdown, rows
+from ghostvis_cli.bench.report import save
 from ghostvis_cli.bench.schema import Load, Report
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import InputError, UsageError
@@ -39,8 +39,8 @@ def invoke(*words: object) -> Any:
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     a, b = tmp_path / "before.json", tmp_path / "after.json"
-    schema.write(ttft(1.0), a)
-    schema.write(ttft(1.2), b)
+    save(ttft(1.0), a)
+    save(ttft(1.2), b)
     return a, b
 
 
@@ -239,7 +239,7 @@ def test_what_a_check_could_not_rule_out_is_told(files: tuple[Path, Path]) -> No
 def test_a_check_may_name_a_figure_that_the_table_does_not_show(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.json", "b.json")]
     for path, value in zip(paths, (1.0, 1.2), strict=True):
-        schema.write(report(around(value, "ttft_p90")), path)
+        save(report(around(value, "ttft_p90")), path)
     assert invoke(*paths, "--fail-if", "ttft_p90>+5%").exit_code == 9
 
 
@@ -252,7 +252,7 @@ def test_json_holds_the_intervals(files: tuple[Path, Path]) -> None:
 
 def test_json_says_null_where_nothing_is_known(tmp_path: Path) -> None:
     path = tmp_path / "one.json"
-    schema.write(report([{"ttft_p95": 1.0}]), path)
+    save(report([{"ttft_p95": 1.0}]), path)
     found = json.loads(invoke(path, path, "--json").stdout)["comparisons"][0]["findings"][0]
     assert found["change"]["low"] is None
 

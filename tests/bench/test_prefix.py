@@ -275,6 +275,6 @@ def test_the_table_says_not_reported_and_not_known() -> None:
     assert text.count("not known") == 2
 
 
-@pytest.mark.parametrize("words", [("--image-size", "64"), ("--image-size", "0x9"), ("--pairs", "2")])
+@pytest.mark.parametrize("words", [("--image-size", "64,32"), ("--image-size", "0x9"), ("--pairs", "2")])
 def test_senseless_options_are_refused(words: tuple[str, ...]) -> None:
     assert invoke(*words).exit_code == 2

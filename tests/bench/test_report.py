@@ -2,6 +2,7 @@
 
 import csv
 import io
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ghostvis_cli.bench import schema
-from ghostvis_cli.bench.report import csv_text, lines, save, sparkline
+from ghostvis_cli.bench.report import check_place, csv_text, lines, save, sparkline
 from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.units import digits, percent, seconds, shown, tick, title
 from ghostvis_cli.cli.app import build
@@ -63,7 +64,7 @@ def test_the_table_tells_of_every_load_point_and_every_failure() -> None:
 
 def test_what_was_not_reported_has_no_row() -> None:
     text = "\n".join(lines(report([FIGURES])))
-    assert "cached" not in text
+    assert "share of input tokens cached" not in text
     assert "time to first token" in text
 
 
@@ -87,9 +88,26 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
         save(report([FIGURES]), tmp_path / "report.pdf")
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="can't be written"):
-        save(report([FIGURES]), tmp_path / "no" / "r.csv")
+@pytest.mark.parametrize("place", ["no/r.csv", "folder.json"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UsageError, match=place):
+        check_place(tmp_path / place)
+
+
+def test_a_full_disk_leaves_the_older_report_whole(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    save(report([FIGURES]), path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OutputError, match="can't be written"):
+            save(report([FIGURES, FIGURES]), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [each.name for each in tmp_path.iterdir()] == ["r.json"]
+    assert path.read_bytes() == before
 
 
 def test_the_command_shows_a_report_again(tmp_path: Path) -> None:

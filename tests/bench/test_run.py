@@ -1,12 +1,15 @@
 """Load and its records, on a clock that knows no noise: every figure is what arithmetic says."""
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 
-from ghostvis_cli.bench.run import Plan
+from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
 from ghostvis_cli.bench.schema import Load, Run
 from ghostvis_cli.engines.base import GenerateRequest
 from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
-from tests.bench.virtual import TimedEngine, measured, workload
+from tests.bench.virtual import TimedEngine, measured, run, workload
 
 EXACT = pytest.approx  # the clock adds floats up: 1e-6 of a value is rounding, and far below any timing
 
@@ -163,3 +166,36 @@ def test_a_client_behind_its_schedule_says_so() -> None:
     found = one(Load(None, 10.0, "constant"), Clogging(), requests=20)
     assert any("THE CLIENT WAS THE BOTTLENECK" in note for note in found.notes)
     assert not one(Load(None, 10.0, "constant"), TimedEngine(), requests=20).notes
+
+
+def test_runs_that_ended_outlive_an_error_that_ends_the_benchmark() -> None:
+    """The warm-up of the second load finds the server gone."""
+    work = workload(4, rounds=2, warm_up=2)
+
+    def gone_later(request: GenerateRequest) -> Exception | None:
+        return EngineError("gone") if len(engine.sent) > 6 else None
+
+    engine = TimedEngine(failing=gone_later)
+    runs: list[Run] = []
+    with pytest.raises(EngineError, match="gone"):
+        run(measure([Contender("a", engine)], work, Plan((Load(1), Load(2))), Progress(), runs))
+    assert [(each.load, each.figures["requests"], each.cut_short) for each in runs] == [(Load(1), 4, False)]
+
+
+def test_a_run_that_is_cancelled_keeps_the_requests_that_had_ended() -> None:
+    runs: list[Run] = []
+
+    async def cancelled() -> None:
+        plan = Plan((Load(2),))
+        task = asyncio.ensure_future(
+            measure([Contender("a", TimedEngine())], workload(20), plan, Progress(), runs)
+        )
+        await asyncio.sleep(0.7)  # of the virtual clock: three answers of 0.2 s by each of two clients
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    run(cancelled())
+    (found,) = runs
+    assert (found.figures["requests"], found.figures["failed"], found.cut_short) == (6, 0, True)
+    assert found.figures["e2e_max"] == EXACT(0.2)

@@ -166,6 +166,10 @@ def test_failures_give_code_8_and_a_server_that_only_fails_gives_its_own(tmp_pat
         (["--input", "rows.jsonl", "--with-vision"], "no place beside --input"),
         (["--num-prompts", "5", "compare", "a.json", "b.json"], "options go behind compare"),
         (["--duration", "0"], "above 0"),
+        (["--duration", "nan"], "above 0"),
+        (["--ramp-up", "inf"], "--ramp-up is a number"),
+        (["--prompt-len", "9" * 400], "is no length"),
+        (["--output-len", "lognormal:128,1000"], "is no length"),
         (["--image-format", "gif"], "--image-format is one of"),
     ],
 )

@@ -1,0 +1,131 @@
+"""`ghostvis bench compare` and `bench report`: what reports say, once they are written."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ghostvis_cli.cli import options, output
+from ghostvis_cli.errors import CheckFailedError, UsageError, printable
+
+if TYPE_CHECKING:
+    from ghostvis_cli.bench.compare import Comparison, Condition
+
+EXAMPLES = """Examples:
+
+  ghostvis bench compare before.json after.json
+
+  ghostvis bench compare main.json branch.json --fail-if 'ttft_p95>+5%' --fail-if 'requests_per_s<-5%'
+
+  ghostvis bench compare a.json b.json c.json --format markdown >> $GITHUB_STEP_SUMMARY
+
+  ghostvis bench compare a.json b.json --format benchfmt | benchstat -col run /dev/stdin
+"""
+
+
+def bench_compare(
+    reports: Annotated[
+        list[Path], typer.Argument(metavar="A.json [B.json]...", help="The first is the base.")
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", "-m", metavar="NAME", help="Figures to compare, such as ttft_p90. Repeatable."
+        ),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option("--fail-if", metavar="CONDITION", help="'ttft_p95>+5%': then code 9. Repeatable."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare even what is not the same work.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="KIND", help="table, markdown, json or benchfmt (benchstat).")
+    ] = "table",
+    json: options.JsonFlag = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+) -> None:
+    """Say of each figure whether it got better or worse, or that there is no evidence."""
+    from ghostvis_cli.bench import compare as comparing
+    from ghostvis_cli.bench import compare_text as text
+    from ghostvis_cli.bench import schema
+
+    options.talk(quiet, verbose, color)
+    form = "json" if json else form
+    if form not in ("table", "markdown", "json", "benchfmt"):
+        raise UsageError(f"--format {form!r} is none of table, markdown, json, benchfmt")
+    names = tuple(comparing.known_metric(name) for name in metric or ())
+    checks = [comparing.condition(each) for each in fail_if or ()]
+    sides = comparing.sides(dict(zip(_told_apart(reports), map(schema.read, reports), strict=True)))
+    wanted = dict.fromkeys((*(names or comparing.HEADLINES), *(check.metric for check in checks)))
+    found = [
+        comparing.compare(a, b, metrics=tuple(wanted), force=force) for a, b in comparing.pairings(sides)
+    ]
+    match form:
+        case "json":
+            output.record({"schema_version": output.SCHEMA_VERSION, "comparisons": text.record(found)})
+        case "markdown":
+            output.answer(text.markdown(found))
+        case "benchfmt":
+            output.answer(text.benchfmt(sides))
+        case _:
+            for comparison in found:
+                _show_comparison(comparison)
+    _fail_if(checks, found)
+
+
+def _told_apart(paths: list[Path]) -> list[str]:
+    """File names where they differ, else whole paths."""
+    names = [printable(path.stem) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [printable(f"{n + 1}:{path}") for n, path in enumerate(paths)]
+
+
+def _show_comparison(comparison: "Comparison") -> None:
+    from ghostvis_cli.bench.compare_text import HEADERS, rows
+
+    headers = [{"A": comparison.a.name, "B": comparison.b.name}.get(name, name) for name in HEADERS]
+    output.table(headers, rows(comparison))
+    output.notices(comparison.notes)
+
+
+def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
+    from ghostvis_cli.bench.compare import judged
+
+    met = [(check, line) for check in checks for line in judged(check, found)]
+    for check in checks:
+        open_ = [f for each in found for f in each.named(check.metric) if check.possible_in(f)]
+        if open_ and not any(check is failed for failed, _ in met):
+            output.notice(f"--fail-if {check.text} did not fail, but the intervals do not rule it out")
+    if met:
+        listed = "\n".join(f"{check.text}: {line}" for check, line in met)
+        raise CheckFailedError(
+            f"{len(met)} checks failed:\n{listed}" if len(met) > 1 else f"--fail-if {listed}"
+        )
+
+
+# --- a report once more
+
+
+def bench_report(
+    report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="What a run wrote with --output.")],
+    output_file: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .csv or .json.")
+    ] = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+) -> None:
+    """Show a report again, or make a page of it."""
+    from ghostvis_cli.bench import schema
+    from ghostvis_cli.bench.report import check_place, lines, save
+
+    options.talk(quiet, verbose, color)
+    read = schema.read(report)
+    check_place(output_file)
+    if output_file is not None:
+        save(read, output_file)
+    else:
+        output.answer("".join(f"{line}\n" for line in lines(read)))
