@@ -17,7 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ghostvis_cli.bench import stats
-from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Load, Report, Run, metric
+from ghostvis_cli.bench.schema import METRICS, EngineCard, Load, Report, Run, metric
 from ghostvis_cli.bench.stats import Interval
 from ghostvis_cli.bench.units import percent
 from ghostvis_cli.errors import InputError, UsageError
@@ -34,7 +34,6 @@ HEADLINES = (
 LEAST_PAIRS = 8
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNSTEADY = 0.05
-ALL_METRICS = (*SCALARS, *(f"{base}_{statistic}" for base in LATENCIES for statistic in STATISTICS))
 CONDITION = re.compile(r"\s*(?P<metric>\w+)\s*(?P<side>[<>])\s*(?P<percent>[+-]?\d+(\.\d+)?)\s*%\s*")
 
 
@@ -247,7 +246,7 @@ def _drift(a: Side, b: Side, first: Load, second: Load) -> float:
     if not (_is_here(a.card) and _is_here(b.card)):
         return 0.0
     one, two = (
-        [math.log(each) for each in side.values(load, "fixed_work").values()]
+        [math.log(each) for each in side.values(load, "fixed_work").values() if each > 0]
         for side, load in ((a, first), (b, second))
     )
     if not one or not two:
@@ -278,6 +277,9 @@ def _verdict(name: str, change: Interval, repeats: int) -> Verdict:
 
 
 def _notes(a: Side, b: Side, unlike: Sequence[str], findings: Sequence[Finding]) -> Iterator[str]:
+    for side in (a, b):
+        if side.report.cut_short is not None:
+            yield f"{side.name} was cut short ({side.report.cut_short})"
     for line in unlike:
         yield f"forced, although not the same thing was measured: {line}"
     few = min(finding.repeats for finding in findings)
@@ -342,8 +344,8 @@ def condition(text: str) -> Condition:
 
 def known_metric(name: str) -> str:
     """The name itself. UsageError with the nearest one for a name that no figure has."""
-    if name not in ALL_METRICS:
-        near = get_close_matches(name, ALL_METRICS, n=1)
+    if name not in METRICS:
+        near = get_close_matches(name, METRICS, n=1)
         raise UsageError(f"no metric named {name!r}", hint=near[0] if near else "docs/bench.md lists them")
     return name
 

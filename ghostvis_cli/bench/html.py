@@ -10,7 +10,7 @@ from typing import Any
 
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.page_style import STYLE
-from ghostvis_cli.bench.report import RATES
+from ghostvis_cli.bench.report import RATES, prefix_section
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, Record, Report, Run, Summary
 from ghostvis_cli.bench.stats import median, percentile
 from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot
@@ -49,7 +49,7 @@ def _parts(report: Report) -> Iterator[str]:
     if report.notes:
         yield f'<section class="notes">{_list(report.notes)}</section>'
     if "prefix" in report.extra:
-        yield from _prefix(report.extra["prefix"])
+        yield from _prefix(prefix_section(report))
     if len(report.summaries) == 1:
         yield _section(_name(report.summaries[0]), _tiles(report.summaries[0]))
     elif report.summaries:

@@ -80,7 +80,7 @@ class Pair:
     @property
     def saved(self) -> float:
         """The share of the cold time that the warm request was spared."""
-        return 1 - self.warm_s / self.cold_s
+        return 1 - self.warm_s / self.cold_s if self.cold_s else 0.0
 
     @property
     def reused(self) -> int | None:
@@ -350,7 +350,7 @@ async def run(
         runs=(),
         summaries=(),
         notes=(*((f"CUT SHORT ({cut.reason}): {done}",) if cut else ()), *proof.doubts),
-        extra={"prefix": as_extra(proof, settings)},
+        extra={"prefix": as_extra(proof, asdict(settings))},
         cut_short=cut.reason if cut else None,
     )
     return report, cut
@@ -363,7 +363,7 @@ def _workload(settings: Settings) -> WorkloadSummary:
     return WorkloadSummary("prefix", settings.seed, settings.pairs, digest, pictures, settings=plain)
 
 
-def as_extra(proof: Proof, settings: Settings) -> Mapping[str, Any]:
+def as_extra(proof: Proof, settings: object) -> Mapping[str, Any]:
     """For Report.extra["prefix"]: plain JSON values."""
     rounds = [
         asdict(round_)
@@ -374,7 +374,7 @@ def as_extra(proof: Proof, settings: Settings) -> Mapping[str, Any]:
         }
         for round_ in proof.rounds
     ]
-    return {**asdict(proof), "rounds": rounds, "settings": asdict(settings)}
+    return {**asdict(proof), "rounds": rounds, "settings": settings}
 
 
 def flusher(engine: Engine) -> Flusher:

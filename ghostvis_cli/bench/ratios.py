@@ -28,7 +28,7 @@ def ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _ratio(runs: Sequence[Run], base: str, name: str, figure: str) -> dict[str, Any] | None:
     ours, theirs = _values(runs, base, figure), _values(runs, name, figure)
     pairs = [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
-    values = [(a, b) for a, b in pairs if a and b]
+    values = [(a, b) for a, b in pairs if a and b and min(a, b) > 0]
     if not values or len(values) < len(pairs):
         return None
     interval = paired_ratio([a for a, _ in values], [b for _, b in values], 0.95)

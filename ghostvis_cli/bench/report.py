@@ -11,7 +11,7 @@ from typing import Any
 from ghostvis_cli.bench import metrics, ratios, schema
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Report, Run, Summary
 from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, shown
-from ghostvis_cli.errors import OutputError, UsageError, printable
+from ghostvis_cli.errors import InputError, OutputError, UsageError, printable
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 # In the table of rates, in this order; the others are counts, which a sentence tells better.
@@ -72,9 +72,10 @@ def lines(report: Report) -> Iterator[str]:
         runs = [run for run in report.runs if (run.engine, run.load) == (summary.engine, summary.load)]
         yield from _summary(cards[summary.engine], summary, runs)
     if "prefix" in report.extra:
-        yield from prefix_lines(report.extra["prefix"])
-    yield from map(metrics.reuse, report.summaries)
-    yield from ratios.lines(report.extra.get("ratios", ()))
+        yield from prefix_lines(prefix_section(report))
+    answered = [each for each in report.summaries if (found := each.figures.get("requests")) and found.value]
+    yield from map(metrics.reuse, answered)
+    yield from ratios.lines(ratios.ratios(report.runs))
     for note in report.notes:
         yield f"note: {note}"
 
@@ -82,7 +83,8 @@ def lines(report: Report) -> Iterator[str]:
 def _summary(card: EngineCard, summary: Summary, runs: Sequence[Run]) -> Iterator[str]:
     repeats = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
     yield f"{card.name} at {summary.load.name}: {repeats}, {_requests(runs)}"
-    yield from _aligned([("", *STATISTICS), *_latency_rows(summary)])
+    if latencies := [*_latency_rows(summary)]:
+        yield from _aligned([("", *STATISTICS), *latencies])
     yield from _aligned([*_rate_rows(summary, runs)])
 
 
@@ -138,6 +140,17 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 # --- bench prefix
 
 
+def prefix_section(report: Report) -> Mapping[str, Any]:
+    """The proof of a report that may be anybody's: InputError where it is none."""
+    from ghostvis_cli.bench import prefix
+
+    section = report.extra["prefix"]
+    proof: prefix.Proof = schema.build(prefix.Proof, section, "report.extra.prefix")
+    if not proof.pairs:
+        raise InputError("report.extra.prefix has no pairs")
+    return prefix.as_extra(proof, section.get("settings"))
+
+
 def prefix_lines(proof: Mapping[str, Any]) -> Iterator[str]:
     """The proof as schema.Report.extra keeps it."""
     from ghostvis_cli.bench.stats import median
@@ -187,7 +200,7 @@ def _round_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 def csv_text(report: Report) -> str:
     """One row for each run; an empty cell is "not reported"."""
     if "prefix" in report.extra and not report.runs:
-        return _csv(report.extra["prefix"]["pairs"])
+        return _csv(prefix_section(report)["pairs"])
     names = list(dict.fromkeys(name for run in report.runs for name in run.figures))
     return _csv(
         [

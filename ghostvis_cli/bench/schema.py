@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ghostvis_cli.engines.base import FinishReason
-from ghostvis_cli.errors import InputError
+from ghostvis_cli.errors import InputError, printable
 
 SCHEMA_VERSION = 1
+LARGEST = 1e18  # a figure of another's report beyond it, or not a number, is no measurement
+LARGEST_FILE = 2**30
 Better = Literal["lower", "higher", "neither"]
 
 STATISTICS = ("mean", "sd", "p50", "p90", "p95", "p99", "max")
@@ -70,6 +72,9 @@ SCALARS = {
     "loop_lag_p99": Metric("client's event loop late, p99", "s", "neither"),
     "loop_busy": Metric("share of time the client's loop was busy", "", "neither"),
 }
+
+
+METRICS = frozenset((*SCALARS, *(f"{base}_{statistic}" for base in LATENCIES for statistic in STATISTICS)))
 
 
 def metric(name: str) -> Metric:
@@ -229,8 +234,22 @@ def from_json(document: Any) -> Report:
             f" {SCHEMA_VERSION}",
             hint="measure again with this version",
         )
-    report: Report = _build(Report, document, "report")
+    report: Report = build(Report, document, "report")
+    _check(report)
     return report
+
+
+def _check(report: Report) -> None:
+    """What types do not say."""
+    cards = {card.name for card in report.engines}
+    if not cards:
+        raise InputError("report.engines is empty")
+    measured: tuple[Run | Summary, ...] = (*report.runs, *report.summaries)
+    for each in measured:
+        if each.engine not in cards:
+            raise InputError(f"report.engines has no {printable(each.engine)!r}, which was measured")
+        if stray := each.figures.keys() - METRICS:
+            raise InputError(f"no figure is called {printable(min(stray))!r}")
 
 
 def to_text(report: Report) -> str:
@@ -239,7 +258,11 @@ def to_text(report: Report) -> str:
 
 def read(path: Path) -> Report:
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise InputError(f"it is larger than {LARGEST_FILE:,} bytes")
+        return from_json(json.loads(content))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -258,7 +281,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def build(kind: Any, value: Any, where: str) -> Any:
     """A dataclass from a JSON object. Keys it does not know are left out: a later version may add some."""
     if not isinstance(value, dict):
         raise InputError(f"{where} is not an object")
@@ -284,14 +307,16 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return (
             None if value is None else _typed(next(a for a in args if a is not types.NoneType), value, where)
         )
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(args[0], each, f"{where}[{n}]") for n, each in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
         return {key: _typed(args[1], each, f"{where}.{key}") for key, each in value.items()}
     if is_dataclass(hint):
-        return _build(hint, value, where)
+        return build(hint, value, where)
     if origin is Literal and value in args:
         return value
+    if isinstance(value, int | float) and not -LARGEST < value < LARGEST:
+        raise InputError(f"{where} is no number of a measurement")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ghostvis_cli.errors import GhostvisError
+from ghostvis_cli.errors import one_line
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGALRM: "--timeout"}
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Why measuring ended early: a signal, or an error that left no point in going on."""
+    """Why measuring ended early: a signal, or an error that left no point in going on, be it a bug of ours."""
 
-    by: signal.Signals | GhostvisError
+    by: signal.Signals | Exception
 
     @property
     def reason(self) -> str:
-        return self.by.message if isinstance(self.by, GhostvisError) else NAMES[self.by]
+        return NAMES[self.by] if isinstance(self.by, signal.Signals) else one_line(self.by)
 
     def take_effect(self) -> None:
         """What would have happened had nobody held it up. Raises, or ends the process."""
-        if isinstance(self.by, GhostvisError):
+        if isinstance(self.by, Exception):
             raise self.by
         signal.raise_signal(self.by)
 
@@ -54,7 +54,7 @@ async def held_up(work: Coroutine[Any, Any, object]) -> Cut | None:
     except asyncio.CancelledError:
         if not came:
             raise
-    except GhostvisError as error:
+    except Exception as error:
         return Cut(error)
     finally:
         restore()

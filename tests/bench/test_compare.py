@@ -167,6 +167,10 @@ def test_failed_requests_are_told() -> None:
     assert any("24 requests failed" in note for note in found.notes)
 
 
+def test_a_report_that_was_cut_short_is_called_so() -> None:
+    assert "b was cut short (Ctrl-C)" in both(ttft(1.0), ttft(1.0, cut_short="Ctrl-C")).notes
+
+
 def test_a_single_run_has_nothing_to_be_compared_with() -> None:
     with pytest.raises(UsageError, match="nothing to compare among local"):
         pairings(sides({"a": ttft(1.0)}))

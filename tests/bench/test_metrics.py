@@ -1,11 +1,14 @@
 """Figures from records, against arithmetic done by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.ratios import ratios
 from ghostvis_cli.bench.schema import Load, Record, Run, from_json, metric, to_json
 from ghostvis_cli.errors import UsageError
+from tests.bench.reports import CARD
 from tests.bench.virtual import TimedEngine, measured, workload
 
 
@@ -131,6 +134,14 @@ def test_ratios_say_how_often_the_first_engine_goes_into_the_others() -> None:
     assert values["ttft_p50"] == pytest.approx(0.5)
 
 
+def test_ratios_pair_the_repeats_that_both_engines_ended() -> None:
+    def run(engine: str, repeat: int, rate: float) -> Run:
+        return Run(engine, Load(1), repeat, "", 1.0, {"requests_per_s": rate})
+
+    (found,) = ratios([run("a", 0, 10.0), run("b", 0, 20.0), run("b", 1, 60.0)])
+    assert (found["value"], found["repeats"]) == (pytest.approx(2), 1)
+
+
 def test_a_run_comes_back_from_json_as_it_was() -> None:
     from ghostvis_cli.bench.machine import Watch
     from ghostvis_cli.bench.run import Plan
@@ -138,6 +149,12 @@ def test_a_run_comes_back_from_json_as_it_was() -> None:
 
     work = workload(3)
     runs: list[Run] = measured(Plan((Load(2),)), work, TimedEngine())
-    report = Report(Watch("x", 1).manifest(), work.summary, (), tuple(runs), metrics.summarise(runs))
+    report = Report(
+        Watch("x", 1).manifest(),
+        work.summary,
+        (replace(CARD, name="a"),),
+        tuple(runs),
+        metrics.summarise(runs),
+    )
     once = to_json(report)
     assert to_json(from_json(once)) == once

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -122,3 +123,34 @@ def test_the_command_makes_a_page_of_it(tmp_path: Path) -> None:
     save(report([FIGURES]), path)
     assert invoke(path, "--output", tmp_path / "r.html").exit_code == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("engines",), [], "report.engines is empty"),
+        (("engines", 0, "name"), "another", "has no 'local'"),
+        (("runs", 0, "duration_s"), 10**400, "no number of a measurement"),
+        (("runs", 0, "figures", "ttft_p50"), float("nan"), "no number of a measurement"),
+        (("summaries", 0, "figures"), {"speed": None}, "no figure is called 'speed'"),
+        (("extra",), {"prefix": {"pairs": []}}, "report.extra.prefix is not whole"),
+        (("extra",), {"prefix": "x"}, "report.extra.prefix is not an object"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["terminal", "html"])
+def test_a_report_that_cannot_be_ours_is_refused_by_what_is_wrong_with_it(
+    tmp_path: Path, kind: str, path: tuple[Any, ...], value: object, said: str
+) -> None:
+    document = schema.to_json(report([FIGURES]))
+    place: Any = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    done = invoke(tmp_path / "r.json", *(("--output", tmp_path / "r.html") if kind == "html" else ()))
+    assert (done.exit_code, said in done.stderr) == (3, True), done.stderr
+
+
+def test_a_run_without_a_success_has_no_empty_table_and_says_nothing_of_caches() -> None:
+    text = "\n".join(lines(report([{"requests": 0.0, "failed": 3.0}], failures={"engine": 3})))
+    assert text == "local at concurrency=1: 1 run, 0 requests answered, 3 failed (engine)"
