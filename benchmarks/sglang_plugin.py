@@ -5,11 +5,12 @@
 Processor: CPU time of this process to turn a request with one picture into ids, pixels and an identity, for a
 picture never seen and for one seen before, in the same data: URL. Target: seen at most 1/10 of never seen.
 
-Server: requests/s of three servers on the built-in model, ten questions a picture, answers of 16 tokens, 8 requests
-in flight, pictures new in every round: with every cache; without the radix cache; and without any, which is
---disable-radix-cache, SGLANG_VLM_CACHE_SIZE_MB=0 and none of ours. They take turns, in another order every round;
-what is reported is the ratio of each round. The first round is a warm-up. With it, picture positions asked for and
-computed, and positions in the pool while ten answers about one picture are under way.
+Server: requests/s of three servers on the built-in model, scheduled by lpm as under `ghostvis serve`; ten questions
+a picture, answers of 16 tokens, 8 requests in flight, pictures new in every round: with every cache; without the
+radix cache; and without any, which is --disable-radix-cache, SGLANG_VLM_CACHE_SIZE_MB=0 and none of ours. They take
+turns, in another order every round; what is reported is the ratio of each round. The first round is a warm-up. With
+it, picture positions asked for and computed, and positions in the pool while ten answers about a picture are under
+way.
 
 Equality: greedy tokens of the served model that are the local engine's, over 64 tokens, `exact` and `fast`.
 """
@@ -147,6 +148,7 @@ class Caches:
     environment: tuple[tuple[str, str], ...] = ()
 
 
+LPM = ("--schedule-policy", "lpm")
 NONE_OF_OURS = ("GHOSTVIS_PICTURE_CACHE_MB", "0")
 CACHES = (
     Caches("all caches"),
@@ -197,7 +199,7 @@ def run_round(server: Server, requests: Sequence[GenerateRequest]) -> Round:
 def measure_server(place: Path, rounds: int, size: tuple[int, int]) -> None:
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(serving(place, *caches.flags, **dict(caches.environment)))
+            stack.enter_context(serving(place, *LPM, *caches.flags, **dict(caches.environment)))
             for caches in CACHES
         ]
         orders = itertools.cycle(itertools.permutations(range(len(CACHES))))
