@@ -43,4 +43,4 @@ def _swept(text: str) -> tuple[str, list[float]]:
     whole = name != "concurrency" or all(value == int(value) for value in values if abs(value) < 1e9)
     if not values or not whole or not all(0 < value <= most for value in values):
         raise UsageError(f"--sweep {text!r} is no list of load points", hint=SWEEP_HINT)
-    return name, values
+    return name, list(dict.fromkeys(values))  # a point typed twice would mix its repeats

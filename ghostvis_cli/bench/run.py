@@ -21,9 +21,11 @@ from ghostvis_cli.bench.schema import Load, Record, Run
 from ghostvis_cli.bench.steady import fixed_work
 from ghostvis_cli.bench.workload import Item, Workload
 from ghostvis_cli.engines.base import Chunk, Engine
-from ghostvis_cli.errors import GhostvisError
+from ghostvis_cli.errors import EngineError, GhostvisError
 
 LAG_PERIOD_S = 0.005
+# A server that died answers thousands of requests a second with a refusal, for as long as --duration says.
+GIVE_UP = 1_000
 # Beyond these, figures say more about the client than about the server.
 BUSY_SHARE = 0.9
 LOOP_LATE_S = 0.02
@@ -53,6 +55,7 @@ class Contender:
     engine: Engine
     gpu_is_here: bool = True
     seen: set[str] = field(default_factory=set)
+    lost: int = 0  # requests in a row that found no engine
 
     @property
     def in_process(self) -> bool:
@@ -185,6 +188,7 @@ class Client:
     def __init__(self, contender: Contender, progress: Progress) -> None:
         self._contender, self._progress = contender, progress
         self._start_s = now()
+        self._gone: EngineError | None = None
         self.records: list[Record] = []
 
     async def closed(
@@ -204,6 +208,7 @@ class Client:
                 await asyncio.sleep(after_s)
             for item in waiting:
                 await self._ask(item, now(), failures)
+                self._check_alive()
 
         await _all(work(load.ramp_up_s * n / concurrency) for n in range(concurrency))
 
@@ -218,6 +223,7 @@ class Client:
             for item, offset in zip(items if duration_s is None else cycle(items), offsets, strict=False):
                 if duration_s is not None and offset >= duration_s:
                     break
+                self._check_alive()
                 due_s = self._start_s + offset
                 if (wait_s := due_s - now()) > 0:
                     await asyncio.sleep(wait_s)
@@ -228,6 +234,10 @@ class Client:
         finally:
             for task in tasks:
                 task.cancel()
+
+    def _check_alive(self) -> None:
+        if self._gone is not None:
+            raise self._gone
 
     async def _ask_in_turn(self, item: Item, due_s: float, places: asyncio.Semaphore | None) -> None:
         async with places or nullcontext():
@@ -241,6 +251,9 @@ class Client:
         self.records.append(replace(record, images=len(pictures), images_seen=seen))
         if error is not None and failures is not None:
             failures.append(error)
+        self._contender.lost = self._contender.lost + 1 if isinstance(error, EngineError) else 0
+        if isinstance(error, EngineError) and self._contender.lost >= GIVE_UP:
+            self._gone = error
         self._progress.done += 1
         self._progress.failed += error is not None
         self._progress.tokens += record.completion_tokens or 0

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
+from ghostvis_cli.bench.run import GIVE_UP, Contender, Plan, Progress, measure
 from ghostvis_cli.bench.schema import Load, Run
 from ghostvis_cli.engines.base import GenerateRequest
 from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
@@ -199,3 +199,21 @@ def test_a_run_that_is_cancelled_keeps_the_requests_that_had_ended() -> None:
     (found,) = runs
     assert (found.figures["requests"], found.figures["failed"], found.cut_short) == (6, 0, True)
     assert found.figures["e2e_max"] == EXACT(0.2)
+
+
+@pytest.mark.parametrize("load", [Load(2), Load(None, 100.0, "constant")])
+def test_a_server_that_is_gone_for_good_ends_the_benchmark(load: Load) -> None:
+    engine = TimedEngine(failing=lambda request: EngineError("gone"))
+    runs: list[Run] = []
+    plan = Plan((load,), duration_s=1e6)
+    with pytest.raises(EngineError, match="gone"):
+        run(measure([Contender("a", engine)], workload(8), plan, Progress(), runs))
+    (found,) = runs
+    assert found.cut_short
+    assert GIVE_UP <= found.failures["engine"] < GIVE_UP + 20  # those in flight
+
+
+def test_a_server_that_refuses_a_request_is_not_gone() -> None:
+    engine = TimedEngine(failing=lambda request: RequestError("no"))
+    found = one(Load(2), engine, requests=8, duration_s=100.0)
+    assert found.failures["request"] > 3 * GIVE_UP

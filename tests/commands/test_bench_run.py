@@ -83,7 +83,7 @@ def test_a_report_holds_its_manifest_and_only_with_details_every_request(tmp_pat
 
 
 def test_a_sweep_with_repeats_is_a_run_of_each() -> None:
-    report = reported("--num-prompts", "2", *DEMO, "--sweep", "concurrency=1,2", "--repeat", "2")
+    report = reported("--num-prompts", "2", *DEMO, "--sweep", "concurrency=1,2,1", "--repeat", "2")
     assert [(each["load"]["concurrency"], each["repeat"]) for each in report["runs"]] == [
         (1, 0), (1, 1), (2, 0), (2, 1)
     ]  # fmt: skip
