@@ -66,3 +66,18 @@ def test_a_signal_before_anything_was_measured_leaves_an_older_report_alone(tmp_
             _, told = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143, told
     assert (tmp_path / "r.json").read_text() == "older"
+
+
+def test_a_proof_is_made_of_the_pairs_that_were_measured(tmp_path: Path) -> None:
+    engine = Recorder()
+    with running(engine) as server:
+        args = ("prefix", "--base-url", server.url, "--pairs", "10000", "--text", "5", "--output", "r.json")
+        with bench(tmp_path, *args) as process:
+            eventually(lambda: len(engine.requests) > 40)
+            process.send_signal(signal.SIGTERM)
+            _, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 143, told
+    assert "tokens reused" in told
+    report = schema.read(tmp_path / "r.json")
+    assert report.cut_short == "SIGTERM"
+    assert 6 <= len(report.extra["prefix"]["pairs"]) < 10000
