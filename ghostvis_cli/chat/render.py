@@ -29,7 +29,7 @@ FENCE = re.compile(r"( *)(`{3,}|~{3,}) *([\w+#.-]*)[^`]*\Z")
 UNDECIDED = re.compile(
     r" *(?:#{0,6} *|[-*_+ ]*|[-*+] +\[[ xX]?\]?|\d{1,9}(?:[.)] *(?:\[[ xX]?\]?)?)?|`{1,2}|~{1,2})\Z"
 )
-WHOLE_LINE = re.compile(r" *(?:`{3}[^`]*\Z|~~~|\|)")  # a fence, a row
+WHOLE_LINE = re.compile(r" *(?:`{3,}[^`]*\Z|~~~|\|)")  # a fence, a row
 BOXES = {"[ ] ": "☐ ", "[x] ": "☑ ", "[X] ": "☑ "}
 
 

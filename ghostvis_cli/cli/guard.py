@@ -119,7 +119,9 @@ def _handling(number: signal.Signals, handler: "Callable[[int, FrameType | None]
     try:
         yield
     finally:
-        signal.signal(number, previous)
+        if not _process_is_ours or signal.getsignal(number) is handler:
+            # Else a Ctrl-C came and ends the process: its default action is what a slow end needs.
+            signal.signal(number, previous)
 
 
 def _on_sigterm(_signal: int, _frame: "FrameType | None") -> None:

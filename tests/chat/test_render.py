@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ghostvis_cli.chat.inline import HOLD, SGR, cells
@@ -66,6 +66,7 @@ MARKS = st.sampled_from(
 )
 
 
+@example("``````| a | b |\n|--|--|\n", 1, 1)  # a fence of more than three marks
 @given(st.lists(MARKS, max_size=60).map("".join), st.integers(1, 9), st.integers(1, 50))
 def test_no_text_shows_its_pieces_or_loses_its_words(text: str, step: int, width: int) -> None:
     whole = seen(text, width)
