@@ -160,10 +160,22 @@ def test_a_signal_ends_generation_in_this_process(number: signal.Signals, code: 
     assert ended.took_s < QUICKLY_S and not ended.left_processes
 
 
+def with_interrupts() -> None:
+    """A shell that is told to ignore Ctrl-C from its start, as by nohup or &, never changes that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_at_a_terminal_stops_the_shells_loop_too() -> None:
     with scripted(hanging("Hel")) as server:
         loop = f"for i in 1 2 3; do {GHOSTVIS} generate {' '.join(at(server))} hi; echo on; done"
-        shell = pexpect.spawn("bash", ["-c", loop], env=environment(), encoding="utf-8", timeout=PATIENCE_S)
+        shell = pexpect.spawn(
+            "bash",
+            ["-c", loop],
+            env=environment(),
+            encoding="utf-8",
+            timeout=PATIENCE_S,
+            preexec_fn=with_interrupts,
+        )
         shell.expect_exact("Hel")
         shell.sendintr()
         rest = shell.read()
