@@ -52,7 +52,11 @@ quick: $(VENV)/.dev  ## Run the tests that need no SGLang (two minutes)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal $(if $(REAL_SGLANG),--ignore tests/sglang)
 
 .PHONY: sglang
-sglang: $(SGLANG)/.plugin  ## Run the tests against the real SGLang
+sglang: $(SGLANG)/.plugin  ## Run the tests against the real SGLang, but for its slow starts and ends
+	$(SGLANG)/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" tests/sglang
+
+.PHONY: sglang-all
+sglang-all: $(SGLANG)/.plugin  ## Run them all: servers started, killed and restarted, replicas behind a gateway
 	$(SGLANG)/bin/python -m pytest -q -n 2 --dist loadgroup tests/sglang
 
 .PHONY: check

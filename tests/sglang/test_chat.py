@@ -8,6 +8,8 @@ from tests.chat.scripts import ANSWERS, PICTURES, lines, records, run
 from tests.sglang.asking import DEMO, directory
 from tests.sglang.servers import Server, serving
 
+pytestmark = pytest.mark.slow
+
 ROOM = 250  # tokens; the long script below needs more
 
 

@@ -23,7 +23,7 @@ from tests.sglang.asking import DEMO, ROWS, Scene, asked, directory, encoded, in
 from tests.sglang.gateways import gateway, healthy
 from tests.sglang.servers import Server, serving
 
-pytestmark = pytest.mark.xdist_group("replicas")
+pytestmark = [pytest.mark.xdist_group("replicas"), pytest.mark.slow]
 
 PICTURES, TOKENS = 6, 16
 LONG_TOKENS = 512  # an answer that is certainly still being written when its replica is killed

@@ -28,6 +28,8 @@ from ghostvis_cli.serve.sglang_child import members
 from tests.conftest import DATA, Reference
 from tests.engines.serving import eventually
 
+pytestmark = pytest.mark.slow
+
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
 PATIENCE_S = 300.0  # a start on a machine that many others use: seen 170 s
