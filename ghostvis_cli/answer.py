@@ -52,18 +52,25 @@ class Answer:
             "finish_reason": completion.finish_reason,
             "usage": asdict(usage),
             "timing": {"ttft_s": self.ttft_s, "total_s": self.total_s, "tokens_per_s": self.tokens_per_s},
-            "model": {
-                "path": info.model,
-                "source": info.source,
-                "tag": info.tag,
-                "step": info.step,
-                "layout": info.layout,
-            },
-            "engine": {"kind": info.kind, "device": info.device, "dtype": info.dtype},
+            **of_record(info),
         }
         if completion.logprobs:
             record["logprobs"] = [asdict(entry) for entry in completion.logprobs]
         return record
+
+
+def of_record(info: EngineInfo) -> dict[str, Any]:
+    """What a record says of the model and the engine that answered."""
+    return {
+        "model": {
+            "path": info.model,
+            "source": info.source,
+            "tag": info.tag,
+            "step": info.step,
+            "layout": info.layout,
+        },
+        "engine": {"kind": info.kind, "device": info.device, "dtype": info.dtype},
+    }
 
 
 async def ask(

@@ -6,6 +6,7 @@ The address that was checked is the address that is connected to, at every redir
 import ipaddress
 import socket
 import time
+from collections.abc import Container
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from ghostvis_cli.images import ImageLimits
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses as an IPv6-only network sees them
+
+
+def is_from(url: str, hosts: Container[str]) -> bool:
+    """Whether it is an http(s) address of one of the hosts, which are in lower case."""
+    import httpx2  # the parser that fetches must be the one that judges
+
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and parsed.host.lower() in hosts
 
 
 def fetch(url: str, name: str, limits: "ImageLimits") -> bytes:

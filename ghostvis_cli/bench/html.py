@@ -12,7 +12,7 @@ from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.page_style import STYLE
 from ghostvis_cli.bench.report import RATES, prefix_section
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, Record, Report, Run, Summary
-from ghostvis_cli.bench.stats import median, percentile
+from ghostvis_cli.bench.stats import median, percentile_of_ordered
 from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot
 from ghostvis_cli.bench.units import NOT_REPORTED, digits, seconds, shown, tick, title
 
@@ -208,7 +208,7 @@ def _percentiles(report: Report, summary: Summary, base: str) -> list[tuple[floa
     values = [value for _, record in _records(report, summary) if (value := measured(record)) is not None]
     if values:
         values.sort()
-        return [(percentile(values, q), q) for q in CURVE]
+        return [(percentile_of_ordered(values, q), q) for q in CURVE]
     found = [(summary.figures.get(f"{base}_{name}"), share) for name, share in KNOWN]
     return [(each.value, share) for each, share in found if each is not None]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from ghostvis_cli.bench.schema import LATENCIES, STATISTICS, Estimate, Record, Run, Summary
-from ghostvis_cli.bench.stats import bootstrap_interval, mean
+from ghostvis_cli.bench.stats import bootstrap_interval, mean, percentile_of_ordered
 from ghostvis_cli.errors import UsageError
 
 Figures = dict[str, float | None]
@@ -97,15 +97,7 @@ def spread(values: Sequence[float]) -> Figures:
         "sd": math.sqrt(math.fsum((value - middle) ** 2 for value in ordered) / len(ordered)),
         "max": ordered[-1],
     }
-    return found | {f"p{q}": _percentile(ordered, q) for q in (50, 90, 95, 99)}
-
-
-def _percentile(ordered: Sequence[float], q: float) -> float:
-    """Of values in order: stats.percentile sorts anew, which a million gaps would feel."""
-    place = (len(ordered) - 1) * q / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return found | {f"p{q}": percentile_of_ordered(ordered, q) for q in (50, 90, 95, 99)}
 
 
 def failures(records: Sequence[Record]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli.answer import of_record
 from ghostvis_cli.chat import slash
 from ghostvis_cli.chat.commands import attach, perform
 from ghostvis_cli.chat.conversation import Conversation
@@ -127,7 +128,6 @@ def record(conversation: Conversation) -> dict[str, Any]:
     turn, engine = conversation.session.turns[-1], conversation.engine
     reply = turn.reply
     assert reply is not None and engine is not None, "only finished turns are recorded"
-    info = engine.info
     return {
         "schema_version": output.SCHEMA_VERSION,
         "turn": len(conversation.session.turns),
@@ -137,12 +137,5 @@ def record(conversation: Conversation) -> dict[str, Any]:
         "finish_reason": reply.finish_reason,
         "usage": asdict(reply.usage) if reply.usage else None,
         "timing": {"ttft_s": reply.ttft_s, "total_s": reply.total_s, "tokens_per_s": reply.tokens_per_s},
-        "model": {
-            "path": info.model,
-            "source": info.source,
-            "tag": info.tag,
-            "step": info.step,
-            "layout": info.layout,
-        },
-        "engine": {"kind": info.kind, "device": info.device, "dtype": info.dtype},
+        **of_record(engine.info),
     }

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from ghostvis_cli.engines.base import EngineInfo, GenerateRequest, Sampling
 from ghostvis_cli.errors import InputError
+from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.prompt import Message, Part, Picture, Role, Text, with_line_breaks
 from ghostvis_cli.serve.api_errors import ApiError
@@ -316,12 +317,4 @@ class _Pictures:
             raise ApiError(400, message, param=name, code="context_length_exceeded")
 
     def _allowed(self, url: str) -> bool:
-        if url[:5].lower() == "data:":
-            return True
-        import httpx2  # the parser that fetches must be the one that judges
-
-        try:
-            parsed = httpx2.URL(url)
-        except httpx2.InvalidURL:
-            return False
-        return parsed.scheme in ("http", "https") and parsed.host.lower() in self.hosts
+        return url[:5].lower() == "data:" or is_from(url, self.hosts)

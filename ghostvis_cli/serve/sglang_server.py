@@ -30,12 +30,12 @@ from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
 from ghostvis_cli.serve.sglang_child import Child
 from ghostvis_cli.serve.sglang_log import SGLangLog
 from ghostvis_cli.serve.sglang_probe import About, Probe
+from ghostvis_cli.sglang_plugin import HOSTS_VARIABLE
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
 
 ADMIN_VARIABLE = "GHOSTVIS_ADMIN_API_KEY"
-HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # for the plug-in's picture loader
 NOWHERE = "none.invalid"  # an empty list would allow every host
 MODULE = (
     "sglang.launch_server"  # in 0.5.17 and 0.5.23 alike; `sglang serve` would guess the kind of model first

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.errors import InputError
+from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
+from ghostvis_cli.sglang_plugin import HOSTS_VARIABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"
 CACHE_VARIABLE = "GHOSTVIS_PICTURE_CACHE_MB"
 CACHE_MB = 128  # 890 pictures of 224 pixels
 
@@ -77,19 +78,10 @@ class Pictures:
         if isinstance(source, str):
             if source[:5].lower() == "data:":
                 return hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest()
-            if self._is_allowed(source):
+            if is_from(source, self.hosts):
                 return None
         hosts = f", or an http(s) URL of {', '.join(sorted(self.hosts))}" if self.hosts else ""
         raise ValueError(f"{name} must be a data: URL{hosts}")
-
-    def _is_allowed(self, url: str) -> bool:
-        import httpx2  # the parser that fetches must be the one that judges
-
-        try:
-            parsed = httpx2.URL(url)
-        except httpx2.InvalidURL:
-            return False
-        return parsed.scheme in ("http", "https") and parsed.host.lower() in self.hosts
 
     def _refusal(self, source: object, name: str) -> str:
         if isinstance(source, str) and source[:5].lower() != "data:":
