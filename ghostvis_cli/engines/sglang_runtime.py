@@ -108,7 +108,7 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
     `lpm` and not SGLang's first come, first served: waiting questions about one picture then follow each other
     while its positions are cached, instead of evicting each other's.
     """
-    engine = profile.engine
+    engine, config = profile.engine, model_config(directory)
     found: dict[str, Value | None] = {
         "model_path": str(directory),
         "served_model_name": name,
@@ -124,9 +124,8 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
         "enable_cache_report": True,
         "sampling_defaults": "model",
         "tokenizer_worker_num": 1,  # further ones are processes that load no plug-ins
-        **_device(profile, directory),
+        **_device(profile, config),
     }
-    config = model_config(directory)
     if architectures(config) != config["architectures"]:
         found["json_model_override_args"] = json.dumps({"architectures": architectures(config)})
     template = directory / "chat_template.jinja"
@@ -135,12 +134,12 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _device(profile: "Profile", directory: Path) -> dict[str, Value | None]:
+def _device(profile: "Profile", config: Mapping[str, Any]) -> dict[str, Value | None]:
     device = profile.engine.device
     if is_cpu(device):
         return {
             "device": "cpu",
-            "max_total_tokens": _cpu_tokens(model_config(directory), profile),
+            "max_total_tokens": _cpu_tokens(config, profile),
             "max_running_requests": CPU_RUNNING_REQUESTS,
             "sleep_on_idle": True,  # else its scheduler keeps one of the few cores busy with nothing
         }

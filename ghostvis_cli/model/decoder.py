@@ -23,11 +23,15 @@ def rms(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
 
 
+def rotary_angles(head_dim: int, theta: float, positions: int) -> Tensor:
+    """theta^(-2i/head_dim) times each position: (positions, head_dim / 2) float32, on the CPU."""
+    inverse = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+    return torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inverse)
+
+
 def rotary_tables(config: DecoderConfig, positions: int) -> tuple[Tensor, Tensor]:
     """[cos cos] and [sin -sin], each (positions, h) float32 holding bfloat16 values, as upstream rounds them."""
-    h = config.head_dim
-    inverse = config.rope_theta ** -(torch.arange(0, h, 2, dtype=torch.float32, device="cpu") / h)
-    angle = torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inverse)
+    angle = rotary_angles(config.head_dim, config.rope_theta, positions)
     cos, sin = angle.cos().bfloat16().float(), angle.sin().bfloat16().float()
     return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ghostvis_cli.model.decoder import rms
+from ghostvis_cli.model.decoder import rms, rotary_angles
 
 Numerics = Literal["fast", "exact"]
 VARIABLE = "GHOSTVIS_NUMERICS"
@@ -33,9 +33,8 @@ class ExactRotary(nn.Module):
 
     def __init__(self, head_dim: int, positions: int, theta: float) -> None:
         super().__init__()
-        h = self.head_dim = head_dim
-        inverse = theta ** -(torch.arange(0, h, 2, dtype=torch.float32, device="cpu") / h)
-        angle = torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inverse)
+        self.head_dim = head_dim
+        angle = rotary_angles(head_dim, theta, positions)
         table = torch.cat((angle.cos(), angle.sin()), dim=-1).bfloat16()
         self.register_buffer("cos_sin_cache", table.to(torch.get_default_device()), persistent=False)
 
