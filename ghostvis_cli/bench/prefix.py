@@ -182,8 +182,6 @@ async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
     else:
         records = await asyncio.gather(*(_asked(engine, request) for request in requests))
     tokens = records[0].image_tokens or engine.info.image_tokens
-    # Somebody had to compute the picture: of requests sent at once, the one that found the least.
-    records.sort(key=lambda record: record.cached_tokens or 0)
     records = [
         replace(record, image_tokens=tokens, images_seen=min(n, 1)) for n, record in enumerate(records)
     ]

@@ -72,6 +72,20 @@ def test_the_text_before_a_picture_is_not_taken_for_pixels() -> None:
     assert metrics.image_tokens_computed([new, record(image_tokens=64, cached_tokens=None)]) is None
 
 
+def test_a_new_picture_that_another_request_computed_first_counts_as_cached() -> None:
+    def cached(tokens: int, seen: int) -> Record:
+        return record(cached_tokens=tokens, image_tokens=64, images=1, images_seen=seen)
+
+    overtaken = [cached(67, 0), cached(3, 1), cached(3, 0), cached(67, 1)]
+    assert metrics.image_tokens_computed(overtaken) == 2 * 64
+    assert metrics.image_tokens_computed([cached(67, 0), cached(3, 1)]) == 64
+
+
+def test_the_first_request_of_all_does_not_make_a_shared_text_look_like_pictures() -> None:
+    first, *others = (record(cached_tokens=n, image_tokens=64, images=1) for n in (0, 500, 500))
+    assert metrics.image_tokens_computed([first, *others]) == 3 * 64
+
+
 def test_what_caches_saved_is_told_and_what_is_not_reported_is_called_so() -> None:
     def told(*records: Record) -> str:
         run = Run("local", Load(2), 0, "", 1.0, metrics.figures(records))
