@@ -1,7 +1,7 @@
 """How often `bench compare` is wrong: false alarms on runs of the same thing, and a planted slow-down of 10 %.
 
     python -m benchmarks.bench_verdicts [--trials 1000]          # drawn noise, seconds
-    python -m benchmarks.bench_verdicts --record noise.json      # real runs of the demo model, minutes
+    python -m benchmarks.bench_verdicts --record noise.json      # real runs of the demo model, minutes; --steady
     python -m benchmarks.bench_verdicts --noise noise.json       # both kinds
 
 A false alarm is a comparison in which any metric of the table is called better or worse. A slow-down is found
@@ -9,9 +9,9 @@ when requests/s and end-to-end p50 are both called worse, and nothing is called 
 
 Drawn noise: each repeat has a factor of its own that all its metrics share (log-normal), each metric one more, and
 one repeat of twenty is 30 % slower. "calm" is a machine of one's own, "busy" drifts from repeat to repeat.
-Real noise: the demo model, run again and again, alternately as itself and slowed down by waiting a tenth of the
-time since the last chunk after each chunk. "apart" takes one run's repeats before the other's; "interleaved" takes
-turns, as `bench --engines` does.
+Real noise: the demo model, run again and again, alternately as itself and with every chunk a tenth later, counted
+from its request; with --steady, a server whose tokens come at known times in the model's place. "apart" takes one
+run's repeats before the other's; "interleaved" takes turns, as `bench --engines` does.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import json
 import math
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -42,7 +42,8 @@ from ghostvis_cli.engines.base import Chunk, Engine, EngineInfo, GenerateRequest
 
 PLANTED = 0.10
 TARGET = 0.95
-LOAD = Load(concurrency=4)
+LOAD = Load(concurrency=1)  # of several in flight, those that are not held up would gain what one loses
+PROMPTS, TOKENS = 10, 32  # of a real run: about half a second
 SLICE = 12
 FIGURES = [name for name in HEADLINES if name not in ("image_tokens_per_s", "goodput_per_s", "failed")]
 Figures = dict[str, float | None]
@@ -130,7 +131,10 @@ def drawn_rates(trials: int, repeats: int, kind: str) -> tuple[float, float]:
 
 
 class Slowed:
-    """An engine that waits a share of the time since the last chunk after each chunk."""
+    """An engine each of whose chunks comes later by a share of the time since its request.
+
+    Chunks are taken as they come: waiting between them would hide behind what the engine does meanwhile.
+    """
 
     def __init__(self, engine: Engine, share: float) -> None:
         self.engine, self.share = engine, share
@@ -141,12 +145,26 @@ class Slowed:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         loop = asyncio.get_running_loop()
-        last_s = loop.time()
-        async with aclosing(self.engine.generate(request)) as stream:
-            async for chunk in stream:
-                await asyncio.sleep(self.share * (loop.time() - last_s))
-                last_s = loop.time()
+        started_s = loop.time()
+        arrivals: asyncio.Queue[tuple[float, Chunk] | None] = asyncio.Queue()
+
+        async def read() -> None:
+            try:
+                async with aclosing(self.engine.generate(request)) as stream:
+                    async for chunk in stream:
+                        arrivals.put_nowait((loop.time() - started_s, chunk))
+            finally:
+                arrivals.put_nowait(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while (arrival := await arrivals.get()) is not None:
+                after_s, chunk = arrival
+                await asyncio.sleep(started_s + (1 + self.share) * after_s - loop.time())
                 yield chunk
+            await reading
+        finally:
+            reading.cancel()
 
     async def aclose(self) -> None:
         await self.engine.aclose()
@@ -158,8 +176,27 @@ class Slowed:
         await self.aclose()
 
 
-async def record(repeats: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
-    """`repeats` rounds of the demo model, each as itself twice and slowed once, in changing order.
+@asynccontextmanager
+async def an_engine(steady: bool) -> AsyncGenerator[Engine, None]:
+    """The demo model in this process, or a server of known times, as steady as a device of its own."""
+    from benchmarks.synthetic import Times, serving
+    from ghostvis_cli.engines.factory import make_engine
+    from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
+    from ghostvis_cli.profile import resolve
+
+    if steady:
+        with serving(Times(0.02, 0.003)) as url:
+            async with await RemoteEngine.connect(RemoteSettings(url, retries=0, crowd=True)) as engine:
+                yield engine
+    else:
+        # No prefix cache: the three share an engine, and are asked the same.
+        flags = {"model.source": "demo", "engine.kind": "local", "engine.prefix_cache_mb": 0}
+        async with await make_engine(resolve(None, flags=flags).profile) as engine:
+            yield engine
+
+
+async def record(repeats: int, steady: bool, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """`repeats` rounds of one engine, each as itself twice and slowed once, in changing order.
 
     What there is so far is kept every SLICE rounds: on a busy machine this takes an hour.
     """
@@ -168,15 +205,11 @@ async def record(repeats: int, keep: Callable[[list[dict[str, Any]]], None]) -> 
     from ghostvis_cli.bench.workload import Spec
     from ghostvis_cli.bench.workload import drawn as workload_of
     from ghostvis_cli.engines.base import Sampling
-    from ghostvis_cli.engines.factory import make_engine
-    from ghostvis_cli.profile import resolve
 
-    # No prefix cache: the three share an engine, and are asked the same.
-    flags = {"model.source": "demo", "engine.kind": "local", "engine.prefix_cache_mb": 0}
-    spec = Spec(num_prompts=8, prompt_len=Length("fixed", 40), output_len=Length("fixed", 24))
-    greedy = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
-    async with await make_engine(resolve(None, flags=flags).profile) as engine:
-        work = workload_of(spec, greedy, rounds=repeats, warm_up=8)
+    spec = Spec(num_prompts=PROMPTS, prompt_len=Length("fixed", 40), output_len=Length("fixed", TOKENS))
+    greedy = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
+    work = workload_of(spec, greedy, rounds=repeats, warm_up=8)
+    async with an_engine(steady) as engine:
         names: dict[str, Any] = {"a": engine, "b": engine, "slow": Slowed(engine, PLANTED)}
         contenders = [Contender(name, each) for name, each in names.items()]
         found: list[dict[str, Any]] = []
@@ -200,7 +233,7 @@ def real_rates(runs: Sequence[dict[str, Any]], repeats: int) -> dict[str, tuple[
     }
     rates = {}
     for name, (way, later, needed) in kinds.items():
-        # Trials overlap by at most half, where there are too few runs for a hundred that do not.
+        # Trials overlap where there are too few runs for a hundred that do not.
         starts = range(0, count - needed + 1, max(1, min(needed, (count - needed) // 100)))
         alarms = sum(alarmed(way(a[s : s + repeats], b[s + later : s + later + repeats])) for s in starts)
         hits = sum(
@@ -218,11 +251,16 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, nargs="*", default=[5, REPEATS])
     parser.add_argument("--record", type=Path, metavar="FILE")
     parser.add_argument("--rounds", type=int, default=400, help="of --record")
+    parser.add_argument("--steady", action="store_true", help="--record a server of known times")
     parser.add_argument("--noise", type=Path, metavar="FILE")
     options = parser.parse_args()
     print(machine())
     if options.record:
-        asyncio.run(record(options.rounds, lambda runs: options.record.write_text(json.dumps(runs)) and None))
+
+        def keep(runs: list[dict[str, Any]]) -> None:
+            options.record.write_text(json.dumps(runs))
+
+        asyncio.run(record(options.rounds, options.steady, keep))
         return 0
     missed = []
     for repeats in options.repeats:

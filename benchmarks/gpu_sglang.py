@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_sglang [demo|d32] [-- SGLANG FLAGS]
 
 d32 is a vision model of the real sizes (2.1 billion parameters, CLIP ViT-L/14 at 224 pixels) with random weights,
-made here. Two servers share the device, with the radix cache and without, and take turns.
+made here. Two servers share the device, with the radix cache and without, and are measured as in claims.py.
 """
 
 import asyncio
@@ -13,14 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Spread, machine
+from benchmarks.claims import COMMAND, Amount, measure_caches, measure_engines, server
+from benchmarks.report import machine
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -28,15 +27,11 @@ from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, com
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.prompt import Message
 
-COMMAND = [sys.executable, "-c", "from ghostvis_cli.cli.app import main; main()"]
 MEMORY_SHARE = 0.35  # of the device, for each of the two servers
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Where is the red one?")
 NEW_TOKENS = 32
-REPEATS = 3
-LOADS = {
-    "shared": ("--images", "10", "--questions", "10"),
-    "distinct": ("--num-prompts", "100", "--with-vision"),
-}
+# In flight: few enough that a picture is mostly known when the next question about it comes, and many.
+AMOUNTS = (Amount(requests=40, concurrency=4, repeats=8), Amount(requests=160, concurrency=32, repeats=8))
 
 
 @dataclass(frozen=True)
@@ -132,33 +127,6 @@ def make_d32(folder: Path) -> Checkpoint:
     return locate.from_path(folder, None, folder)
 
 
-@contextmanager
-def server(directory: Path, log: Path, flags: Sequence[str]) -> Iterator[str]:
-    """`ghostvis serve` over SGLang on a free port; its URL once it is ready."""
-    argv = [
-        *COMMAND,
-        "serve",
-        "--engine",
-        "sglang",
-        "--checkpoint-path",
-        str(directory),
-        "--port",
-        "0",
-        "--json",
-    ]
-    argv += ["--gpu-memory-utilization", str(MEMORY_SHARE), "--log-file", str(log), "--", *flags]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the server ended with code {process.wait()}:\n{log.read_text()[-3000:]}")
-        yield json.loads(line)["url"]
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def pictures() -> list[EncodedImage]:
     return [load_image(path) for path in sorted(demo.BASE_DIR.parent.glob("*.*g"))]
 
@@ -225,68 +193,28 @@ def compare(url: str, checkpoint: Checkpoint) -> None:
     )
 
 
-def bench(url: str, load: str, concurrency: int) -> dict[str, Any]:
-    """One run of `ghostvis bench`: its report."""
-    argv = [*COMMAND, "bench", "--base-url", url, *LOADS[load], "--concurrency", str(concurrency)]
-    argv += [
-        "--output-len",
-        "16",
-        "--image-size",
-        "512x384",
-        "--seed",
-        str(time.time_ns() % 2**31),
-        "--json",
-        "-q",
-    ]
-    found: dict[str, Any] = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
-    return found
-
-
 def main() -> None:
     size, *flags = [arg for arg in sys.argv[1:] if arg != "--"] or ["demo"]
     import torch
 
     print(f"{machine()}, {torch.cuda.get_device_name()}", flush=True)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         checkpoint = make_d32(place) if size == "d32" else locate.find(demo.BASE_DIR, "sft", None, None)
+        logs = Path(os.environ.get("OUT", folder))
         directory = place / "converted"
         convert = ["convert", str(checkpoint.path), "--out", str(directory), "--no-verify", "--quiet"]
         subprocess.run([*COMMAND, *convert], check=True)
-        logs = Path(os.environ.get("OUT", folder))
-        started = time.perf_counter()
-        cached = stack.enter_context(server(directory, logs / f"{size}-radix.log", flags))
-        print(f"{size}: ready after {time.perf_counter() - started:.0f} s", flush=True)
-        compare(cached, checkpoint)
-        uncached = stack.enter_context(
-            server(directory, logs / f"{size}-none.log", [*flags, "--disable-radix-cache"])
-        )
-        reports = []
-        for load in LOADS:
-            for concurrency in (1, 32):
-                rates: dict[str, list[float]] = {"radix": [], "none": []}
-                for _ in range(REPEATS):
-                    for name, url in (("radix", cached), ("none", uncached)):
-                        report = bench(url, load, concurrency)
-                        reports.append(
-                            {"cache": name, "load": load, "concurrency": concurrency, "report": report}
-                        )
-                        rates[name].append(_rate(report))
-                ratio = Spread.of([a / b for a, b in zip(rates["radix"], rates["none"], strict=True)])
-                shown = ", ".join(
-                    f"{name} {Spread.of(v).show(1, ' requests/s')}" for name, v in rates.items()
-                )
-                print(
-                    f"{size}, {load} pictures, {concurrency} at once: {shown}; ratio {ratio.show()}",
-                    flush=True,
-                )
-        (logs / f"{size}.json").write_text(json.dumps(reports))
-
-
-def _rate(report: dict[str, Any]) -> float:
-    """Requests a second of the report's only run."""
-    figures = report["runs"][0]["figures"]
-    return float(figures["requests"] / figures["duration"])
+        model = ["--checkpoint-path", str(directory), "--gpu-memory-utilization", str(MEMORY_SHARE)]
+        with server(model, logs / f"{size}-radix.log", flags=flags) as cached:
+            compare(cached, checkpoint)
+            with server(
+                model, logs / f"{size}-none.log", flags=[*flags, "--disable-radix-cache"]
+            ) as uncached:
+                for amount in AMOUNTS:
+                    print(f"{size}, {amount}", flush=True)
+                    measure_caches(cached, uncached, amount, place)
+            measure_engines(cached, ["--checkpoint-path", str(checkpoint.path)], [], AMOUNTS[0], place)
 
 
 if __name__ == "__main__":
