@@ -100,33 +100,31 @@ def _spread(report: dict[str, Any], engine: str, figure: str) -> str:
     return Spread.of(values).show(1)
 
 
-def measure_caches(cached: str, uncached: str, amount: Amount, reports: Path) -> None:
+def measure_caches(cached: str, uncached: str, amount: Amount, reports: Path, only: str = "") -> None:
+    """Each row has a seed of its own: pictures of the row before are known to both servers."""
+    shared = [*amount.texts(), "--shared-prefix", str(SHARED_TOKENS)]
     rows = {f"{n} questions a picture": amount.pictures(n) for n in (1, 4, 10)}
-    rows["text"] = amount.texts()
-    rows[f"text behind {SHARED_TOKENS} shared tokens"] = [
-        *amount.texts(),
-        "--shared-prefix",
-        str(SHARED_TOKENS),
-    ]
-    for name, options in rows.items():
-        path = reports / f"caches-{name.replace(' ', '-')}.json"
-        servers = ["--base-url", uncached, "--against", cached]
-        show(name, bench(path, *servers, *options, *amount.options()), "no radix cache", "radix cache")
+    rows |= {"text": amount.texts(), f"text behind {SHARED_TOKENS} shared tokens": shared}
+    for seed, (name, options) in enumerate(rows.items(), start=amount.concurrency * 100):
+        if only in name:
+            options += ["--base-url", uncached, "--against", cached, "--seed", str(seed), *amount.options()]
+            report = bench(reports / f"{amount.concurrency}-{name.replace(' ', '-')}.json", *options)
+            show(name, report, "no radix cache", "radix cache")
 
 
 def measure_engines(
-    cached: str, model: Sequence[str], against: Sequence[str], amount: Amount, reports: Path
+    cached: str, model: Sequence[str], against: Sequence[str], amount: Amount, reports: Path, only: str = ""
 ) -> None:
     """The local engine and SGLang, and other servers, which know text alone."""
-    rows = {"pictures of their own": [*amount.texts(), "--with-vision"], "text": amount.texts()}
+    rows = {"engines, pictures": [*amount.texts(), "--with-vision"], "engines, text": amount.texts()}
     for name, options in rows.items():
-        path = reports / f"engines-{name.replace(' ', '-')}.json"
-        engines = ["--engines", "local,remote", "--base-url", cached, *model]
-        show(f"engines, {name}", bench(path, *engines, *options, *amount.options()), "local", "SGLang")
+        if only in name:
+            options += ["--engines", "local,remote", "--base-url", cached, *model, *amount.options()]
+            show(name, bench(reports / f"{name.replace(', ', '-')}.json", *options), "local", "SGLang")
     for number, url in enumerate(against):
-        path = reports / f"against-{number}.json"
         servers = ["--base-url", cached, "--against", url]
-        show(f"text, {url}", bench(path, *servers, *amount.texts(), *amount.options()), "SGLang", url)
+        report = bench(reports / f"against-{number}.json", *servers, *amount.texts(), *amount.options())
+        show(f"text, {url}", report, "SGLang", url)
 
 
 def main() -> int:
@@ -135,6 +133,7 @@ def main() -> int:
     )
     parser.add_argument("model", nargs="?", default="demo", help="demo, or a checkpoint directory")
     parser.add_argument("--against", action="append", default=[], metavar="URL")
+    parser.add_argument("--only", default="", metavar="WORDS", help="rows whose names hold these words")
     parser.add_argument("--requests", type=int, default=Amount.requests)
     parser.add_argument("--concurrency", type=int, default=Amount.concurrency)
     parser.add_argument("--repeats", type=int, default=Amount.repeats)
@@ -153,8 +152,8 @@ def main() -> int:
         reports.mkdir(parents=True, exist_ok=True)
         with server(model, place / "cached.log", flags=flags) as cached:
             with server(model, place / "none.log", flags=[*flags, "--disable-radix-cache"]) as uncached:
-                measure_caches(cached, uncached, amount, reports)
-            measure_engines(cached, model, given.against, amount, reports)
+                measure_caches(cached, uncached, amount, reports, given.only)
+            measure_engines(cached, model, given.against, amount, reports, given.only)
     return 0
 
 

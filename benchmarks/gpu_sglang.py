@@ -31,7 +31,7 @@ MEMORY_SHARE = 0.35  # of the device, for each of the two servers
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Where is the red one?")
 NEW_TOKENS = 32
 # In flight: few enough that a picture is mostly known when the next question about it comes, and many.
-AMOUNTS = (Amount(requests=40, concurrency=4, repeats=8), Amount(requests=160, concurrency=32, repeats=8))
+AMOUNTS = (Amount(requests=40, concurrency=4, repeats=8), Amount(requests=100, concurrency=32, repeats=8))
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,8 @@ def main() -> None:
             ) as uncached:
                 for amount in AMOUNTS:
                     print(f"{size}, {amount}", flush=True)
-                    measure_caches(cached, uncached, amount, place)
-            measure_engines(cached, ["--checkpoint-path", str(checkpoint.path)], [], AMOUNTS[0], place)
+                    measure_caches(cached, uncached, amount, logs)
+            measure_engines(cached, ["--checkpoint-path", str(checkpoint.path)], [], AMOUNTS[0], logs)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 IN_FLIGHT = {"sglang": 64, "remote": 16}
 WARM_UP = 4
 OPEN_FILES = 65_536
+KNOWN = 0.4  # of a new prompt, cached: more than the markup that prompts share
 OFF_BY = 0.1  # a prompt length that differs by more from what was asked for is worth a line
 
 
@@ -122,6 +123,7 @@ def _report(
         *told,
         *(note for run in runs for note in run.notes),
         *_lengths_off(job, runs),
+        *_known_before(job, runs),
     ]
     return Report(
         manifest=watch.manifest(),
@@ -237,5 +239,20 @@ def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:
             yield (
                 f"prompts were {total / count:.0f} tokens in {run.engine}'s tokenizer, not {length.a:.0f}:"
                 " lengths are counted in common words"
+            )
+            return
+
+
+def _known_before(job: Job, runs: Iterable[Run]) -> Iterable[str]:
+    """The same command twice measures the cache of a server that still runs."""
+    if job.input is not None or job.spec.turns > 1 or job.spec.shared_prefix:
+        return
+    for run in runs:
+        new = [each for each in run.records if each.prompt_tokens and not each.images_seen]
+        shares = sorted((each.cached_tokens or 0) / (each.prompt_tokens or 1) for each in new)
+        if shares and shares[len(shares) // 2] > KNOWN:
+            yield (
+                f"{run.engine} had more than {KNOWN:.0%} of most new prompts in its cache, from an earlier"
+                f" measurement perhaps: --seed {job.spec.seed + 1} asks what it can't know"
             )
             return

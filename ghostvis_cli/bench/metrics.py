@@ -127,21 +127,26 @@ def _sum(counts: Sequence[int | None]) -> float | None:
 def image_tokens_computed(done: Sequence[Record]) -> float | None:
     """Vision tokens that the cache did not hold; None where cached tokens are not reported.
 
-    A prefix cache counts all that stands before a picture too. How much that is, requests show that computed their
-    pictures: as many as had new pictures only, those of whom the least was cached. They need not be the ones sent
-    first, since of two that ask about a new picture together either may be computed. What is cached beyond their
-    middle is taken for pictures.
+    A prefix cache counts all that stands before a picture too; what is cached beyond is taken for pictures.
     """
     seeing = [record for record in done if record.image_tokens]
     if any(record.cached_tokens is None for record in seeing):
         return None
+    before = cached_before_pictures(done)
+    saved = sum(min(max((record.cached_tokens or 0) - before, 0), record.image_tokens) for record in seeing)
+    return float(sum(record.image_tokens for record in seeing) - saved)
+
+
+def cached_before_pictures(done: Sequence[Record]) -> int:
+    """Tokens of text before a picture that the cache held, as the requests show that computed their pictures.
+
+    These are as many as had new pictures only, those of whom the least was cached: they need not be the ones sent
+    first, since of two that ask about a new picture together either may be computed. The middle one counts.
+    """
+    seeing = [record for record in done if record.image_tokens]
     cached = sorted(record.cached_tokens or 0 for record in seeing)
     computing = cached[: sum(not record.images_seen for record in seeing)]
-    before_pictures = computing[(len(computing) - 1) // 2] if computing else 0
-    saved = sum(
-        min(max((record.cached_tokens or 0) - before_pictures, 0), record.image_tokens) for record in seeing
-    )
-    return float(sum(record.image_tokens for record in seeing) - saved)
+    return computing[(len(computing) - 1) // 2] if computing else 0
 
 
 def _rates(totals: Figures, duration_s: float) -> Figures:

@@ -12,11 +12,12 @@ from ghostvis_cli.bench import schema
 from ghostvis_cli.bench.job import Job, engine_profiles
 from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.cli.app import build
+from ghostvis_cli.engines.factory import make_engine
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import ExitCode
-from ghostvis_cli.profile import Profile
+from ghostvis_cli.profile import Profile, resolve
 from ghostvis_cli.profile.settings import EngineSettings
-from tests.engines.serving import BreaksLater, Recorder, running
+from tests.engines.serving import PATIENCE_S, BreaksLater, Recorder, Served, running
 
 SMALL = ("--output-len", "4", "--prompt-len", "8", "--warm-up", "1")
 DEMO = ("--source", "demo", *SMALL)
@@ -186,3 +187,16 @@ def test_the_python_api_measures_the_same_figures() -> None:
     figures = report.runs[0].figures
     assert (figures["requests"], figures["output_tokens"], figures["image_tokens"]) == (3, 12, 3 * 64)
     assert report.summaries[0].figures["ttft_p50"] is not None
+
+
+async def demo_model() -> Served:
+    return Served(await make_engine(resolve(None, flags={"model.source": "demo"}).profile), None)
+
+
+def test_a_server_that_was_asked_the_same_before_is_told_of_and_how_to_ask_anew() -> None:
+    with running(load=demo_model) as server:
+        assert server.ready.wait(PATIENCE_S)
+        ask = ("--with-vision", "--num-prompts", "4", *SMALL, "--base-url", server.url)
+        assert not any("earlier measurement" in note for note in reported(*ask)["notes"])
+        assert any("--seed 43 asks" in note for note in reported(*ask)["notes"])
+        assert not any("earlier measurement" in note for note in reported(*ask, "--seed", "43")["notes"])

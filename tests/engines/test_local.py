@@ -3,6 +3,7 @@
 import asyncio
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -263,6 +264,19 @@ async def test_running_out_of_memory_fails_the_requests_and_not_the_engine(
             await complete(engine, ask("hello"))
         assert "--max-tokens" in str(failed.value.hint)
     assert (await complete(engine, ask("hello"))).token_ids
+
+
+async def test_who_stops_waiting_for_a_model_leaves_no_error_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    loading = asyncio.create_task(LocalEngine.load(locate.find(demo.BASE_DIR, "sft", None, None), CPU))
+    await asyncio.sleep(0)
+    (thread,) = (each for each in threading.enumerate() if each.name == "ghostvis-load")
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await asyncio.to_thread(thread.join)
+    assert not errors
 
 
 async def test_closing_tells_those_who_wait() -> None:

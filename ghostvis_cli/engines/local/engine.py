@@ -108,6 +108,7 @@ class LocalEngine:
         A daemon thread, not the loop's executor: Ctrl-C must not wait for gigabytes to arrive.
         """
         future: Future[LocalEngine] = Future()
+        future.set_running_or_notify_cancel()  # whoever stops waiting cancels their wait, not this
 
         def work() -> None:
             try:
