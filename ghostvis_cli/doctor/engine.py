@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile import EngineSettings, Profile
 
 PROBE_S = 10.0
-NAMES = {"sglang": "SGLang", "ghostvis": "ghostvis serve", "openai": "a server with OpenAI's routes"}
+NAMES = {
+    "sglang": "SGLang",
+    "ghostvis": "ghostvis serve",
+    "vllm": "vLLM",
+    "openai": "a server with OpenAI's routes",
+}
 REPORT = "start the server with --enable-cache-report"
 
 

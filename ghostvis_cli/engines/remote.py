@@ -50,9 +50,9 @@ FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort",
 
 @dataclass(frozen=True)
 class Server:
-    """Who answers. Only SGLang and `ghostvis serve` are sent fields beyond OpenAI's."""
+    """Who answers. Those that are known by name are sent fields beyond OpenAI's."""
 
-    kind: Literal["sglang", "ghostvis", "openai"] = "openai"
+    kind: Literal["sglang", "ghostvis", "vllm", "openai"] = "openai"
     version: str | None = None
     cache_report: bool | None = None  # whether it counts cached tokens; None: it does not say
 
@@ -126,6 +126,9 @@ class RemoteEngine:
             about = card.get("ghostvis") or {}
             facts = {name: about[name] for name in OUR_FACTS if about.get(name) is not None}
             self.info = replace(self.info, **facts)
+            return
+        if owner == "vllm":
+            self.server = Server("vllm", (await self._ask("version", deadline)).get("version"))
             return
         # A gateway in front of SGLang may sign the list of models with its own name.
         if owner != "sglang" and "is_generation" not in await self._ask("model_info", deadline):

@@ -527,6 +527,17 @@ async def test_sglang_that_is_still_loading_is_not_ready(serve: Serve) -> None:
     await asyncio.wait_for(server.empty.wait(), 5)  # a connection that came to nothing is closed
 
 
+async def test_vllm_is_recognised_and_sent_what_it_knows_beyond_openai(serve: Serve) -> None:
+    card = {"id": "text-hf", "owned_by": "vllm", "max_model_len": 2048}
+    server = await serve(pages={"/v1/models": {"data": [card]}, "/version": {"version": "0.32.0"}})
+    async with await connected(server) as engine:
+        assert engine.server == Server("vllm", "0.32.0")
+        await complete(engine, ask(top_k=0, ignore_eos=True))
+        assert not engine.info.notices
+    sent = server.posts[0].json
+    assert (sent["ignore_eos"], sent["top_k"], sent["return_token_ids"]) == (True, -1, True)
+
+
 async def test_other_servers_are_taken_for_plain_openai(serve: Serve) -> None:
     async with await connected(await serve(pages={"/v1/models": {"data": [{"id": "llama"}]}})) as engine:
         assert (engine.server, engine.info.model, engine.info.context_tokens) == (Server(), "llama", None)
