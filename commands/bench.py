@@ -142,7 +142,7 @@ def bench(
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv or .html."),
+        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .png."),
     ] = None,
     details: Annotated[
         bool, typer.Option("--details", help="Keep every request's times in the report.")
@@ -175,7 +175,7 @@ def bench(
         return
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.job import exit_code, run_job
-    from ghostvis_cli.bench.report import check_place, lines, save
+    from ghostvis_cli.bench.report import check_place, lines, save_measured
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
@@ -185,7 +185,7 @@ def bench(
     report, cut = asyncio.run(run_job(job, resolved.profile, output))
     try:
         if output_file is not None:
-            save(report, output_file)
+            save_measured(report, output_file)
     finally:  # a full disk shall not take the figures along
         if json:
             output.record(schema.to_json(report))
@@ -197,8 +197,8 @@ def bench(
 
 
 def _wants_records(path: str | None) -> bool:
-    """A page shows every request."""
-    return path is not None and path.endswith(".html")
+    """A page shows every request, and so does its picture."""
+    return path is not None and path.endswith((".html", ".png"))
 
 
 def _refuse_before_a_command(ctx: typer.Context) -> None:

@@ -112,13 +112,13 @@ def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
 def bench_report(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="What a run wrote with --output.")],
     output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .csv or .json.")
+        Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .png, .csv or .json.")
     ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
 ) -> None:
-    """Show a report again, or make a page of it."""
+    """Show a report again, or make a page or a picture of it."""
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.report import check_place, lines, save
 

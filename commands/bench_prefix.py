@@ -44,7 +44,7 @@ def bench_prefix(
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv or .html."),
+        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .png."),
     ] = None,
     source: options.Source = None,
     model_tag: options.ModelTag = None,
@@ -69,7 +69,7 @@ def bench_prefix(
     """Prove the prefix cache: new pictures against known ones. Code 9 when server and clock disagree."""
     from ghostvis_cli.bench import prefix, schema
     from ghostvis_cli.bench.lengths import Sizes
-    from ghostvis_cli.bench.report import check_place, prefix_lines, save
+    from ghostvis_cli.bench.report import check_place, prefix_lines, save_measured
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
@@ -87,7 +87,7 @@ def bench_prefix(
     proof = report.extra["prefix"]
     try:
         if output_file is not None:
-            save(report, output_file)
+            save_measured(report, output_file)
     finally:
         if json:
             output.record(schema.to_json(report))

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from ghostvis_cli.bench import metrics, ratios, schema
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Report, Run, Summary
 from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, shown
-from ghostvis_cli.errors import InputError, OutputError, UsageError, printable
+from ghostvis_cli.errors import GhostvisError, InputError, OutputError, UsageError, printable
 
+KINDS = (".json", ".csv", ".html", ".png")
 BLOCKS = "▁▂▃▄▅▆▇█"
 # In the table of rates, in this order; the others are counts, which a sentence tells better.
 RATES = (
@@ -22,12 +24,15 @@ RATES = (
 
 
 def check_place(path: Path | None) -> None:
-    """Before an hour of measuring, not after it. UsageError where a report could not be written to `path`."""
+    """Before an hour of measuring, not after it. UsageError where a report could not be written to `path`.
+
+    EngineError where it would be a picture and there is no browser to draw it.
+    """
     if path is None:
         return
-    if path.suffix not in (".json", ".csv", ".html"):
+    if path.suffix not in KINDS:
         raise UsageError(
-            f"a report is .json, .csv or .html, and {printable(path.name)!r} is none",
+            f"a report is .json, .csv, .html or .png, and {printable(path.name)!r} is none",
             hint="--output report.json",
         )
     name = printable(str(path))
@@ -37,16 +42,36 @@ def check_place(path: Path | None) -> None:
         raise UsageError(f"--output {name}: that is a folder")
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise UsageError(f"--output {name} can't be written")
+    if path.suffix == ".png":
+        from ghostvis_cli.bench.png import browser
+
+        browser()
+
+
+def save_measured(report: Report, path: Path) -> None:
+    """`save`. A browser may fail after an hour of measuring: while it draws, the report lies beside as JSON."""
+    if path.suffix != ".png":
+        save(report, path)
+        return
+    beside = path.with_name(f"{path.name}.json")
+    save(report, beside)
+    try:
+        save(report, path)
+    except GhostvisError as error:
+        told = f"{error.message}; the report is in {printable(str(beside))}"
+        again = shlex.join(["ghostvis", "bench", "report", str(beside), "--output", str(path)])
+        raise type(error)(told, hint=again) from error
+    beside.unlink(missing_ok=True)
 
 
 def save(report: Report, path: Path) -> None:
-    """Write .json, .csv or .html, whole or not at all. OutputError where the disk says no."""
+    """Write what KINDS lists, whole or not at all. OutputError where the disk says no, EngineError a browser."""
     check_place(path)
     kinds: dict[str, Callable[[Report], str]] = {".json": schema.to_text, ".csv": csv_text, ".html": _html}
-    text = kinds[path.suffix](report)
+    written = _png(report) if path.suffix == ".png" else kinds[path.suffix](report).encode()
     new = path.with_name(f"{path.name}.new")
     try:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(written)
         new.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -58,6 +83,12 @@ def _html(report: Report) -> str:
     from ghostvis_cli.bench.html import page
 
     return page(report)
+
+
+def _png(report: Report) -> bytes:
+    from ghostvis_cli.bench.png import picture
+
+    return picture(_html(report))
 
 
 # --- the terminal

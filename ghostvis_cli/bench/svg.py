@@ -1,8 +1,8 @@
 """Charts as SVG, written by hand: points, lines and bars between two axes. Strings in, a string out.
 
 No plotting library: four kinds of charts do not need 35 MB and half a second of imports. What comes out is crisp
-at any size, its text can be selected and read aloud, and its colours are the page's, in light and in dark. A PNG
-would be none of that: whoever needs pixels opens the page and takes a picture of it.
+at any size, its text can be selected and read aloud, and its colours are the page's, in light and in dark. Where
+pixels are wanted, a browser takes a picture of the page: png.py.
 """
 
 import math

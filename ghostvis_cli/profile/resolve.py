@@ -29,6 +29,7 @@ VARIABLES = (
     "GHOSTVIS_CONFIG_DIR",
     "GHOSTVIS_STATE_DIR",
     "GHOSTVIS_CACHE_DIR",
+    "GHOSTVIS_BROWSER",
 )
 
 # A choice replaces what lower layers chose in its stead: `--source rl` must not lose to a profile's file.

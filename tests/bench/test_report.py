@@ -85,7 +85,7 @@ def test_json_reads_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\.json, \.csv or \.html"):
+    with pytest.raises(UsageError, match=r"\.json, \.csv, \.html or \.png"):
         save(report([FIGURES]), tmp_path / "report.pdf")
 
 
