@@ -32,6 +32,7 @@ __all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
 ANSWER_CHARS, TOKEN_CHARS = 1 << 24, 1 << 14
+MOST_TOKENS = 10**12  # that anybody counts for a request; adding up what is beyond would fail elsewhere
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
@@ -264,7 +265,9 @@ class RemoteEngine:
     def _usage(self, answer: "_Answer", request: GenerateRequest) -> Usage:
         usage = answer.usage
         if usage is None:
-            self._notice("usage", "this server does not count tokens: its counts are shown as 0")
+            self._notice(
+                "usage", "this server does not count tokens: a count of 0 means that it is not known"
+            )
             return Usage(0, 0)
         if self.server.kind == "sglang":
             if not usage.image_tokens and any(message.images for message in request.messages):
@@ -357,11 +360,20 @@ def _usage(usage: dict[str, Any]) -> Usage:
     details = usage.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens")
     return Usage(
-        prompt_tokens=int(usage["prompt_tokens"]),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=None if cached is None else int(cached),
-        image_tokens=int(details.get("image_tokens") or 0),
+        prompt_tokens=_count(usage["prompt_tokens"]),
+        completion_tokens=_count(usage.get("completion_tokens", 0)),
+        cached_tokens=None if cached is None else _count(cached),
+        image_tokens=_count(details.get("image_tokens")),
     )
+
+
+def _count(value: object) -> int:
+    """A number of tokens; null is none. ValueError for what can't be one: what was counted so is not known."""
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= MOST_TOKENS:
+        raise ValueError("a count that is no count")
+    return value
 
 
 def _logprobs(given: dict[str, Any], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:

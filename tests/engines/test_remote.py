@@ -200,7 +200,9 @@ async def test_a_server_that_refuses_stream_options_is_asked_without_them(serve:
     async with engine_for(server) as engine:
         done = await complete(engine, ask())
         assert done.usage == Usage(0, 0, None)
-        assert engine.info.notices == ("this server does not count tokens: its counts are shown as 0",)
+        assert engine.info.notices == (
+            "this server does not count tokens: a count of 0 means that it is not known",
+        )
         await complete(engine, ask())
     assert ["stream_options" in seen.json for seen in server.posts] == [True, False, False]
 
@@ -425,6 +427,12 @@ async def test_a_stream_that_just_ends_is_an_error_and_not_repeated(
         '{"choices": 7}',
         '{"choices": [{"delta": {"content": [1]}}]}',
         '{"usage": {"x": 1}}',
+        '{"usage": {"prompt_tokens": -7}}',
+        '{"usage": {"prompt_tokens": true}}',
+        '{"usage": {"prompt_tokens": 7, "completion_tokens": 1.5}}',
+        '{"usage": {"completion_tokens": 2, "prompt_tokens": 1%s}}' % ("0" * 400),
+        '{"usage": {"prompt_tokens": 7, "prompt_tokens_details": {"image_tokens": -3}}}',
+        '{"usage": {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": false}}}',
         "[" * 9999,
     ],
 )
