@@ -346,11 +346,11 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
             "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
             for key in ("kv_asked_bytes", "kv_computed_bytes")
         ]
-        computed = NOT_REPORTED if each["computed"] is None else digits(each["computed"])
-        ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
-        rows.append(
-            (each["name"], digits(each["questions"]), digits(each["asked"]), computed, ratio, *memory)
+        asked, computed = (
+            NOT_REPORTED if each[key] is None else digits(each[key]) for key in ("asked", "computed")
         )
+        ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
+        rows.append((each["name"], digits(each["questions"]), asked, computed, ratio, *memory))
     per_token = rounds[0]["kv_token_bytes"]
     told = f"{per_token:,} bytes a token" if per_token else "the model's bytes per token are not known"
     return _table(rows, f"Keys and values: {told}")

@@ -92,17 +92,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Round:
-    """Many questions to one picture. Vision tokens computed: None where the server reports no cached tokens."""
+    """Many questions to one picture. Vision tokens: None where the server does not report them, or none cached."""
 
     name: str  # "one by one", "all at once"
     questions: int
-    asked: int
+    asked: int | None
     computed: int | None
     kv_token_bytes: int | None
 
     @property
     def ratio(self) -> float | None:
-        return self.asked / self.computed if self.computed else None
+        return self.asked / self.computed if self.asked and self.computed else None
 
     def kv_bytes(self, tokens: int | None) -> int | None:
         return None if tokens is None or self.kv_token_bytes is None else tokens * self.kv_token_bytes
@@ -185,11 +185,11 @@ async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
     records = [
         replace(record, image_tokens=tokens, images_seen=min(n, 1)) for n, record in enumerate(records)
     ]
-    computed = metrics.image_tokens_computed(records)
+    computed = metrics.image_tokens_computed(records) if tokens else None
     return Round(
         name,
         len(records),
-        tokens * len(records),
+        tokens * len(records) or None,
         None if computed is None else int(computed),
         engine.info.kv_token_bytes,
     )
@@ -312,7 +312,7 @@ def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
     slower = sum(pair.warm_s >= pair.cold_s and (pair.reused or 0) > 0 for pair in pairs)
     if slower:
         yield f"in {slower} of {len(pairs)} pairs tokens were reused, and yet the warm request was not faster"
-    if any(round_.asked == 0 for round_ in rounds):
+    if any(not round_.asked for round_ in rounds):
         yield "the server does not say how many tokens a picture takes"
 
 

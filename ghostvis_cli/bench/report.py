@@ -217,12 +217,14 @@ def _round_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
     yield head, "vision tokens asked for", "computed", "ratio", "KV memory asked for", "computed"
     for each in rounds:
         ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
-        computed = NOT_REPORTED if each["computed"] is None else digits(each["computed"])
+        asked, computed = (
+            NOT_REPORTED if each[key] is None else digits(each[key]) for key in ("asked", "computed")
+        )
         memory = [
             "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
             for key in ("kv_asked_bytes", "kv_computed_bytes")
         ]
-        yield f"  {each['name']}", digits(each["asked"]), computed, ratio, *memory
+        yield f"  {each['name']}", asked, computed, ratio, *memory
 
 
 # --- CSV

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ghostvis_cli.bench.prefix import Pair, Round, Settings, flusher, judged, prove
+from ghostvis_cli.bench.prefix import Pair, Round, Settings, as_extra, flusher, judged, prove
 from ghostvis_cli.bench.report import prefix_lines
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.base import Chunk, GenerateRequest
@@ -267,12 +267,26 @@ def test_a_contradiction_is_loud_even_where_all_else_is_quiet_and_ends_with_9() 
 
 
 def test_the_table_says_not_reported_and_not_known() -> None:
-    from ghostvis_cli.bench.prefix import as_extra
-
     proof = judged(pairs(0.03, reused=None), [Round("one by one", 10, 640, None, None)])
     text = "\n".join(prefix_lines(as_extra(proof, Settings())))
     assert text.count("not reported") == 4  # cold, warm, computed, ratio
     assert text.count("not known") == 2
+
+
+async def test_a_server_that_tells_no_image_tokens_has_computed_none_that_are_known() -> None:
+    class CountsNoPictures(Recorder):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            async for chunk in super().generate(request):
+                usage = replace(chunk.usage, image_tokens=0) if chunk.usage else None
+                yield replace(chunk, usage=usage)
+
+    engine = CountsNoPictures()
+    engine.info = replace(engine.info, image_tokens=0)
+    proof = await prove(engine, SMALL)
+    assert [(each.asked, each.computed, each.ratio) for each in proof.rounds] == [(None, None, None)] * 2
+    (row,) = [line for line in prefix_lines(as_extra(proof, SMALL)) if "one by one" in line]
+    assert row.split("  ", 2)[2].count("not reported") == 3
+    assert "the server does not say how many tokens a picture takes" in proof.doubts
 
 
 @pytest.mark.parametrize("words", [("--image-size", "64,32"), ("--image-size", "0x9"), ("--pairs", "2")])
