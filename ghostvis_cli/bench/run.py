@@ -378,7 +378,8 @@ def _doubts(
 ) -> Iterator[str]:
     """What a reader must know before believing this run."""
     if asked > rows:
-        yield f"the run's {rows} rows were asked {asked} times in all: a cache may know them"
+        again = f"the {rows} rows of a run were asked more than once"  # how often differs from run to run
+        yield f"{contender.name} at {load.name}: {again}, and a cache may know them"
     late, busy = figures["loop_lag_p99"] or 0.0, figures["loop_busy"] or 0.0
     sent_late, ttft = figures["send_lag_p99"] or 0.0, figures["ttft_p50"] or 0.0
     on_schedule = load.request_rate is None or load.concurrency is not None

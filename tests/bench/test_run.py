@@ -105,7 +105,18 @@ def test_a_duration_ends_the_sending_and_not_the_answers() -> None:
     found = one(Load(2), engine, requests=3, tokens="1", duration_s=1.05)
     assert len(engine.sent) == 2 * 11
     assert found.figures["failed"] == 0
-    assert "asked 22 times" in " ".join(found.notes)
+
+
+def test_rows_that_ran_more_than_once_are_told_in_the_same_words_however_often() -> None:
+    for load in (Load(2), Load(3)):
+        runs = [one(load, TimedEngine(), requests=3, duration_s=each) for each in (5.0, 9.0)]
+        assert len(runs[0].records) != len(runs[1].records)
+        first, second = ([note for note in found.notes if "more than once" in note] for found in runs)
+        assert (
+            first
+            == second
+            == [f"a at {load.name}: the 3 rows of a run were asked more than once, and a cache may know them"]
+        )
 
 
 def test_warm_up_is_sent_first_and_counted_nowhere() -> None:
