@@ -9,7 +9,8 @@ from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import CheckFailedError, UsageError, printable
 
 if TYPE_CHECKING:
-    from ghostvis_cli.bench.compare import Comparison, Condition
+    from ghostvis_cli.bench.checks import Condition
+    from ghostvis_cli.bench.compare import Comparison
 
 EXAMPLES = """Examples:
 
@@ -50,13 +51,14 @@ def bench_compare(
     from ghostvis_cli.bench import compare as comparing
     from ghostvis_cli.bench import compare_text as text
     from ghostvis_cli.bench import schema
+    from ghostvis_cli.bench.checks import condition
 
     options.talk(quiet, verbose, color)
     form = "json" if json else form
     if form not in ("table", "markdown", "json", "benchfmt"):
         raise UsageError(f"--format {form!r} is none of table, markdown, json, benchfmt")
     names = tuple(comparing.known_metric(name) for name in metric or ())
-    checks = [comparing.condition(each) for each in fail_if or ()]
+    checks = [condition(each) for each in fail_if or ()]
     sides = comparing.sides(dict(zip(_told_apart(reports), map(schema.read, reports), strict=True)))
     wanted = dict.fromkeys((*(names or comparing.HEADLINES), *(check.metric for check in checks)))
     found = [
@@ -92,7 +94,7 @@ def _show_comparison(comparison: "Comparison") -> None:
 
 
 def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
-    from ghostvis_cli.bench.compare import judged
+    from ghostvis_cli.bench.checks import judged
 
     met = [(check, line) for check in checks for line in judged(check, found)]
     for check in checks:

@@ -8,7 +8,6 @@ piece of work varied (steady.py). Engines of one interleaved run need no such al
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,7 +18,6 @@ from urllib.parse import urlsplit
 from ghostvis_cli.bench import stats
 from ghostvis_cli.bench.schema import METRICS, EngineCard, Load, Report, Run, metric
 from ghostvis_cli.bench.stats import Interval
-from ghostvis_cli.bench.units import percent
 from ghostvis_cli.errors import InputError, UsageError
 
 Verdict = Literal["better", "worse", "changed", "no evidence", "too few repeats"]
@@ -34,7 +32,9 @@ HEADLINES = (
 LEAST_PAIRS = 8
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNSTEADY = 0.05
-CONDITION = re.compile(r"\s*(?P<metric>\w+)\s*(?P<side>[<>])\s*(?P<percent>[+-]?\d+(\.\d+)?)\s*%\s*")
+# Runs shall tell a change of 10 % of what most people look at first; where they can't, a note says what would.
+FIRST_LOOKED_AT, WORTH_TELLING = ("requests_per_s", "e2e_p50"), 0.10
+MOST_REPEATS = 1000  # that bench takes
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,14 @@ def compare(a: Side, b: Side, *, metrics: Sequence[str] = (), force: bool = Fals
     if not findings:
         raise InputError(f"{a.name} and {b.name} report no figure in common", hint="--metric NAME")
     return Comparison(a, b, tuple(findings), tuple(_notes(a, b, unlike, findings)))
+
+
+def known_metric(name: str) -> str:
+    """The name itself. UsageError with the nearest one for a name that no figure has."""
+    if name not in METRICS:
+        near = get_close_matches(name, METRICS, n=1)
+        raise UsageError(f"no metric named {name!r}", hint=near[0] if near else "docs/bench.md lists them")
+    return name
 
 
 # --- the same work?
@@ -292,6 +300,7 @@ def _notes(a: Side, b: Side, unlike: Sequence[str], findings: Sequence[Finding])
             f"the machine's own speed varied by {drift:.0%}, and smaller changes can't be told from that: measure"
             " both in one interleaved run (bench --engines, --against), or on a calmer machine"
         )
+    yield from _too_wide(findings, interleaved=a.report is b.report)
     for side in (a, b):
         failed = sum(sum(run.failures.values()) for runs in side.runs.values() for run in runs)
         if failed:
@@ -299,6 +308,31 @@ def _notes(a: Side, b: Side, unlike: Sequence[str], findings: Sequence[Finding])
     for name, one, two in _circumstances(a, b):
         if one != two:
             yield f"not the same {name}: {one} against {two}"
+
+
+def _too_wide(findings: Sequence[Finding], interleaved: bool) -> Iterator[str]:
+    """How large a change these runs can't tell, and what could: intervals shrink with the root of the repeats."""
+    unknown = [each for each in findings if each.metric in FIRST_LOOKED_AT and each.verdict == "no evidence"]
+    widest, wanted = max(unknown, key=_reach, default=None), math.log1p(WORTH_TELLING)
+    if widest is None or _reach(widest) <= wanted:
+        return
+    by_chance = _reach(widest) - math.log1p(widest.drift)  # the machine's part stays as it is
+    repeats = max(10 * math.ceil(widest.repeats * (by_chance / wanted) ** 2 / 10), widest.repeats)
+    how = "with --repeat" if interleaved else "in one interleaved run (bench --engines, --against)"
+    enough = f"some {repeats} repeats of each, {how}"
+    if repeats > MOST_REPEATS:
+        enough = "longer runs (--num-prompts) or a calmer machine"
+    yield (
+        f"these runs can't tell changes of {widest.metric} below {100 * math.expm1(_reach(widest)):.0f} %:"
+        f" for {100 * WORTH_TELLING:.0f} %, {enough}"
+    )
+
+
+def _reach(finding: Finding) -> float:
+    """Half the width of a known interval, as a logarithm; 0 where the change is no share."""
+    if not (finding.relative and finding.change.known):
+        return 0.0
+    return (math.log1p(finding.change.high) - math.log1p(finding.change.low)) / 2
 
 
 def _circumstances(a: Side, b: Side) -> Iterator[tuple[str, Any, Any]]:
@@ -309,69 +343,3 @@ def _circumstances(a: Side, b: Side) -> Iterator[tuple[str, Any, Any]]:
         left, right = getattr(a.report.manifest, part), getattr(b.report.manifest, part)
         for key in sorted({*left, *right}):
             yield key, left.get(key), right.get(key)
-
-
-# --- --fail-if
-
-
-@dataclass(frozen=True)
-class Condition:
-    """`ttft_p95>+5%`: met where a change has evidence and its estimate lies beyond the limit."""
-
-    text: str
-    metric: str
-    above: bool
-    limit: float  # a share: 0.05 is 5 %
-
-    def met_by(self, finding: Finding) -> bool:
-        return finding.change.excludes(0) and self._beyond(finding.change.estimate)
-
-    def possible_in(self, finding: Finding) -> bool:
-        """Whether the interval leaves room for it."""
-        return self._beyond(finding.change.high if self.above else finding.change.low)
-
-    def _beyond(self, change: float) -> bool:
-        return change > self.limit if self.above else change < self.limit
-
-
-def condition(text: str) -> Condition:
-    found = CONDITION.fullmatch(text)
-    if found is None:
-        raise UsageError(f"--fail-if {text!r} is not of the form METRIC>+N%", hint="--fail-if 'ttft_p95>+5%'")
-    name = known_metric(found["metric"])
-    return Condition(text, name, found["side"] == ">", float(found["percent"]) / 100)
-
-
-def known_metric(name: str) -> str:
-    """The name itself. UsageError with the nearest one for a name that no figure has."""
-    if name not in METRICS:
-        near = get_close_matches(name, METRICS, n=1)
-        raise UsageError(f"no metric named {name!r}", hint=near[0] if near else "docs/bench.md lists them")
-    return name
-
-
-def judged(check: Condition, comparisons: Sequence[Comparison]) -> list[str]:
-    """One line for each way in which the condition is met. InputError where nothing can be said of it."""
-    met = []
-    for comparison in comparisons:
-        findings = comparison.named(check.metric)
-        if not findings:
-            raise InputError(f"--fail-if {check.text}: {check.metric} is not reported on both sides")
-        for finding in findings:
-            _judgeable(check, finding)
-            if check.met_by(finding):
-                met.append(
-                    f"{check.metric} at {finding.load}, {comparison.b.name}: {percent(finding.change.estimate)}"
-                )
-    return met
-
-
-def _judgeable(check: Condition, finding: Finding) -> None:
-    """A check that can't fail is worse than none, so it is an error."""
-    if finding.verdict == "too few repeats":
-        raise InputError(
-            f"--fail-if {check.text} can't be judged by {finding.repeats} repeats",
-            hint=f"measure with --repeat {stats.repeats_needed()} or more",
-        )
-    if not finding.relative:
-        raise InputError(f"--fail-if {check.text}: {check.metric} is 0 somewhere, and has no percentage")

@@ -49,7 +49,8 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text)
+    """One line, since a second one would end the row or the list."""
+    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def record(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """bench compare: verdicts, refusals, checks, and what it writes."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ghostvis_cli.bench.compare import compare, condition, judged, pairings, sides
+from ghostvis_cli.bench.checks import condition, judged
+from ghostvis_cli.bench.compare import compare, pairings, sides
 from ghostvis_cli.bench.compare_text import benchfmt, markdown, rows
 from ghostvis_cli.bench.report import save
 from ghostvis_cli.bench.schema import Load, Report
@@ -79,6 +81,37 @@ def test_a_figure_that_is_zero_is_compared_by_its_difference() -> None:
     (found,) = both(a, b).findings
     assert (found.verdict, found.relative) == ("better", False)
     assert rows(both(a, b))[0][3] == "+90 %"
+
+
+@pytest.mark.parametrize(("spread", "repeats"), [(0.02, 12), (0.2, 4), (0.2, 12)])
+def test_where_runs_can_tell_little_a_note_says_how_little_and_what_would_help(
+    spread: float, repeats: int
+) -> None:
+    slow, fast = (
+        report([one | two for one, two in zip(*each, strict=True)])
+        for each in (
+            (around(v, "requests_per_s", spread, repeats), around(v, "e2e_p50", 0.01, repeats))
+            for v in (1.0, 1.01)
+        )
+    )
+    found = both(slow, fast)
+    (change,) = (each.change for each in found.findings if each.metric == "requests_per_s")
+    notes = [note for note in found.notes if note.startswith("these runs can't tell")]
+    if spread == 0.02 or repeats == 4:  # they tell enough; they tell nothing, which another note says
+        assert notes == []
+        return
+    reach = math.log((1 + change.high) / (1 + change.low)) / 2
+    needed = math.ceil(12 * (reach / math.log(1.1)) ** 2 / 10) * 10
+    assert notes == [
+        f"these runs can't tell changes of requests_per_s below {100 * math.expm1(reach):.0f} %: for 10 %,"
+        f" some {needed} repeats of each, in one interleaved run (bench --engines, --against)"
+    ]
+
+
+def test_repeats_that_nobody_would_make_are_not_advised() -> None:
+    a, b = (report(around(value, "e2e_p50", 0.99)) for value in (1.0, 1.1))
+    (note,) = [note for note in both(a, b).notes if note.startswith("these runs")]
+    assert note.endswith("for 10 %, longer runs (--num-prompts) or a calmer machine")
 
 
 def test_an_unsteady_machine_takes_small_changes_out_of_the_verdict() -> None:
@@ -200,7 +233,9 @@ def test_a_drop_is_checked_with_less_than() -> None:
     assert judged(condition("requests_per_s < -5 %"), [both(a, b)])
 
 
-@pytest.mark.parametrize("text", ["ttft_p95", "ttft_p95>5", "ttft_p95=+5%", "ttft_p95>+x%"])
+@pytest.mark.parametrize(
+    "text", ["ttft_p95", "ttft_p95>5", "ttft_p95=+5%", "ttft_p95>+x%", f"ttft_p95>{'9' * 400}%"]
+)
 def test_a_condition_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="METRIC"):
         condition(text)
@@ -277,6 +312,13 @@ def test_markdown_is_a_table_whose_cells_say_nothing_of_their_own() -> None:
     text = markdown([compare(*sides({"a|b": ttft(1.0), "*c*": ttft(1.2)}))])
     assert r"**\*c\*** against **a\|b**" in text
     assert "| **worse** |" in text
+
+
+def test_markdown_keeps_a_note_and_a_name_on_one_line() -> None:
+    cut = ttft(1.2, cut_short="a | b\n# gone")
+    text = markdown([compare(*sides({"two\nlines": ttft(1.0), "b": cut}))])
+    assert "**b** against **two lines**\n" in text
+    assert "\n- b was cut short (a \\| b # gone)\n" in text
 
 
 def test_benchmark_text_has_a_line_for_each_repeat_and_says_which_way_is_better() -> None:
