@@ -75,7 +75,7 @@ class Sizes:
 
     @classmethod
     def parse(cls, text: str) -> "Sizes":
-        if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        if match := re.fullmatch(r"(\d{1,5})-(\d{1,5})", text):
             low, high = int(match[1]), int(match[2])
             if 1 <= low <= high <= LARGEST_SIDE:
                 return cls(sides=(low, high))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from ghostvis_cli.bench.schema import LATENCIES, STATISTICS, Estimate, Record, Run, Summary
+from ghostvis_cli.bench.schema import LARGEST, LATENCIES, STATISTICS, Estimate, Record, Run, Summary
 from ghostvis_cli.bench.stats import bootstrap_interval, mean, percentile_of_ordered
 from ghostvis_cli.errors import UsageError
 
@@ -171,13 +171,14 @@ def parse_slo(text: str) -> dict[str, float]:
     """`ttft=200ms,tpot=20ms` -> seconds by metric."""
     found: dict[str, float] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*([\d.]+)\s*(s|ms|us)\s*", part)
-        if match is None or match[1] not in OBJECTIVES or match[2].count(".") > 1 or match[2] == ".":
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us)\s*", part)
+        limit_s = float(match[2]) * UNITS_S[match[3]] if match else 0.0
+        if match is None or match[1] not in OBJECTIVES or not 0 < limit_s < LARGEST:
             raise UsageError(
                 f"--slo {part!r} is no objective: {', '.join(OBJECTIVES)} take a time such as 200ms",
                 hint="--slo ttft=200ms,tpot=20ms",
             )
-        found[match[1]] = float(match[2]) * UNITS_S[match[3]]
+        found[match[1]] = limit_s
     return found
 
 

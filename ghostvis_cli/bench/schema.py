@@ -189,7 +189,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class WorkloadSummary:
-    """What was asked. `sha256` covers every row: equal hashes are equal requests in equal order."""
+    """What was asked. `sha256` covers the rows of all different runs: equal hashes are equal requests in order."""
 
     kind: str  # text, vision, shared-images, shared-prefix, turns, file
     seed: int

@@ -111,7 +111,14 @@ def test_goodput_counts_who_met_every_objective() -> None:
     assert figures["goodput_per_s"] == pytest.approx(2 / 1.5)
 
 
-@pytest.mark.parametrize("text", ["ttft", "ttft=200", "speed=1s", "ttft=ms", "", "ttft=1.2.3s", "ttft=.ms"])
+def test_an_objective_that_no_report_could_hold_is_refused() -> None:
+    with pytest.raises(UsageError, match="is no objective"):
+        metrics.parse_slo(f"ttft={'9' * 400}s")
+
+
+@pytest.mark.parametrize(
+    "text", ["ttft", "ttft=200", "speed=1s", "ttft=ms", "", "ttft=1.2.3s", "ttft=.ms", "e2e=0s"]
+)
 def test_an_objective_without_a_metric_and_a_time_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no objective"):
         metrics.parse_slo(text)

@@ -5,13 +5,16 @@ from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from ghostvis_cli.bench.arrivals import schedule
+from ghostvis_cli.bench.checks import condition
 from ghostvis_cli.bench.lengths import Length, Sizes
 from ghostvis_cli.bench.loads import loads
+from ghostvis_cli.bench.metrics import parse_slo
 from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.workload import Spec, Workload, drawn, from_file, save
 from ghostvis_cli.engines.base import Sampling
@@ -130,13 +133,24 @@ def test_what_is_no_length_is_refused(text: str) -> None:
         Length.parse(text, "--prompt-len")
 
 
+def test_digits_of_any_script_are_numbers_wherever_one_is_typed() -> None:
+    def arabic(text: str) -> str:
+        return "".join(chr(0x660 + int(char)) if char.isdigit() else char for char in text)
+
+    assert Length.parse(arabic("128"), "--prompt-len") == Length("fixed", 128)
+    assert Sizes.parse(arabic("512x384")).choices == ((512, 384),)
+    assert loads(None, None, "poisson", 0.0, arabic("concurrency=1,2")) == (Load(1), Load(2))
+    assert parse_slo(arabic("ttft=200ms")) == {"ttft": 0.2}
+    assert condition("ttft_p95>+" + arabic("5%")).limit == 0.05
+
+
 def test_sizes_are_fixed_chosen_or_drawn() -> None:
     random = Random("1")
     assert Sizes.parse("640x480").choices == ((640, 480),)
     assert Sizes.parse("224, 720p").choices == ((224, 224), (1280, 720))
     drawn_sizes = [Sizes.parse("30-40").draw(random) for _ in range(200)]
     assert {side for size in drawn_sizes for side in size} == set(range(30, 41))
-    for text in ("0x5", "big", "9000", "5x", ""):
+    for text in ("0x5", "big", "9000", "5x", "", f"1-{'9' * 5000}"):
         with pytest.raises(UsageError, match="is no size"):
             Sizes.parse(text)
 
@@ -152,6 +166,16 @@ def test_rows_that_run_out_begin_again_and_say_so(tmp_path: Path) -> None:
     assert work.rounds[0][0].request().messages[0].text == "Be brief."
     assert "more than once" in work.notes[0]
     assert work.warm_up[0].request().messages[-1].text not in ("one", "two", "three")
+
+
+def test_a_file_that_every_run_asks_whole_is_the_same_work_however_many_runs(tmp_path: Path) -> None:
+    def sha256(rows: str, num_prompts: int | None, rounds: int) -> str:
+        (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{row}"}}\n' for row in rows))
+        options: Any = {"num_prompts": num_prompts, "rounds": rounds, "warm_up": 0, "seed": 1}
+        return from_file(str(tmp_path / "rows.jsonl"), GREEDY, ImageLimits(), **options).summary.sha256
+
+    assert sha256("abcd", None, 2) == sha256("abcd", 4, 5) != sha256("abce", None, 2)
+    assert sha256("abcd", 2, 1) != sha256("abcd", 2, 2)  # the second run asks other rows
 
 
 def test_constant_arrivals_are_equally_far_apart() -> None:
