@@ -4,7 +4,7 @@ GhostvisError
 ├── UsageError        2   flags, profile
 ├── InputError        3   image, prompt, JSONL row
 ├── ModelError        4   checkpoint missing, damaged, unsafe, of an unsupported kind
-├── EngineError       5   not reachable, not installed, not ready in time
+├── EngineError       5   not reachable, not installed, not ready in time; likewise a program that we need
 ├── RequestError      6   the engine answered with an error, or cannot do what was asked
 ├── MemoryLimitError  7   out of memory; the hint says what to lower
 ├── CheckFailedError  9   a check said no, such as convert's comparison

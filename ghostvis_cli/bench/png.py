@@ -19,9 +19,9 @@ from threading import Timer
 from time import monotonic
 from typing import IO, Any
 
-from ghostvis_cli.errors import EngineError, printable
+from ghostvis_cli.errors import EngineError, OutputError, printable
 
-LIMIT_S = 60.0  # it takes 2 s, and is asked when a machine may be busy
+LIMIT_S, TIDY_S = 60.0, 5.0  # it takes 2 s, and is asked when a machine may be busy
 WIDTH, SCALE = 1200, 2.0  # of the page, in its own pixels; how many of the picture's each of them is
 HIGHEST = 16_000  # pixels; Chromium draws no more than 16,384
 VARIABLE = "GHOSTVIS_BROWSER"
@@ -58,8 +58,8 @@ def browser() -> str:
 def picture(html: str, *, limit_s: float = LIMIT_S) -> bytes:
     """The whole page as a PNG, in light colours. EngineError where the browser fails or takes too long."""
     program, began = browser(), monotonic()
-    with tempfile.TemporaryDirectory(prefix="ghostvis-", ignore_cleanup_errors=True) as folder:
-        log = Path(folder, "log")
+    with _folder() as folder:
+        log = folder / "log"
         try:
             with _running(program, log, limit_s) as talk:
                 return talk.draw(html)
@@ -71,30 +71,50 @@ def picture(html: str, *, limit_s: float = LIMIT_S) -> bytes:
 
 
 @contextmanager
+def _folder() -> Iterator[Path]:
+    try:
+        made = tempfile.TemporaryDirectory(prefix="ghostvis-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(f"no place for a browser's files: {error}", hint="export TMPDIR=FOLDER") from error
+    with made as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def _running(program: str, log: Path, limit_s: float) -> "Iterator[_Talk]":
     """A browser that knows nobody and that nothing is left of, with all its processes."""
     flags = [*FLAGS, f"--user-data-dir={log.parent}"]
     if os.geteuid() == 0:
         flags.append("--no-sandbox")  # else Chromium refuses to run for root
+    # Nothing in anybody's home, which may not be writable either; HOME itself a snap's browser needs as it is.
+    homes = dict.fromkeys(("XDG_CONFIG_HOME", "XDG_CACHE_HOME"), str(log.parent))
     with log.open("wb") as words:
         process = subprocess.Popen(
             ["/bin/sh", "-c", STARTS, "browser", program, *flags],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, start_new_session=True,
+            env=os.environ | homes,
         )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
 
     def kill() -> None:
-        with suppress(ProcessLookupError, PermissionError):  # macOS: nothing but the dead is left
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:  # else the number may be somebody else's by now
+            with suppress(ProcessLookupError, PermissionError):  # macOS: nothing but the dead is left
+                os.killpg(process.pid, signal.SIGKILL)
 
     timer = Timer(limit_s, kill)
     timer.daemon = True
     timer.start()
     try:
-        yield _Talk(process.stdin, process.stdout)
+        talk = _Talk(process.stdin, process.stdout)
+        yield talk
+        timer.cancel()
+        timer.join()
+        with suppress(OSError, subprocess.TimeoutExpired):
+            talk.leave()  # on its own, so that it clears its own files away
+            process.wait(TIDY_S)
     finally:
         timer.cancel()
-        timer.join()  # before wait(): after it the number may be somebody else's
+        timer.join()
         kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
@@ -103,7 +123,7 @@ def _running(program: str, log: Path, limit_s: float) -> "Iterator[_Talk]":
 
 
 def _reason(log: Path) -> str:
-    said = log.read_text(errors="replace").splitlines()
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
     loud = [line for line in said if any(word in line for word in LOUDEST)] or said[-1:]
     return printable(loud[-1].strip()) if loud else ""
 
@@ -132,20 +152,26 @@ class _Talk:
         self._window(height, min(SCALE, HIGHEST / height))
         return base64.b64decode(self._ask("Page.captureScreenshot", format="png")["data"])
 
+    def leave(self) -> None:
+        self._send("Browser.close")
+
     def _window(self, height: int, scale: float) -> None:
         size = {"width": WIDTH, "height": height, "deviceScaleFactor": scale, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", **size)
 
     def _ask(self, method: str, **params: object) -> Any:
-        self._asked += 1
-        message = {"id": self._asked, "method": method, "params": params, **self._page}
-        self._to.write(json.dumps(message).encode() + b"\0")
-        self._to.flush()
+        self._send(method, **params)
         while (answer := self._next()).get("id") != self._asked:
             pass  # events
         if "error" in answer:
             raise OSError(f"{method}: {answer['error'].get('message')}")
         return answer["result"]
+
+    def _send(self, method: str, **params: object) -> None:
+        self._asked += 1
+        message = {"id": self._asked, "method": method, "params": params, **self._page}
+        self._to.write(json.dumps(message).encode() + b"\0")
+        self._to.flush()
 
     def _next(self) -> dict[str, Any]:
         """The next message, which may be in any number of pieces."""
