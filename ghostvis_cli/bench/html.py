@@ -200,7 +200,7 @@ def _distribution(report: Report, base: str) -> str:
     )
     whole = any(each.mark == "line" for each in series)
     more = "" if whole else " Five percentiles: with --details every request is drawn."
-    return _figure(chart, f"{named}: how many requests were at least as fast.{more}")
+    return _figure(chart, f"{named}: how many requests were at least as fast.{more}{_left_out(report)}")
 
 
 def _percentiles(report: Report, summary: Summary, base: str) -> list[tuple[float, float]]:
@@ -242,7 +242,14 @@ def _timeline(report: Report) -> str:
         Axis.around("time to first token", ys, tick),
         series,
     )
-    return _figure(chart, "Each request by the time it was due. Stalls stand out as towers.")
+    caption = f"Each request by the time it was due. Stalls stand out as towers.{_left_out(report)}"
+    return _figure(chart, caption)
+
+
+def _left_out(report: Report) -> str:
+    """More curves than colours can't be told apart."""
+    count = len(report.summaries)
+    return f" The first {MOST_SERIES} of {count} are drawn." if count > MOST_SERIES else ""
 
 
 def _sweep(report: Report) -> str:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 WIDTH, HEIGHT = 540, 300
-LEFT, RIGHT, BOTTOM = 78, 18, 46
+LEFT, RIGHT, BOTTOM = 78, 30, 46  # right: half of the last label
 LEGEND_ROW, LETTER = 20, 7.2  # a row of the legend; an average letter of it, so that it wraps in time
 BAR, BAR_GAP, BAR_LABEL = 20, 12, 170
 FEW_DOTS = 200  # up to here a dot is drawn larger

@@ -110,6 +110,12 @@ def test_without_details_the_distribution_is_drawn_from_percentiles_and_says_so(
     assert "Time to first token over the run" not in text
 
 
+def test_curves_that_find_no_colour_are_counted() -> None:
+    loads = {Load(n): [FIGURES] for n in range(1, 9)}
+    assert "The first 6 of 8 are drawn." in page(report(loads))
+    assert "are drawn." not in page(sweep())
+
+
 def test_a_page_carries_where_its_numbers_come_from() -> None:
     text = page(sweep())
     for part in ("ghostvis bench", "python", "sha256", "abc", "seed", "max_tokens", "float32"):
