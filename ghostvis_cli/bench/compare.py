@@ -211,7 +211,8 @@ def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding 
     paired = interleaved and len(pairs) >= LEAST_PAIRS
     one, two = ([left[n] for n in pairs], [right[n] for n in pairs]) if paired else _all_of(left, right)
     relative = min(*one, *two) > 0
-    drift = 0.0 if interleaved or not _depends_on_machine(name) else _drift(a, b, first, second)
+    on_machine = relative and not interleaved and _depends_on_machine(name)
+    drift = _drift(a, b, first, second, max(_spread(one), _spread(two))) if on_machine else 0.0
     change = _relative(one, two, paired, drift) if relative else _absolute(one, two, paired)
     label = first.name if first == second else f"{first.name} -> {second.name}"
     verdict = _verdict(name, change, min(len(one), len(two)))
@@ -246,21 +247,28 @@ def _depends_on_machine(name: str) -> bool:
     return metric(name).unit in ("s", "1/s")
 
 
-def _drift(a: Side, b: Side, first: Load, second: Load) -> float:
-    """How much the machine's own speed varied, as a logarithm: within a run, and from one to the other.
+def _drift(a: Side, b: Side, first: Load, second: Load, most: float) -> float:
+    """How much the machine's own speed varied, as a logarithm: within a report, and from one to the other.
 
-    0 where the engine's processor is not the client's: of that one, nothing is known.
+    Within one, no more than `most`, by which the metric itself varied: what depends on the machine less, such as
+    an engine on a device of its own, shows it. 0 where the engine's processor is not the client's: of that one,
+    nothing is known.
     """
     if not (_is_here(a.card) and _is_here(b.card)):
         return 0.0
     one, two = (
-        [math.log(each) for each in side.values(load, "fixed_work").values() if each > 0]
+        [each for each in side.values(load, "fixed_work").values() if each > 0]
         for side, load in ((a, first), (b, second))
     )
     if not one or not two:
         return 0.0
-    within = max(stats.deviation(one), stats.deviation(two))
-    return within + abs(stats.median(two) - stats.median(one))
+    within = min(most, max(_spread(one), _spread(two)))
+    return within + abs(math.log(stats.median(two) / stats.median(one)))
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The standard deviation of their logarithms."""
+    return stats.deviation([math.log(value) for value in values])
 
 
 def _is_here(card: EngineCard) -> bool:

@@ -124,6 +124,21 @@ def test_an_unsteady_machine_takes_small_changes_out_of_the_verdict() -> None:
     assert any("speed varied by 30%" in note for note in both(machine, slower_machine).notes)
 
 
+def test_a_metric_that_hardly_varied_was_not_at_the_mercy_of_a_machine_that_did() -> None:
+    """Half of the fixed work of either side took twice as long, and no run shows it."""
+    wobble = [{"fixed_work": 0.010 + 0.010 * (n % 2)} for n in range(12)]
+    a, b = (
+        report([each | work for each, work in zip(around(value, "ttft_p95"), wobble, strict=True)])
+        for value in (1.0, 1.1)
+    )
+    assert verdict(a, b) == "worse"
+    shaky_a, shaky_b = (
+        report([each | work for each, work in zip(around(value, "ttft_p95", 0.4), wobble, strict=True)])
+        for value in (1.0, 1.1)
+    )
+    assert verdict(shaky_a, shaky_b) == "no evidence"
+
+
 def test_a_server_elsewhere_is_not_judged_by_the_clients_machine() -> None:
     card = replace(CARD, kind="remote", device="remote", address="http://gpu-1:30000")
     a = report([each | {"fixed_work": 0.010} for each in around(1.0, "ttft_p95")], card=card)
