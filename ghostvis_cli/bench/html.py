@@ -290,7 +290,8 @@ def _cache(report: Report) -> str:
     if not any(bar.value for bar in rows):
         return ""
     spoken = ", ".join(f"{bar.label} {bar.shown}" for bar in rows)
-    return _figure(bars("Input tokens from the cache", spoken, rows), "Share of input tokens the cache held.")
+    chart = bars("Input tokens from the cache", spoken, rows, whole=1.0)
+    return _figure(chart, "Share of input tokens the cache held.")
 
 
 def _short(text: str) -> str:

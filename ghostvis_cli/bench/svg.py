@@ -96,9 +96,9 @@ def plot(title: str, description: str, x: Axis, y: Axis, series: Sequence[Series
     return _svg(title, description, WIDTH, HEIGHT, body)
 
 
-def bars(title: str, description: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from 0, each with its value at its end."""
-    longest = max((bar.value for bar in rows), default=0.0) or 1.0
+def bars(title: str, description: str, rows: Sequence[Bar], whole: float | None = None) -> str:
+    """Horizontal bars from 0 to `whole`, or the longest of them, each with its value at its end."""
+    longest = whole or max((bar.value for bar in rows), default=0.0) or 1.0
     room = WIDTH - BAR_LABEL - 90
     body = []
     for number, bar in enumerate(rows):

@@ -163,6 +163,8 @@ def test_bars_are_as_long_as_their_values() -> None:
     widths = [float(width) for width in re.findall(r'<rect [^>]* width="(\S+)"', text)]
     assert widths[0] == pytest.approx(2 * widths[1])
     assert widths[2] == 1
+    half, whole = (bars("t", "d", [Bar("a", 0.5, "50 %")], whole=each) for each in (1.0, 0.5))
+    assert half != whole == bars("t", "d", [Bar("a", 0.5, "50 %")])
 
 
 def test_nothing_measured_is_still_a_page() -> None:
