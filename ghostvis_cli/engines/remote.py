@@ -37,10 +37,8 @@ UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not b
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
-OUR_FACTS = (
-    *("dtype", "image_tokens", "image_pixels", "trained_tokens", "layout", "source", "tag", "step"),
-    "kv_token_bytes",
-)
+OUR_WORDS = ("dtype", "layout", "source", "tag")
+OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_token_bytes")
 # A gateway in front of several servers (smg, sglang-router) sends requests with one key to one of them, whose
 # cache then has the picture. 16 bits: enough to spread over any number of servers, far too few to tell by whom
 # or about what a request is, also for who reads the gateway's log and has a guess.
@@ -118,15 +116,11 @@ class RemoteEngine:
         model = self._choose(cards)
         card: dict[str, Any] = next((card for card in cards if card["id"] == model), {})
         length = card.get("max_model_len")  # of SGLang, vLLM and `ghostvis serve`
-        self.info = replace(
-            self.info, model=model, context_tokens=length if isinstance(length, int) else None
-        )
+        self.info = replace(self.info, model=model, context_tokens=length if _is_count(length) else None)
         owner = cards[0].get("owned_by") if cards else None
         if owner == "ghostvis":
             self.server = Server("ghostvis")
-            about = card.get("ghostvis") or {}
-            facts = {name: about[name] for name in OUR_FACTS if about.get(name) is not None}
-            self.info = replace(self.info, **facts)
+            self.info = replace(self.info, **_facts(card.get("ghostvis")))
             return
         if owner == "vllm":
             self.server = Server("vllm", (await self._ask("version", deadline)).get("version"))
@@ -367,13 +361,22 @@ def _usage(usage: dict[str, Any]) -> Usage:
     )
 
 
-def _count(value: object) -> int:
+def _count(value: Any) -> int:
     """A number of tokens; null is none. ValueError for what can't be one: what was counted so is not known."""
-    if value is None:
-        return 0
-    if type(value) is not int or not 0 <= value <= MOST_TOKENS:
+    if value is not None and not _is_count(value):
         raise ValueError("a count that is no count")
-    return value
+    return value or 0
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST_TOKENS
+
+
+def _facts(about: Any) -> dict[str, Any]:
+    """Of what a card tells about its model, that which can be so."""
+    given = about if isinstance(about, dict) else {}
+    words = {name: given[name] for name in OUR_WORDS if isinstance(given.get(name), str)}
+    return words | {name: given[name] for name in OUR_NUMBERS if _is_count(given.get(name))}
 
 
 def _logprobs(given: dict[str, Any], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:

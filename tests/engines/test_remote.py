@@ -568,6 +568,17 @@ async def test_our_own_server_is_recognised_by_its_signature(serve: Serve) -> No
     assert [seen.target for seen in server.seen] == ["/v1/models"]
 
 
+@pytest.mark.parametrize("length", [True, -1, 10**30, "2048"])
+@pytest.mark.parametrize("about", [[1], "x", {"image_tokens": 10**30, "layout": 7, "kv_token_bytes": -1}])
+async def test_what_a_card_tells_of_a_model_that_cannot_be_so_is_not_known(
+    about: Any, length: Any, serve: Serve
+) -> None:
+    card = CARD | {"owned_by": "ghostvis", "ghostvis": about, "max_model_len": length}
+    async with await connected(await serve(pages={"/v1/models": {"data": [card]}})) as engine:
+        assert (engine.server.kind, engine.info.context_tokens) == ("ghostvis", None)
+        assert (engine.info.image_tokens, engine.info.layout, engine.info.kv_token_bytes) == (0, None, None)
+
+
 async def test_a_server_of_many_models_wants_one_chosen(serve: Serve) -> None:
     server = await serve(pages={"/v1/models": {"data": [CARD, CARD | {"id": "other", "max_model_len": 99}]}})
     with pytest.raises(UsageError, match="2 models, and none was chosen: ghost, other") as failure:
