@@ -57,7 +57,9 @@ def bench(
     ] = None,
     shared_prefix: Annotated[
         int,
-        typer.Option("--shared-prefix", metavar="N", min=0, help="Tokens of a system prompt they share."),
+        typer.Option(
+            "--shared-prefix", metavar="N", min=0, max=1_000_000, help="Tokens of a system prompt they share."
+        ),
     ] = 0,
     turns: Annotated[
         int, typer.Option("--turns", metavar="N", min=1, max=100, help="Turns of each conversation.")
@@ -86,7 +88,7 @@ def bench(
         typer.Option("--save-workload", metavar="FILE.jsonl", help="Write the rows; --input replays them."),
     ] = None,
     workload_seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Of workload and arrivals.")
+        int, typer.Option("--seed", metavar="N", min=0, max=2**53, help="Of workload and arrivals.")
     ] = 42,
     ignore_eos: Annotated[
         bool,

@@ -30,7 +30,10 @@ def bench_prefix(
         int, typer.Option("--questions", metavar="N", min=2, max=256, help="To one picture, at the end.")
     ] = 10,
     text: Annotated[
-        int, typer.Option("--text", metavar="WORDS", min=0, help="A text of so many words, no picture.")
+        int,
+        typer.Option(
+            "--text", metavar="WORDS", min=0, max=1_000_000, help="A text of so many words, no picture."
+        ),
     ] = 0,
     image_size: Annotated[
         str, typer.Option("--image-size", metavar="WxH", help="Of the pictures.")
@@ -40,7 +43,9 @@ def bench_prefix(
     ] = False,
     workload_seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, help="Of the pictures (default: one never used before)."),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**53, help="Of the pictures (default: one never used before)."
+        ),
     ] = None,
     output_file: Annotated[
         Path | None,

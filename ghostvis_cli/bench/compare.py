@@ -337,8 +337,8 @@ def _too_wide(findings: Sequence[Finding], interleaved: bool) -> Iterator[str]:
 
 
 def _reach(finding: Finding) -> float:
-    """Half the width of a known interval, as a logarithm; 0 where the change is no share."""
-    if not (finding.relative and finding.change.known):
+    """Half the width of a known interval, as a logarithm; 0 where the change is no share, or all there was."""
+    if not (finding.relative and finding.change.known and finding.change.low > -1):
         return 0.0
     return (math.log1p(finding.change.high) - math.log1p(finding.change.low)) / 2
 

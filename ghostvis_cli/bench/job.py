@@ -123,7 +123,7 @@ def _report(
         *told,
         *(note for run in runs for note in run.notes),
         *_lengths_off(job, runs),
-        *_known_before(job, runs),
+        *_known_before(job, runs, work.summary.rows),
     ]
     return Report(
         manifest=watch.manifest(),
@@ -243,11 +243,13 @@ def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:
             return
 
 
-def _known_before(job: Job, runs: Iterable[Run]) -> Iterable[str]:
+def _known_before(job: Job, runs: Iterable[Run], rows: int) -> Iterable[str]:
     """The same command twice measures the cache of a server that still runs."""
     if job.input is not None or job.spec.turns > 1 or job.spec.shared_prefix:
         return
     for run in runs:
+        if len(run.records) > rows:  # it repeated itself
+            continue
         new = [each for each in run.records if each.prompt_tokens and not each.images_seen]
         shares = sorted((each.cached_tokens or 0) / (each.prompt_tokens or 1) for each in new)
         if shares and shares[len(shares) // 2] > KNOWN:

@@ -6,7 +6,8 @@ from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.errors import UsageError
 
 SWEEP_HINT = "--sweep concurrency=1,2,4,8"
-MOST_IN_FLIGHT, HIGHEST_RATE = 65_536, 1e6
+MOST_IN_FLIGHT = 65_536
+LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e6  # a report keeps six digits
 
 
 def loads(
@@ -16,7 +17,7 @@ def loads(
     if arrival not in ("poisson", "constant"):
         raise UsageError("--arrival is poisson or constant")
     kind = cast(Literal["poisson", "constant"], arrival)
-    if request_rate is not None and not 0 < request_rate <= HIGHEST_RATE:
+    if request_rate is not None and not LOWEST_RATE <= request_rate <= HIGHEST_RATE:
         raise UsageError("--request-rate is a number above 0", hint="--request-rate 20")
     if sweep is not None:
         name, values = _swept(sweep)
@@ -41,6 +42,6 @@ def _swept(text: str) -> tuple[str, list[float]]:
         values = []
     most = {"concurrency": MOST_IN_FLIGHT, "request-rate": HIGHEST_RATE}.get(name, 0)
     whole = name != "concurrency" or all(value == int(value) for value in values if abs(value) < 1e9)
-    if not values or not whole or not all(0 < value <= most for value in values):
+    if not values or not whole or not all(LOWEST_RATE <= value <= most for value in values):
         raise UsageError(f"--sweep {text!r} is no list of load points", hint=SWEEP_HINT)
     return name, list(dict.fromkeys(values))  # a point typed twice would mix its repeats

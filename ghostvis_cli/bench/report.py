@@ -179,6 +179,9 @@ def prefix_section(report: Report) -> Mapping[str, Any]:
     proof: prefix.Proof = schema.build(prefix.Proof, section, "report.extra.prefix")
     if not proof.pairs:
         raise InputError("report.extra.prefix has no pairs")
+    flushed = sum(pair.flushed_s is not None for pair in proof.pairs)
+    if flushed not in (0, len(proof.pairs)) or min(pair.cold_s for pair in proof.pairs) <= 0:
+        raise InputError("report.extra.prefix.pairs lack times")
     return prefix.as_extra(proof, section.get("settings"))
 
 

@@ -24,7 +24,7 @@ from ghostvis_cli.engines.base import FinishReason
 from ghostvis_cli.errors import InputError, printable
 
 SCHEMA_VERSION = 1
-LARGEST = 1e18  # a figure of another's report beyond it, or not a number, is no measurement
+LARGEST, LEAST = 1e18, 1e-18  # a figure of another's report beyond them, or not a number, is no measurement
 LARGEST_FILE = 2**30
 Better = Literal["lower", "higher", "neither"]
 
@@ -315,7 +315,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, where)
     if origin is Literal and value in args:
         return value
-    if isinstance(value, int | float) and not -LARGEST < value < LARGEST:
+    if isinstance(value, int | float) and value != 0 and not LEAST < abs(value) < LARGEST:
         raise InputError(f"{where} is no number of a measurement")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -108,6 +108,11 @@ def test_where_runs_can_tell_little_a_note_says_how_little_and_what_would_help(
     ]
 
 
+def test_runs_that_went_wrong_beyond_all_measure_are_still_compared() -> None:
+    figures = [{"e2e_p50": 1e-17 if n < 6 else 1.0} for n in range(12)]
+    assert both(report(figures), report(figures)).findings[0].verdict == "no evidence"
+
+
 def test_repeats_that_nobody_would_make_are_not_advised() -> None:
     a, b = (report(around(value, "e2e_p50", 0.99)) for value in (1.0, 1.1))
     (note,) = [note for note in both(a, b).notes if note.startswith("these runs")]

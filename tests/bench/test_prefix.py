@@ -10,13 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from ghostvis_cli.bench.prefix import Pair, Round, Settings, as_extra, flusher, judged, prove
-from ghostvis_cli.bench.report import prefix_lines
+from ghostvis_cli.bench.report import prefix_lines, prefix_section
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.base import Chunk, GenerateRequest
 from ghostvis_cli.engines.factory import make_engine
 from ghostvis_cli.engines.fake import FakeEngine
-from ghostvis_cli.errors import RequestError, UsageError
+from ghostvis_cli.errors import InputError, RequestError, UsageError
 from ghostvis_cli.profile import resolve
+from tests.bench.reports import report
 from tests.engines.serving import running
 
 SMALL = Settings(pairs=6, questions=3, warm_up=1, image_size=(64, 48))
@@ -273,6 +274,14 @@ def test_the_table_says_not_reported_and_not_known() -> None:
     assert text.count("not known") == 2
 
 
+@pytest.mark.parametrize("change", [{"flushed_s": 0.1}, {"cold_s": 0.0}])
+def test_a_report_whose_pairs_are_not_of_one_kind_is_refused(change: dict[str, float]) -> None:
+    proof = as_extra(judged(pairs(0.03, reused=64), []), {})
+    proof["pairs"][0].update(change)
+    with pytest.raises(InputError, match="pairs lack times"):
+        prefix_section(report([], extra={"prefix": proof}))
+
+
 async def test_a_server_that_tells_no_image_tokens_has_computed_none_that_are_known() -> None:
     class CountsNoPictures(Recorder):
         async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
@@ -289,6 +298,8 @@ async def test_a_server_that_tells_no_image_tokens_has_computed_none_that_are_kn
     assert "the server does not say how many tokens a picture takes" in proof.doubts
 
 
-@pytest.mark.parametrize("words", [("--image-size", "64,32"), ("--image-size", "0x9"), ("--pairs", "2")])
+@pytest.mark.parametrize(
+    "words", [("--image-size", "64,32"), ("--image-size", "0x9"), ("--pairs", "2"), ("--text", "9" * 11)]
+)
 def test_senseless_options_are_refused(words: tuple[str, ...]) -> None:
     assert invoke(*words).exit_code == 2

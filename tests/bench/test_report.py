@@ -132,6 +132,7 @@ def test_the_command_makes_a_page_of_it(tmp_path: Path) -> None:
         (("engines", 0, "name"), "another", "has no 'local'"),
         (("runs", 0, "duration_s"), 10**400, "no number of a measurement"),
         (("runs", 0, "figures", "ttft_p50"), float("nan"), "no number of a measurement"),
+        (("runs", 0, "figures", "ttft_p50"), 1e-300, "no number of a measurement"),
         (("summaries", 0, "figures"), {"speed": None}, "no figure is called 'speed'"),
         (("extra",), {"prefix": {"pairs": []}}, "report.extra.prefix is not whole"),
         (("extra",), {"prefix": "x"}, "report.extra.prefix is not an object"),

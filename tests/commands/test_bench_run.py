@@ -168,6 +168,9 @@ def test_failures_give_code_8_and_a_server_that_only_fails_gives_its_own(tmp_pat
         (["--num-prompts", "5", "compare", "a.json", "b.json"], "options go behind compare"),
         (["--duration", "0"], "above 0"),
         (["--duration", "nan"], "above 0"),
+        (["--request-rate", "1e-300"], "--request-rate is a number above 0"),
+        (["--seed", "9" * 30], "--seed"),
+        (["--shared-prefix", "9" * 20], "--shared-prefix"),
         (["--ramp-up", "inf"], "--ramp-up is a number"),
         (["--prompt-len", "9" * 400], "is no length"),
         (["--output-len", "lognormal:128,1000"], "is no length"),
@@ -200,3 +203,8 @@ def test_a_server_that_was_asked_the_same_before_is_told_of_and_how_to_ask_anew(
         assert not any("earlier measurement" in note for note in reported(*ask)["notes"])
         assert any("--seed 43 asks" in note for note in reported(*ask)["notes"])
         assert not any("earlier measurement" in note for note in reported(*ask, "--seed", "43")["notes"])
+
+
+def test_rows_that_a_run_itself_asked_before_are_no_earlier_measurement() -> None:
+    notes = reported("--num-prompts", "2", *DEMO, "--concurrency", "1", "--duration", "1")["notes"]
+    assert not any("earlier measurement" in note for note in notes)
