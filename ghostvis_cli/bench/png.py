@@ -38,6 +38,8 @@ FLAGS = (
 )  # fmt: skip
 # DevTools reads descriptor 3 and writes 4; a shell moves our pipes there without a fork of our own code.
 STARTS = 'exec "$@" 3<&0 4>&1 </dev/null >&2'
+# What comes of reading an answer that some other program gave, in place of JSON with the fields we asked for.
+NO_DEVTOOLS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 LOUDEST = ("FATAL", "error while loading")  # of a browser's many words those that say why it ended
 
 
@@ -63,9 +65,12 @@ def picture(html: str, *, limit_s: float = LIMIT_S) -> bytes:
         try:
             with _running(program, log, limit_s) as talk:
                 return talk.draw(html)
-        except OSError as error:
-            late = f"did not draw the page within {limit_s:g} s"
-            why = late if monotonic() - began > limit_s else f"drew no page: {_reason(log) or error}"
+        except (OSError, *NO_DEVTOOLS) as error:
+            why = f"drew no page: {_reason(log) or error}"
+            if isinstance(error, NO_DEVTOOLS):
+                why = "does not answer as Chromium does"
+            if monotonic() - began > limit_s:
+                why = f"did not draw the page within {limit_s:g} s"
             hint = f"--output report.html, or export {VARIABLE}=PROGRAM"
             raise EngineError(f"{printable(program)} {why}", hint=hint) from error
 

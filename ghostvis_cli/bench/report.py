@@ -15,6 +15,7 @@ from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, sho
 from ghostvis_cli.errors import GhostvisError, InputError, OutputError, UsageError, printable
 
 KINDS = (".json", ".csv", ".html", ".png")
+LONGEST_NAME = 240  # bytes, of 255: what is not yet whole lies beside under a longer one
 BLOCKS = "▁▂▃▄▅▆▇█"
 # In the table of rates, in this order; the others are counts, which a sentence tells better.
 RATES = (
@@ -36,6 +37,8 @@ def check_place(path: Path | None) -> None:
             hint="--output report.json",
         )
     name = printable(str(path))
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise UsageError(f"--output {name}: the name is too long", hint=f"--output report{path.suffix}")
     if not path.parent.is_dir():
         raise UsageError(f"--output {name}: there is no such folder")
     if path.is_dir():
@@ -46,6 +49,7 @@ def check_place(path: Path | None) -> None:
         from ghostvis_cli.bench.png import browser
 
         browser()
+        check_place(_beside(path))
 
 
 def save_measured(report: Report, path: Path) -> None:
@@ -53,7 +57,7 @@ def save_measured(report: Report, path: Path) -> None:
     if path.suffix != ".png":
         save(report, path)
         return
-    beside = path.with_name(f"{path.name}.json")
+    beside = _beside(path)
     save(report, beside)
     try:
         save(report, path)
@@ -64,11 +68,18 @@ def save_measured(report: Report, path: Path) -> None:
     beside.unlink(missing_ok=True)
 
 
+def _beside(picture: Path) -> Path:
+    return picture.with_name(f"{picture.name}.json")
+
+
 def save(report: Report, path: Path) -> None:
     """Write what KINDS lists, whole or not at all. OutputError where the disk says no, EngineError a browser."""
     check_place(path)
     kinds: dict[str, Callable[[Report], str]] = {".json": schema.to_text, ".csv": csv_text, ".html": _html}
-    written = _png(report) if path.suffix == ".png" else kinds[path.suffix](report).encode()
+    if path.suffix == ".png":
+        written = _png(report)
+    else:  # half a character, as of a file's name that is no UTF-8, becomes \udcff, which JSON reads back
+        written = kinds[path.suffix](report).encode(errors="backslashreplace")
     new = path.with_name(f"{path.name}.new")
     try:
         new.write_bytes(written)

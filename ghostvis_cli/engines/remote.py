@@ -24,7 +24,7 @@ from ghostvis_cli.engines.connection import (
     route,
     said,
 )
-from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError
+from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
 __all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
@@ -123,7 +123,7 @@ class RemoteEngine:
             self.info = replace(self.info, **_facts(card.get("ghostvis")))
             return
         if owner == "vllm":
-            self.server = Server("vllm", (await self._ask("version", deadline)).get("version"))
+            self.server = Server("vllm", _version(await self._ask("version", deadline)))
             return
         # A gateway in front of SGLang may sign the list of models with its own name.
         if owner != "sglang" and "is_generation" not in await self._ask("model_info", deadline):
@@ -131,7 +131,7 @@ class RemoteEngine:
         with suppress(RefusedError):  # 0.5.17 has no such route; where there is one, 503 says "not ready"
             await self._connection.get("/ready", deadline)
         about = await self._ask("server_info", deadline)
-        self.server = Server("sglang", about.get("version"), about.get("enable_cache_report"))
+        self.server = Server("sglang", _version(about), about.get("enable_cache_report"))
         self.info = replace(self.info, dtype=str(about.get("dtype", "unknown")))
 
     async def _models(self, deadline: float) -> list[dict[str, Any]]:
@@ -370,6 +370,12 @@ def _count(value: Any) -> int:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MOST_TOKENS
+
+
+def _version(about: dict[str, Any]) -> str | None:
+    """A line of text, for reports and terminals, or nothing."""
+    value = about.get("version")
+    return printable(value) if isinstance(value, str) and value else None
 
 
 def _facts(about: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from ghostvis_cli.bench import schema
 from ghostvis_cli.bench.html import page
 from ghostvis_cli.bench.png import HIGHEST, SCALE, VARIABLE, WIDTH, browser, picture
-from ghostvis_cli.bench.report import save_measured
+from ghostvis_cli.bench.report import check_place, save_measured
 from ghostvis_cli.bench.schema import Load, Report
 from ghostvis_cli.cli.app import build
-from ghostvis_cli.errors import EngineError, ExitCode, OutputError
+from ghostvis_cli.errors import EngineError, ExitCode, OutputError, UsageError
 from tests.bench.reports import around, report
 from tests.bench.test_html import FIGURES, proof, sweep
 
@@ -167,6 +167,25 @@ def test_a_browser_that_fails_after_the_measuring_takes_no_figure_along(
     assert f"hint: ghostvis bench report {place}.json --output {place}" in done.stderr
     assert len(schema.read(tmp_path / "r.png.json").runs[0].records) == 2
     assert not place.exists()
+
+
+@pytest.mark.parametrize("answer", ["[1]", "<html>", r'{"id": 1}', r'{"id": 1, "result": null}'])
+def test_a_program_that_is_no_browser_and_answers_is_an_error_with_a_next_step(
+    answer: str, program: Program
+) -> None:
+    program(f"printf '%s\\000' '{answer}' >&4; sleep 600")
+    with pytest.raises(EngineError, match="does not answer as Chromium does") as failure:
+        picture("")
+    assert "--output report.html" in str(failure.value.hint)
+
+
+def test_a_folder_where_the_report_would_lie_beside_is_told_before_the_measuring(
+    tmp_path: Path, program: Program
+) -> None:
+    program("")
+    (tmp_path / "r.png.json").mkdir()
+    with pytest.raises(UsageError, match=r"r\.png\.json: that is a folder"):
+        check_place(tmp_path / "r.png")
 
 
 def test_an_older_picture_stays_whole_where_a_browser_fails(tmp_path: Path, program: Program) -> None:

@@ -17,7 +17,7 @@ from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.units import digits, percent, seconds, shown, tick, title
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import OutputError, UsageError
-from tests.bench.reports import around, report
+from tests.bench.reports import CARD, around, report
 
 FIGURES = {"ttft_p50": 0.05, "requests_per_s": 12.5, "requests": 8.0, "cache_hit_rate": None}
 
@@ -94,6 +94,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> 
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(UsageError, match=place):
         check_place(tmp_path / place)
+
+
+def test_a_name_that_would_be_too_long_while_it_is_written_is_refused_before(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the name is too long"):
+        check_place(tmp_path / ("r" * 250 + ".json"))
+
+
+@pytest.mark.parametrize("ending", ["json", "csv", "html"])
+def test_half_a_character_in_a_command_costs_no_report(ending: str, tmp_path: Path) -> None:
+    made = report(around(1.0, "ttft_p50"), card=replace(CARD, name="r\udcff"))
+    save(made, tmp_path / f"r.{ending}")
+    assert rb"r\udcff" in (tmp_path / f"r.{ending}").read_bytes()
+    if ending == "json":
+        assert schema.read(tmp_path / "r.json").runs[0].engine == "r\udcff"
 
 
 def test_a_full_disk_leaves_the_older_report_whole(tmp_path: Path) -> None:

@@ -546,6 +546,18 @@ async def test_vllm_is_recognised_and_sent_what_it_knows_beyond_openai(serve: Se
     assert (sent["ignore_eos"], sent["top_k"], sent["return_token_ids"]) == (True, -1, True)
 
 
+@pytest.mark.parametrize(
+    ("page", "version"),
+    [(None, None), ([1], None), (42, None), ({"version": 10**400}, None), ({"version": "\ud800\n1"}, "??1")],
+)
+async def test_a_version_that_is_no_line_of_text_is_not_taken_for_one(
+    page: Any, version: str | None, serve: Serve
+) -> None:
+    pages = {"/v1/models": {"data": [CARD | {"owned_by": "vllm"}]}, "/version": page}
+    async with await connected(await serve(pages=pages)) as engine:
+        assert engine.server == Server("vllm", version)
+
+
 async def test_other_servers_are_taken_for_plain_openai(serve: Serve) -> None:
     async with await connected(await serve(pages={"/v1/models": {"data": [{"id": "llama"}]}})) as engine:
         assert (engine.server, engine.info.model, engine.info.context_tokens) == (Server(), "llama", None)
