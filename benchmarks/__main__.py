@@ -11,7 +11,7 @@ from pathlib import Path
 
 MARK = 'if __name__ == "__main__":'
 FIRST = ("startup", "demo_run")  # of seconds each; the others take minutes
-NEED_CUDA = ("gpu",)
+NEED_CUDA = ("gpu", "gpu_sglang")
 
 
 def programs() -> list[str]:
