@@ -20,7 +20,7 @@ from ghostvis_cli.batch.source import RowFile
 from ghostvis_cli.bench.lengths import Length, Sizes
 from ghostvis_cli.bench.schema import WorkloadSummary
 from ghostvis_cli.engines.base import GenerateRequest, Sampling
-from ghostvis_cli.errors import OutputError, UsageError
+from ghostvis_cli.errors import OutputError, UsageError, printable
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage, ImageLimits
@@ -342,15 +342,20 @@ def save(spec: Spec, workload: Workload, path: Path) -> Workload:
     """Write every run's rows to `path`, one a line, and the pictures into a folder beside it."""
     folder = path.with_name(f"{path.stem}.pictures")
     rows = [row for n in range(len(workload.rounds)) for row in _rows(spec, str(n), workload.gallery)]
-    lines = [json.dumps(_in_folder(row, folder.name), ensure_ascii=False) for row in rows]
+    lines = [json.dumps(_in_folder(row, folder.name), ensure_ascii=False) + "\n" for row in rows]
     try:
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        path.write_bytes("".join(lines).encode())
         for url, image in workload.gallery.items():
             if not url.startswith(WARM_UP):
                 folder.mkdir(exist_ok=True)
                 (folder / url).write_bytes(image.data)
     except OSError as error:
         raise OutputError(f"the workload can't be written: {error.filename}: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"--save-workload {printable(path.name)}: rows name the folder beside it, and that is no text",
+            hint="--save-workload rows.jsonl",
+        ) from error
     return replace(workload, summary=replace(workload.summary, path=str(path)))
 
 

@@ -59,6 +59,12 @@ def test_a_workload_written_to_a_file_replays_exactly(kind: str, tmp_path: Path)
     assert not again.notes
 
 
+def test_a_place_that_no_row_could_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"rows\?\.jsonl: rows name the folder"):
+        save(SPECS["vision"], make(SPECS["vision"]), tmp_path / "rows\udcff.jsonl")
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("kind", SPECS)
 def test_no_run_repeats_a_prompt_or_a_picture_of_another_or_of_the_warm_up(kind: str) -> None:
     work = make(SPECS[kind])
