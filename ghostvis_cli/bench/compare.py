@@ -301,7 +301,8 @@ def _notes(a: Side, b: Side, unlike: Sequence[str], findings: Sequence[Finding])
     few = min(finding.repeats for finding in findings)
     needed = stats.repeats_needed()
     if few < needed:
-        yield f"{few} repeats can't tell a change from chance: measure with --repeat {needed} or more"
+        few_repeats = "1 repeat" if few == 1 else f"{few} repeats"
+        yield f"{few_repeats} can't tell a change from chance: measure with --repeat {needed} or more"
     drift = max(finding.drift for finding in findings)
     if drift > UNSTEADY:
         yield (

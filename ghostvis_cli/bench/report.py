@@ -87,7 +87,8 @@ def save(report: Report, path: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             new.unlink(missing_ok=True)
-        raise OutputError(f"{path} can't be written: {error.strerror}") from error
+        hint = f"--output ELSEWHERE/{printable(path.name)}"
+        raise OutputError(f"{printable(str(path))} can't be written: {error.strerror}", hint=hint) from error
 
 
 def _html(report: Report) -> str:

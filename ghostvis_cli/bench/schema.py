@@ -26,6 +26,7 @@ from ghostvis_cli.errors import InputError, printable
 SCHEMA_VERSION = 1
 LARGEST, LEAST = 1e18, 1e-18  # a figure of another's report beyond them, or not a number, is no measurement
 LARGEST_FILE = 2**30
+A_REPORT = "ghostvis bench --output report.json"  # makes one
 Better = Literal["lower", "higher", "neither"]
 
 STATISTICS = ("mean", "sd", "p50", "p90", "p95", "p99", "max")
@@ -264,11 +265,11 @@ def read(path: Path) -> Report:
             raise InputError(f"it is larger than {LARGEST_FILE:,} bytes")
         return from_json(json.loads(content))
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from error
+        raise InputError(f"{path} can't be read: {error.strerror}", hint=A_REPORT) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}", hint=A_REPORT) from error
     except InputError as error:
-        raise InputError(f"{path}: {error.message}", hint=error.hint) from error
+        raise InputError(f"{path}: {error.message}", hint=error.hint or A_REPORT) from error
 
 
 def _rounded(value: Any) -> Any:

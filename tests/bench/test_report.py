@@ -117,12 +117,21 @@ def test_a_full_disk_leaves_the_older_report_whole(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(OutputError, match="can't be written"):
+        with pytest.raises(OutputError, match="can't be written") as failure:
             save(report([FIGURES, FIGURES]), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [each.name for each in tmp_path.iterdir()] == ["r.json"]
     assert path.read_bytes() == before
+    assert failure.value.hint == "--output ELSEWHERE/r.json"
+
+
+@pytest.mark.parametrize("content", [None, b"\x89PNG", b"[1]"])
+def test_what_is_no_report_is_told_with_how_to_make_one(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "r.json").write_bytes(content)
+    done = invoke(tmp_path / "r.json")
+    assert (done.exit_code, "hint: ghostvis bench --output report.json" in done.stderr) == (3, True)
 
 
 def test_the_command_shows_a_report_again(tmp_path: Path) -> None:
