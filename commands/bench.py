@@ -177,13 +177,15 @@ def bench(
         return
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.job import exit_code, run_job
-    from ghostvis_cli.bench.report import check_place, lines, save_measured
+    from ghostvis_cli.bench.report import check_place_to_measure, lines, save_measured
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     job = _job(ctx)
-    check_place(output_file)
+    if _leaves_the_model_out(ctx):
+        output.notice("only --against is measured: --engines local measures the model beside it")
+    check_place_to_measure(output_file)
     report, cut = asyncio.run(run_job(job, resolved.profile, output))
     try:
         if output_file is not None:
@@ -196,6 +198,13 @@ def bench(
     if cut is not None:
         cut.take_effect()
     raise typer.Exit(exit_code(report.runs))
+
+
+def _leaves_the_model_out(ctx: typer.Context) -> bool:
+    """A model was named, and only servers will be asked."""
+    given = ctx.params
+    named = any(given[name] is not None for name in ("source", "model_tag", "checkpoint_path"))
+    return bool(given["against"]) and named and not (given["engines"] or given["base_url"])
 
 
 def _wants_records(path: str | None) -> bool:

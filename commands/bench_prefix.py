@@ -74,7 +74,7 @@ def bench_prefix(
     """Prove the prefix cache: new pictures against known ones. Code 9 when server and clock disagree."""
     from ghostvis_cli.bench import prefix, schema
     from ghostvis_cli.bench.lengths import Sizes
-    from ghostvis_cli.bench.report import check_place, prefix_lines, save_measured
+    from ghostvis_cli.bench.report import check_place_to_measure, prefix_lines, save_measured
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
@@ -87,7 +87,7 @@ def bench_prefix(
         image_size=Sizes.one(image_size),
         flush=flush,
     )
-    check_place(output_file)
+    check_place_to_measure(output_file)
     report, cut = asyncio.run(prefix.run(settings, resolved.profile, typed(), output))
     proof = report.extra["prefix"]
     try:

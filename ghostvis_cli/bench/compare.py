@@ -32,6 +32,7 @@ HEADLINES = (
 LEAST_PAIRS = 8
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNSTEADY = 0.05
+STEADIER = 3  # times the machine's spread over a metric's, from which on the metric is not the machine's
 # Runs shall tell a change of 10 % of what most people look at first; where they can't, a note says what would.
 FIRST_LOOKED_AT, WORTH_TELLING = ("requests_per_s", "e2e_p50"), 0.10
 MOST_REPEATS = 1000  # that bench takes
@@ -250,9 +251,10 @@ def _depends_on_machine(name: str) -> bool:
 def _drift(a: Side, b: Side, first: Load, second: Load, most: float) -> float:
     """How much the machine's own speed varied, as a logarithm: within a report, and from one to the other.
 
-    Within one, no more than `most`, by which the metric itself varied: what depends on the machine less, such as
-    an engine on a device of its own, shows it. 0 where the engine's processor is not the client's: of that one,
-    nothing is known.
+    No more of it than can have reached the metric, which itself varied by `most`: an engine on a device of its own
+    keeps its pace whatever becomes of the client's processor. A short piece of work also varies where a long run
+    does not, so only a metric that is several times steadier is taken for such. 0 where the engine's processor is
+    not the client's: of that one, nothing is known.
     """
     if not (_is_here(a.card) and _is_here(b.card)):
         return 0.0
@@ -262,8 +264,9 @@ def _drift(a: Side, b: Side, first: Load, second: Load, most: float) -> float:
     )
     if not one or not two:
         return 0.0
-    within = min(most, max(_spread(one), _spread(two)))
-    return within + abs(math.log(stats.median(two) / stats.median(one)))
+    within, between = max(_spread(one), _spread(two)), abs(math.log(stats.median(two) / stats.median(one)))
+    reached = min(1.0, STEADIER * most / within) if within else 1.0
+    return min(within, most) + reached * between
 
 
 def _spread(values: Sequence[float]) -> float:

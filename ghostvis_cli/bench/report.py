@@ -49,7 +49,20 @@ def check_place(path: Path | None) -> None:
         from ghostvis_cli.bench.png import browser
 
         browser()
-        check_place(_beside(path))
+
+
+def check_place_to_measure(path: Path | None) -> None:
+    """`check_place`, also of what lies beside a picture while it is drawn, or has since a browser failed."""
+    check_place(path)
+    if path is None or path.suffix != ".png":
+        return
+    beside = _beside(path)
+    if beside.is_file():
+        raise UsageError(
+            f"{printable(str(beside))} holds an earlier report, which would be lost",
+            hint=shlex.join(["mv", printable(str(beside)), "earlier.json"]),
+        )
+    check_place(beside)
 
 
 def save_measured(report: Report, path: Path) -> None:

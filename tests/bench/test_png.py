@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ghostvis_cli.bench import schema
 from ghostvis_cli.bench.html import page
 from ghostvis_cli.bench.png import HIGHEST, SCALE, VARIABLE, WIDTH, browser, picture
-from ghostvis_cli.bench.report import check_place, save_measured
+from ghostvis_cli.bench.report import check_place_to_measure, save_measured
 from ghostvis_cli.bench.schema import Load, Report
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import EngineError, ExitCode, OutputError, UsageError
@@ -185,7 +185,15 @@ def test_a_folder_where_the_report_would_lie_beside_is_told_before_the_measuring
     program("")
     (tmp_path / "r.png.json").mkdir()
     with pytest.raises(UsageError, match=r"r\.png\.json: that is a folder"):
-        check_place(tmp_path / "r.png")
+        check_place_to_measure(tmp_path / "r.png")
+
+
+def test_a_report_that_a_failed_browser_left_is_not_measured_over(tmp_path: Path, program: Program) -> None:
+    program(BROKEN)
+    with pytest.raises(EngineError, match="the report is in"):
+        save_measured(sweep(), tmp_path / "r.png")
+    with pytest.raises(UsageError, match=r"r\.png\.json holds an earlier report"):
+        check_place_to_measure(tmp_path / "r.png")
 
 
 def test_an_older_picture_stays_whole_where_a_browser_fails(tmp_path: Path, program: Program) -> None:
