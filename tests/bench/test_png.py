@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,8 @@ from tests.bench.test_html import FIGURES, proof, sweep
 PAPER = (252, 252, 250)
 BLUE, ORANGE = (37, 99, 201), (194, 87, 12)  # the first two series, in light colours
 # Holds a pipe open, as do its children, until all of them are gone.
-HANGS = 'exec 9>"$PIPE"; sleep 600 & echo up >&9; sleep 600'
+# Up once it was asked something: a Ctrl-C before leaves a browser to its pipes, which end.
+HANGS = 'exec 9>"$PIPE"; head -c 1 <&3 >/dev/null; sleep 600 & echo up >&9; sleep 600'
 BROKEN = 'echo "browser: error while loading shared libraries: libnss3.so" >&2; exit 127'
 
 Program = Callable[[str], Path]
@@ -121,9 +123,11 @@ def test_a_browser_leaves_nothing_behind(
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    save_measured(sweep(), tmp_path / "r.png")
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # short: Chromium makes a socket in it
+        monkeypatch.setenv("TMPDIR", temporary)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        save_measured(sweep(), tmp_path / "r.png")
+        assert not [*Path(temporary).iterdir()]
     assert sorted(each.name for each in tmp_path.iterdir()) == ["home", "r.png"]
     assert not [*home.iterdir()]
 
