@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghostvis_cli.bench.stats import REPEATS
+from ghostvis_cli.bench.stats import MOST_REPEATS, REPEATS
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import UsageError
 
@@ -127,7 +127,7 @@ def bench(
             "--repeat",
             metavar="N",
             min=1,
-            max=1000,
+            max=MOST_REPEATS,
             help=f"Runs of each (default 1; {REPEATS} for a report: compare needs them to tell chance).",
         ),
     ] = None,

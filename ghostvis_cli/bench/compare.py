@@ -35,7 +35,6 @@ UNSTEADY = 0.05
 STEADIER = 3  # times the machine's spread over a metric's, from which on the metric is not the machine's
 # Runs shall tell a change of 10 % of what most people look at first; where they can't, a note says what would.
 FIRST_LOOKED_AT, WORTH_TELLING = ("requests_per_s", "e2e_p50"), 0.10
-MOST_REPEATS = 1000  # that bench takes
 
 
 @dataclass(frozen=True)
@@ -332,7 +331,7 @@ def _too_wide(findings: Sequence[Finding], interleaved: bool) -> Iterator[str]:
     repeats = max(10 * math.ceil(widest.repeats * (by_chance / wanted) ** 2 / 10), widest.repeats)
     how = "with --repeat" if interleaved else "in one interleaved run (bench --engines, --against)"
     enough = f"some {repeats} repeats of each, {how}"
-    if repeats > MOST_REPEATS:
+    if repeats > stats.MOST_REPEATS:
         enough = "longer runs (--num-prompts) or a calmer machine"
     yield (
         f"these runs can't tell changes of {widest.metric} below {100 * math.expm1(_reach(widest)):.0f} %:"

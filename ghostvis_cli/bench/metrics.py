@@ -132,18 +132,17 @@ def image_tokens_computed(done: Sequence[Record]) -> float | None:
     seeing = [record for record in done if record.image_tokens]
     if any(record.cached_tokens is None for record in seeing):
         return None
-    before = cached_before_pictures(done)
+    before = _cached_before_pictures(seeing)
     saved = sum(min(max((record.cached_tokens or 0) - before, 0), record.image_tokens) for record in seeing)
     return float(sum(record.image_tokens for record in seeing) - saved)
 
 
-def cached_before_pictures(done: Sequence[Record]) -> int:
+def _cached_before_pictures(seeing: Sequence[Record]) -> int:
     """Tokens of text before a picture that the cache held, as the requests show that computed their pictures.
 
     These are as many as had new pictures only, those of whom the least was cached: they need not be the ones sent
     first, since of two that ask about a new picture together either may be computed. The middle one counts.
     """
-    seeing = [record for record in done if record.image_tokens]
     cached = sorted(record.cached_tokens or 0 for record in seeing)
     computing = cached[: sum(not record.images_seen for record in seeing)]
     return computing[(len(computing) - 1) // 2] if computing else 0

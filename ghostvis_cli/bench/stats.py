@@ -18,6 +18,7 @@ from itertools import combinations_with_replacement
 CONFIDENCE = 0.99
 # Runs where nobody chose: they find a change of 10 % where repeats vary by 2 % (bench_verdicts.py).
 REPEATS = 12
+MOST_REPEATS = 1_000  # that bench takes, and compare advises
 EXACT_UP_TO = 10_000  # pairs of values; beyond, the normal curve is the same to four digits
 DRAWS = 2_000
 
