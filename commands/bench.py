@@ -22,6 +22,7 @@ app.command("prefix", epilog=bench_prefix.EXAMPLES)(bench_prefix.bench_prefix)
 app.command("compare", epilog=bench_compare.EXAMPLES)(bench_compare.bench_compare)
 app.command("report")(bench_compare.bench_report)
 LONGEST_S = 1e8  # three years
+MOST = 1_000_000  # of requests drawn beforehand, all in memory
 EXAMPLES = """Examples:
 
   ghostvis bench --num-prompts 1000
@@ -44,16 +45,19 @@ Requests are greedy and run to their full length (--ignore-eos). Every figure is
 def bench(
     ctx: typer.Context,
     num_prompts: Annotated[
-        int | None, typer.Option("--num-prompts", metavar="N", min=1, help="Requests of a run (default 100).")
+        int | None,
+        typer.Option("--num-prompts", metavar="N", min=1, max=MOST, help="Requests of a run (default 100)."),
     ] = None,
     with_vision: Annotated[
         bool, typer.Option("--with-vision", help="A picture of its own in every prompt.")
     ] = False,
     images: Annotated[
-        int | None, typer.Option("--images", metavar="G", min=1, help="Pictures, shared by --questions.")
+        int | None,
+        typer.Option("--images", metavar="G", min=1, max=MOST, help="Pictures, shared by --questions."),
     ] = None,
     questions: Annotated[
-        int | None, typer.Option("--questions", metavar="Q", min=1, help="Questions to each of --images.")
+        int | None,
+        typer.Option("--questions", metavar="Q", min=1, max=MOST, help="Questions to each of --images."),
     ] = None,
     shared_prefix: Annotated[
         int,
@@ -119,7 +123,7 @@ def bench(
         typer.Option("--duration", metavar="SECONDS", help="Send for so long, rows over and over."),
     ] = None,
     warm_up: Annotated[
-        int, typer.Option("--warm-up", metavar="N", min=0, help="Requests before, not counted.")
+        int, typer.Option("--warm-up", metavar="N", min=0, max=MOST, help="Requests before, not counted.")
     ] = 4,
     repeat: Annotated[
         int | None,
@@ -189,7 +193,7 @@ def bench(
     report, cut = asyncio.run(run_job(job, resolved.profile, output))
     try:
         if output_file is not None:
-            save_measured(report, output_file)
+            save_measured(report, output_file, output.notice)
     finally:  # a full disk shall not take the figures along
         if json:
             output.record(schema.to_json(report))
@@ -209,7 +213,7 @@ def _leaves_the_model_out(ctx: typer.Context) -> bool:
 
 def _wants_records(path: str | None) -> bool:
     """A page shows every request, and so does its picture."""
-    return path is not None and path.endswith((".html", ".png"))
+    return path is not None and path.lower().endswith((".html", ".png"))
 
 
 def _refuse_before_a_command(ctx: typer.Context) -> None:

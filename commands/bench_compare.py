@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostvis_cli.cli import options, output
-from ghostvis_cli.errors import CheckFailedError, UsageError, printable
+from ghostvis_cli.errors import CheckFailedError, InputError, UsageError, printable
 
 if TYPE_CHECKING:
     from ghostvis_cli.bench.checks import Condition
@@ -130,4 +130,6 @@ def bench_report(
     if output_file is not None:
         save(read, output_file)
     else:
-        output.answer("".join(f"{line}\n" for line in lines(read)))
+        if not (shown := "".join(f"{line}\n" for line in lines(read))):
+            raise InputError(f"{printable(str(report))}: nothing was measured in this report")
+        output.answer(shown)

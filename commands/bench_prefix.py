@@ -92,7 +92,7 @@ def bench_prefix(
     proof = report.extra["prefix"]
     try:
         if output_file is not None:
-            save_measured(report, output_file)
+            save_measured(report, output_file, output.notice)
     finally:
         if json:
             output.record(schema.to_json(report))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from ghostvis_cli.bench import stats
+from ghostvis_cli.bench.machine import is_loopback
 from ghostvis_cli.bench.schema import METRICS, EngineCard, Load, Report, Run, metric
 from ghostvis_cli.bench.stats import Interval
 from ghostvis_cli.errors import InputError, UsageError
@@ -30,7 +30,6 @@ HEADLINES = (
 # Engines of one interleaved run are compared repeat by repeat: what slows the machine slows both. It takes eight
 # to reach 99 %. Runs made apart are not paired: one slow repeat would outweigh nine good ones.
 LEAST_PAIRS = 8
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNSTEADY = 0.05
 STEADIER = 3  # times the machine's spread over a metric's, from which on the metric is not the machine's
 # Runs shall tell a change of 10 % of what most people look at first; where they can't, a note says what would.
@@ -276,7 +275,7 @@ def _spread(values: Sequence[float]) -> float:
 def _is_here(card: EngineCard) -> bool:
     """Whether the engine runs on the processor that the client measures."""
     if card.kind == "remote":
-        return card.address is not None and urlsplit(card.address).hostname in LOOPBACK
+        return card.address is not None and is_loopback(card.address)
     return card.device.startswith("cpu")
 
 

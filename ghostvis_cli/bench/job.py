@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile.settings import EngineSettings
 
 KINDS: tuple[Literal["local", "sglang", "remote"], ...] = ("local", "sglang", "remote")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Requests in flight where nobody chose and the local engine's max_batch does not say.
 IN_FLIGHT = {"sglang": 64, "remote": 16}
 WARM_UP = 4
@@ -160,9 +159,12 @@ def engine_profiles(job: Job, profile: "Profile") -> dict[str, "Profile"]:
     }
     for url in job.against:
         # A profile's own key and model are for its own server.
-        found[urlsplit(url).netloc or url] = replace(
-            settings, kind="remote", base_url=url, model=None, api_key_env=None, api_key_file=None
-        )
+        try:
+            found[urlsplit(url).netloc or url] = replace(
+                settings, kind="remote", base_url=url, model=None, api_key_env=None, api_key_file=None
+            )
+        except UsageError as error:
+            raise UsageError(f"--against: {error.message}", hint="--against http://localhost:8000") from error
     return {name: replace(profile, engine=engine) for name, engine in found.items()}
 
 
@@ -225,7 +227,7 @@ def _allow_connections() -> None:
 def _is_here(profile: "Profile") -> bool:
     """Whether the engine's GPU is this machine's."""
     url = profile.engine.base_url
-    return profile.engine.chosen_kind != "remote" or url is None or urlsplit(url).hostname in LOOPBACK
+    return profile.engine.chosen_kind != "remote" or url is None or machine.is_loopback(url)
 
 
 def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:

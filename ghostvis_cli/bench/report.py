@@ -31,21 +31,23 @@ def check_place(path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.suffix not in KINDS:
+    name = printable(str(path))
+    if path.is_dir():
+        inside = shlex.join([printable(str(path / "report.json"))])
+        raise UsageError(f"--output {name}: that is a folder", hint=f"--output {inside}")
+    if _kind(path) not in KINDS:
         raise UsageError(
             f"a report is .json, .csv, .html or .png, and {printable(path.name)!r} is none",
             hint="--output report.json",
         )
-    name = printable(str(path))
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise UsageError(f"--output {name}: the name is too long", hint=f"--output report{path.suffix}")
     if not path.parent.is_dir():
-        raise UsageError(f"--output {name}: there is no such folder")
-    if path.is_dir():
-        raise UsageError(f"--output {name}: that is a folder")
+        hint = shlex.join(["mkdir", "-p", printable(str(path.parent))])
+        raise UsageError(f"--output {name}: there is no such folder", hint=hint)
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise UsageError(f"--output {name} can't be written")
-    if path.suffix == ".png":
+    if _kind(path) == ".png":
         from ghostvis_cli.bench.png import browser
 
         browser()
@@ -54,7 +56,7 @@ def check_place(path: Path | None) -> None:
 def check_place_to_measure(path: Path | None) -> None:
     """`check_place`, also of what lies beside a picture while it is drawn, or has since a browser failed."""
     check_place(path)
-    if path is None or path.suffix != ".png":
+    if path is None or _kind(path) != ".png":
         return
     beside = _beside(path)
     if beside.is_file():
@@ -65,9 +67,12 @@ def check_place_to_measure(path: Path | None) -> None:
     check_place(beside)
 
 
-def save_measured(report: Report, path: Path) -> None:
-    """`save`. A browser may fail after an hour of measuring: while it draws, the report lies beside as JSON."""
-    if path.suffix != ".png":
+def save_measured(report: Report, path: Path, tell: Callable[[str], object]) -> None:
+    """`save`. A browser may fail after an hour of measuring: while it draws, the report lies beside as JSON.
+
+    An error says where; where drawing is cut short, `tell` hears it.
+    """
+    if _kind(path) != ".png":
         save(report, path)
         return
     beside = _beside(path)
@@ -78,7 +83,14 @@ def save_measured(report: Report, path: Path) -> None:
         told = f"{error.message}; the report is in {printable(str(beside))}"
         again = shlex.join(["ghostvis", "bench", "report", str(beside), "--output", str(path)])
         raise type(error)(told, hint=again) from error
+    except BaseException:
+        tell(f"the report is in {printable(str(beside))}")
+        raise
     beside.unlink(missing_ok=True)
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def _beside(picture: Path) -> Path:
@@ -89,10 +101,10 @@ def save(report: Report, path: Path) -> None:
     """Write what KINDS lists, whole or not at all. OutputError where the disk says no, EngineError a browser."""
     check_place(path)
     kinds: dict[str, Callable[[Report], str]] = {".json": schema.to_text, ".csv": csv_text, ".html": _html}
-    if path.suffix == ".png":
+    if _kind(path) == ".png":
         written = _png(report)
     else:  # half a character, as of a file's name that is no UTF-8, becomes \udcff, which JSON reads back
-        written = kinds[path.suffix](report).encode(errors="backslashreplace")
+        written = kinds[_kind(path)](report).encode(errors="backslashreplace")
     new = path.with_name(f"{path.name}.new")
     try:
         new.write_bytes(written)

@@ -126,7 +126,7 @@ def test_a_browser_leaves_nothing_behind(
     with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # short: Chromium makes a socket in it
         monkeypatch.setenv("TMPDIR", temporary)
         monkeypatch.setattr("tempfile.tempdir", None)
-        save_measured(sweep(), tmp_path / "r.png")
+        save_measured(sweep(), tmp_path / "r.png", print)
         assert not [*Path(temporary).iterdir()]
     assert sorted(each.name for each in tmp_path.iterdir()) == ["home", "r.png"]
     assert not [*home.iterdir()]
@@ -195,16 +195,31 @@ def test_a_folder_where_the_report_would_lie_beside_is_told_before_the_measuring
 def test_a_report_that_a_failed_browser_left_is_not_measured_over(tmp_path: Path, program: Program) -> None:
     program(BROKEN)
     with pytest.raises(EngineError, match="the report is in"):
-        save_measured(sweep(), tmp_path / "r.png")
+        save_measured(sweep(), tmp_path / "r.png", print)
     with pytest.raises(UsageError, match=r"r\.png\.json holds an earlier report"):
         check_place_to_measure(tmp_path / "r.png")
+
+
+def test_a_picture_cut_short_says_where_the_report_is(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(html: str) -> bytes:
+        raise KeyboardInterrupt
+
+    program("")
+    monkeypatch.setattr("ghostvis_cli.bench.png.picture", interrupted)
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        save_measured(sweep(), tmp_path / "r.png", told.append)
+    assert told == [f"the report is in {tmp_path / 'r.png.json'}"]
+    assert (tmp_path / "r.png.json").read_text() == schema.to_text(sweep())
 
 
 def test_an_older_picture_stays_whole_where_a_browser_fails(tmp_path: Path, program: Program) -> None:
     program(BROKEN)
     (tmp_path / "r.png").write_bytes(b"older")
     with pytest.raises(EngineError, match="libnss3"):
-        save_measured(sweep(), tmp_path / "r.png")
+        save_measured(sweep(), tmp_path / "r.png", print)
     assert (tmp_path / "r.png").read_bytes() == b"older"
 
 

@@ -16,7 +16,7 @@ from ghostvis_cli.bench.report import check_place, csv_text, lines, save, sparkl
 from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.units import digits, percent, seconds, shown, tick, title
 from ghostvis_cli.cli.app import build
-from ghostvis_cli.errors import OutputError, UsageError
+from ghostvis_cli.errors import ExitCode, OutputError, UsageError
 from tests.bench.reports import CARD, around, report
 
 FIGURES = {"ttft_p50": 0.05, "requests_per_s": 12.5, "requests": 8.0, "cache_hit_rate": None}
@@ -89,11 +89,27 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
         save(report([FIGURES]), tmp_path / "report.pdf")
 
 
-@pytest.mark.parametrize("place", ["no/r.csv", "folder.json"])
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("no/r.csv", "mkdir -p {}/no"),
+        ("folder.json", "--output {}/folder.json/report.json"),
+        ("folder", "--output {}/folder/report.json"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_with_what_helps(
+    tmp_path: Path, place: str, hint: str
+) -> None:
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(UsageError, match=place):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=place) as refused:
         check_place(tmp_path / place)
+    assert refused.value.hint == hint.format(tmp_path)
+
+
+def test_an_ending_in_capitals_is_the_same_kind(tmp_path: Path) -> None:
+    save(report([FIGURES]), tmp_path / "R.CSV")
+    assert (tmp_path / "R.CSV").read_text() == csv_text(report([FIGURES]))
 
 
 def test_a_name_that_would_be_too_long_while_it_is_written_is_refused_before(tmp_path: Path) -> None:
@@ -178,3 +194,10 @@ def test_a_report_that_cannot_be_ours_is_refused_by_what_is_wrong_with_it(
 def test_a_run_without_a_success_has_no_empty_table_and_says_nothing_of_caches() -> None:
     text = "\n".join(lines(report([{"requests": 0.0, "failed": 3.0}], failures={"engine": 3})))
     assert text == "local at concurrency=1: 1 run, 0 requests answered, 3 failed (engine)"
+
+
+def test_a_report_without_a_run_is_not_shown_as_nothing(tmp_path: Path) -> None:
+    save(replace(report([FIGURES]), runs=(), summaries=()), tmp_path / "r.json")
+    done = invoke(tmp_path / "r.json")
+    assert (done.exit_code, done.stdout) == (ExitCode.INPUT, "")
+    assert "nothing was measured in this report" in done.stderr

@@ -121,6 +121,21 @@ def test_a_server_is_measured_beside_the_local_engine() -> None:
     assert {(each.sampling.ignore_eos, each.sampling.temperature) for each in asked} == {(True, 0)}
 
 
+@pytest.mark.parametrize("address", ["nonsense", "http://", "ftp://there", "http://me:pa55@there"])
+def test_an_address_that_is_none_is_refused_by_the_name_of_its_option(address: str) -> None:
+    result = run("--num-prompts", "1", *SMALL, "--against", address)
+    assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
+    assert "error: --against: base_url " in result.stderr
+    assert "hint: --against http://localhost:8000" in result.stderr
+    assert "pa55" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--num-prompts", "--images", "--questions", "--warm-up"])
+def test_more_than_memory_holds_is_refused_before_it_is_drawn(option: str) -> None:
+    result = run(*DEMO, option, "1000001")
+    assert (result.exit_code, option in result.stderr) == (ExitCode.USAGE, True)
+
+
 def test_against_measures_any_server_and_names_it_by_its_address() -> None:
     with running(FakeEngine()) as server:
         report = reported("--num-prompts", "3", *SMALL, "--against", server.url)
