@@ -305,9 +305,10 @@ async def timed(
 
 async def _sleep_until(due_s: float) -> None:
     """epoll wakes up to a tick late, so the last one is waited through awake, while others run."""
-    wait_s = due_s - now()
+    if (wait_s := due_s - now()) <= 0:
+        return
     awake_s = TICK_S if wait_s > 2 * TICK_S else 0.0  # at shorter gaps nothing but waiting would be done
-    await asyncio.sleep(max(wait_s - awake_s, 0.0))
+    await asyncio.sleep(wait_s - awake_s)
     while awake_s and now() < due_s:  # noqa: ASYNC110 (an Event would need the timer that is late)
         await asyncio.sleep(0)
 
