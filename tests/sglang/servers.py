@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ghostvis_cli.serve import listen
+from ghostvis_cli.serve.settings import ServerSettings
 
 START_S = 240.0  # 20 s on a calm machine, nearly all of it imports
 ANSWER_S = 120.0
@@ -121,9 +123,8 @@ def serving(directory: Path, *flags: str, **environment: str) -> Iterator[Server
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that no connection is given as its own end while the server starts."""
+    return listen.free_port(ServerSettings(port=0))
 
 
 def _wait_until_ready(server: Server) -> None:
