@@ -213,7 +213,9 @@ def _leaves_the_model_out(ctx: typer.Context) -> bool:
 
 def _wants_records(path: str | None) -> bool:
     """A page shows every request, and so does its picture."""
-    return path is not None and path.lower().endswith((".html", ".png"))
+    from ghostvis_cli.bench.report import kind
+
+    return path is not None and kind(Path(path)) in (".html", ".png")
 
 
 def _refuse_before_a_command(ctx: typer.Context) -> None:

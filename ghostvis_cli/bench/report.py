@@ -33,9 +33,9 @@ def check_place(path: Path | None) -> None:
         return
     name = printable(str(path))
     if path.is_dir():
-        inside = shlex.join([printable(str(path / "report.json"))])
+        inside = shlex.quote(printable(str(path / "report.json")))
         raise UsageError(f"--output {name}: that is a folder", hint=f"--output {inside}")
-    if _kind(path) not in KINDS:
+    if kind(path) not in KINDS:
         raise UsageError(
             f"a report is .json, .csv, .html or .png, and {printable(path.name)!r} is none",
             hint="--output report.json",
@@ -47,7 +47,7 @@ def check_place(path: Path | None) -> None:
         raise UsageError(f"--output {name}: there is no such folder", hint=hint)
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise UsageError(f"--output {name} can't be written")
-    if _kind(path) == ".png":
+    if kind(path) == ".png":
         from ghostvis_cli.bench.png import browser
 
         browser()
@@ -56,7 +56,7 @@ def check_place(path: Path | None) -> None:
 def check_place_to_measure(path: Path | None) -> None:
     """`check_place`, also of what lies beside a picture while it is drawn, or has since a browser failed."""
     check_place(path)
-    if path is None or _kind(path) != ".png":
+    if path is None or kind(path) != ".png":
         return
     beside = _beside(path)
     if beside.is_file():
@@ -72,7 +72,7 @@ def save_measured(report: Report, path: Path, tell: Callable[[str], object]) -> 
 
     An error says where; where drawing is cut short, `tell` hears it.
     """
-    if _kind(path) != ".png":
+    if kind(path) != ".png":
         save(report, path)
         return
     beside = _beside(path)
@@ -89,7 +89,8 @@ def save_measured(report: Report, path: Path, tell: Callable[[str], object]) -> 
     beside.unlink(missing_ok=True)
 
 
-def _kind(path: Path) -> str:
+def kind(path: Path) -> str:
+    """One of KINDS, if it is one."""
     return path.suffix.lower()
 
 
@@ -100,11 +101,7 @@ def _beside(picture: Path) -> Path:
 def save(report: Report, path: Path) -> None:
     """Write what KINDS lists, whole or not at all. OutputError where the disk says no, EngineError a browser."""
     check_place(path)
-    kinds: dict[str, Callable[[Report], str]] = {".json": schema.to_text, ".csv": csv_text, ".html": _html}
-    if _kind(path) == ".png":
-        written = _png(report)
-    else:  # half a character, as of a file's name that is no UTF-8, becomes \udcff, which JSON reads back
-        written = kinds[_kind(path)](report).encode(errors="backslashreplace")
+    written = _written(report, kind(path))
     new = path.with_name(f"{path.name}.new")
     try:
         new.write_bytes(written)
@@ -114,6 +111,14 @@ def save(report: Report, path: Path) -> None:
             new.unlink(missing_ok=True)
         hint = f"--output ELSEWHERE/{printable(path.name)}"
         raise OutputError(f"{printable(str(path))} can't be written: {error.strerror}", hint=hint) from error
+
+
+def _written(report: Report, ending: str) -> bytes:
+    if ending == ".png":
+        return _png(report)
+    texts: dict[str, Callable[[Report], str]] = {".json": schema.to_text, ".csv": csv_text, ".html": _html}
+    # Half a character, as of a file's name that is no UTF-8, becomes \udcff, which JSON reads back.
+    return texts[ending](report).encode(errors="backslashreplace")
 
 
 def _html(report: Report) -> str:
