@@ -106,6 +106,5 @@ def test_a_missing_base_directory_is_not_created(tmp_path: Path) -> None:
 
 
 def test_no_home_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NANOCHAT_BASE_DIR")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert locate.default_base_dir() == Path(".cache/nanochat")

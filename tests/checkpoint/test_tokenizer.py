@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,16 +55,19 @@ def test_every_recorded_conversation_renders_to_the_recorded_ids(case: str) -> N
     assert rendered or not reference.get("render")
 
 
+PICTURE: Any = None  # the ids do not depend on which it is
+
+
 def as_message(message: dict) -> Message:
     """Training data marks pictures in the text; people attach them. This is the only place that reads marks."""
     content = message["content"]
     if isinstance(content, str):
         pieces = content.split("<|image|>")
-        parts = [Text(pieces[0])]
+        parts: list[Any] = [Text(pieces[0])]
         for piece in pieces[1:]:
-            parts += [Picture(None), Text(piece)]
+            parts += [Picture(PICTURE), Text(piece)]
         return Message(message["role"], tuple(parts))
-    kinds = {"python": "python", "python_output": "output"}
+    kinds: dict[str, Any] = {"python": "python", "python_output": "output"}
     return Message(
         message["role"],
         tuple(Text(p["text"]) if p["type"] == "text" else Tool(kinds[p["type"]], p["text"]) for p in content),

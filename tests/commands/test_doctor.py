@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import pickle
 import shutil
 import socket
@@ -43,11 +42,7 @@ TEXT_MODEL = DATA / "text_swiglu"
 
 @pytest.fixture(autouse=True)
 def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No profile of the directory, no variable, no proxy."""
-    for name in list(os.environ):
-        if name.startswith("GHOSTVIS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+    """No profile of the directory, nothing in the home."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
@@ -174,7 +169,7 @@ def reply(**counts: Any) -> Reply:
     return Reply((lines(*words("Hel", "lo"), ending(), usage(**counts), "[DONE]"),))
 
 
-SGLANG = {"v1__models": {"data": [CARD | {"owned_by": "sglang"}]}, "ready": {}}
+SGLANG: dict[str, Any] = {"v1__models": {"data": [CARD | {"owned_by": "sglang"}]}, "ready": {}}
 
 
 class Blind(FakeEngine):

@@ -718,7 +718,7 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
     st.fixed_dictionaries(
         {},
         optional={
-            "system": st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30),
+            "system": st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30),
             "model.model_tag": st.sampled_from(
                 ["012", "on", "null", "~", "a: b", "# x", "'", '"', "1e5", "2026-01-01"]
             ),
@@ -731,7 +731,7 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
 )
 def test_what_show_prints_is_a_profile_with_the_same_values(
     tmp_path_factory, flags: dict[str, object]
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     directory = tmp_path_factory.mktemp("shown")
     printed = resolve(flags=flags, env={"GHOSTVIS_CONFIG_DIR": str(directory)}, cwd=directory)
     (directory / "profiles").mkdir()
