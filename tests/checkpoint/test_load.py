@@ -76,6 +76,13 @@ def vision(copy: Copy) -> Vision:
     return found
 
 
+def encoded(copy: Copy) -> torch.Tensor:
+    """What the model makes of one picture."""
+    pixels = torch.linspace(-1, 1, 3 * 56 * 56).reshape(1, 3, 56, 56)
+    with torch.inference_mode():
+        return load_model(copy.checkpoint).model.encode_images(pixels)
+
+
 def chat_logits(checkpoint: locate.Checkpoint) -> np.ndarray:
     reference = Reference("text_swiglu")
     decoder = load_model(checkpoint).model.decoder
@@ -242,15 +249,24 @@ def test_a_truncated_or_foreign_file_is_refused(swiglu: Copy) -> None:
     swiglu.refusal()
 
 
-def test_a_flipped_byte_never_gives_anything_but_a_model_or_a_refusal(swiglu: Copy) -> None:
+def test_a_flipped_byte_is_refused_or_changes_the_one_value_it_belongs_to(swiglu: Copy) -> None:
     path = swiglu.checkpoint.path
-    content = path.read_bytes()
-    for position in range(0, len(content), len(content) // 40):
+    content, before = path.read_bytes(), load_model(swiglu.checkpoint).model.state_dict()
+    size, changed, refused = len(content), [], 0
+    for position in [
+        *range(0, size, size // 20),
+        *range(size - 500, size, 25),
+    ]:  # the directory is at the end
         path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
         try:
-            load_model(swiglu.checkpoint)
+            after = load_model(swiglu.checkpoint).model.state_dict()
         except ModelError:
-            continue
+            refused += 1
+        else:
+            assert after.keys() == before.keys()
+            changed.append(sum(int((after[name] != before[name]).sum()) for name in before))
+    assert set(changed) <= {0, 1}
+    assert sum(changed) >= 15 and refused >= 5  # three quarters of the file are weights
 
 
 def test_vision_names_of_older_and_newer_transformers_are_the_same_tower(vlm: Copy) -> None:
@@ -262,8 +278,10 @@ def test_vision_names_of_older_and_newer_transformers_are_the_same_tower(vlm: Co
 
 def test_stored_position_ids_and_the_unused_last_norm_do_not_matter(vlm: Copy) -> None:
     key = "vision_encoder.encoder.vision_model.embeddings.position_ids"
+    before = encoded(vlm)
     vlm.change(lambda s: s.update({key: torch.zeros(1, 17, dtype=torch.int64)}))
-    load_model(vlm.checkpoint)
+    vlm.change(lambda s: [s[name].fill_(7) for name in s if "post_layernorm" in name] and s)
+    assert torch.equal(encoded(vlm), before)
 
 
 def test_average_pooling_is_believed_only_when_the_meta_says_so(vlm: Copy) -> None:

@@ -899,5 +899,5 @@ def test_resolving_loads_no_model_code() -> None:
 
 
 def test_built_in_profiles_are_plain_yaml() -> None:
-    for path in (ROOT / "profiles").glob("*.yaml"):
-        assert isinstance(yaml.safe_load(path.read_text()), dict)
+    paths = [*(ROOT / "profiles").glob("*.yaml")]
+    assert paths and all(isinstance(yaml.safe_load(path.read_text()), dict) for path in paths)
