@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ghostvis_cli import __version__
 from ghostvis_cli.doctor.finding import Finding, Status
+from ghostvis_cli.paths import PLACES, Kind, cache_dir, directory, variable
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import EngineSettings
@@ -213,20 +214,12 @@ def _reclaimable(stat: Path) -> int:
 
 
 def directories(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    from platformdirs import user_cache_path, user_state_path
-
-    from ghostvis_cli.profile.files import config_dir
-
     if not env.get("HOME"):
         yield Finding("directories", "home", "note", "HOME is not set", "export HOME=DIR")
-    places = {
-        "config": config_dir(env),
-        "state": Path(env.get("GHOSTVIS_STATE_DIR") or user_state_path("ghostvis")),
-        "cache": Path(env.get("GHOSTVIS_CACHE_DIR") or user_cache_path("ghostvis")),
-    }
-    for name, place in places.items():
-        yield _directory(name, place)
-    yield from _converted()
+    for kind in PLACES:
+        yield _directory(kind, directory(kind, env))
+    if cache_dir(env) is not None:
+        yield from _converted()
 
 
 def _converted() -> Iterator[Finding]:
@@ -240,8 +233,8 @@ def _converted() -> Iterator[Finding]:
         )
 
 
-def _directory(name: str, place: Path | None) -> Finding:
-    fix = f"export GHOSTVIS_{name.upper()}_DIR=DIR"
+def _directory(name: Kind, place: Path | None) -> Finding:
+    fix = f"export {variable(name)}=DIR"
     if place is None:
         return Finding("directories", name, "note", "there is none without a home directory", fix)
     try:
