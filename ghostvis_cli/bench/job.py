@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import is_here
 from ghostvis_cli.bench import machine, metrics, workload
 from ghostvis_cli.bench.ratios import ratios
 from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
@@ -227,7 +228,7 @@ def _allow_connections() -> None:
 def _is_here(profile: "Profile") -> bool:
     """Whether the engine's GPU is this machine's."""
     url = profile.engine.base_url
-    return profile.engine.chosen_kind != "remote" or url is None or machine.is_loopback(url)
+    return profile.engine.chosen_kind != "remote" or url is None or is_here(url)
 
 
 def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:

@@ -27,6 +27,7 @@ from ghostvis_cli.cli import guard
 from ghostvis_cli.engines.base import Chunk, EngineInfo
 from ghostvis_cli.engines.factory import choose_checkpoint
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, printable
+from ghostvis_cli.paths import state_dir
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -295,7 +296,7 @@ def _model(info: EngineInfo) -> str:
 
 
 def _history_file() -> Path | None:
-    state = guard.state_dir()
+    state = state_dir()
     return state / "chat_history" if state else None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ghostvis_cli.errors import ModelError, one_line
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import expanded, home
 
 # The name the training code writes comes first; the second is the one its README uses.
 SOURCE_DIRS: dict[str, tuple[str, ...]] = {
@@ -58,12 +58,8 @@ class Checkpoint:
 def default_base_dir() -> Path:
     """`NANOCHAT_BASE_DIR`, else ~/.cache/nanochat, else (no home at all) ./.cache/nanochat."""
     if chosen := os.environ.get("NANOCHAT_BASE_DIR"):
-        return Path(chosen)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path()
-    return home / ".cache" / "nanochat"
+        return expanded(chosen)
+    return (home() or Path()) / ".cache" / "nanochat"
 
 
 def steps(directory: Path) -> dict[int, Path]:

@@ -21,13 +21,12 @@ from ghostvis_cli.engines.connection import (
     RefusedError,
     RemoteSettings,
     now,
-    route,
     said,
 )
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
+__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.

@@ -1,5 +1,6 @@
 """Finding checkpoints: both directory spellings, tags, steps, paths, and what is said when there is none."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -106,5 +107,7 @@ def test_a_missing_base_directory_is_not_created(tmp_path: Path) -> None:
 
 
 def test_no_home_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # an account without an entry in passwd
     assert locate.default_base_dir() == Path(".cache/nanochat")

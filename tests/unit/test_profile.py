@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostvis_cli.checkpoint.locate import SOURCE_DIRS
@@ -122,6 +122,7 @@ def test_what_was_chosen_is_told_from_what_is_a_default(place: Place) -> None:
 LAYERS = st.lists(st.dictionaries(st.sampled_from(sorted(keys())), st.integers(), max_size=6), max_size=5)
 
 
+@settings(deadline=None)
 @given(LAYERS)
 def test_of_several_layers_the_last_that_has_a_key_wins(layers: list[dict[str, int]]) -> None:
     given_by = Origin("flag", "flag")
@@ -135,6 +136,7 @@ def test_of_several_layers_the_last_that_has_a_key_wins(layers: list[dict[str, i
             assert value == keys()[path].default
 
 
+@settings(deadline=None)
 @given(LAYERS)
 def test_merging_in_two_steps_is_merging_in_one(layers: list[dict[str, int]]) -> None:
     given_by = Origin("flag", "flag")
@@ -714,6 +716,7 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
 # --- printing
 
 
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
