@@ -22,6 +22,7 @@ from ghostvis_cli.convert import tokenizer as tokenizer_files
 from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
 from ghostvis_cli.convert.shards import INDEX, Shard
 from ghostvis_cli.errors import CheckFailedError, ModelError
+from ghostvis_cli.files import write as write_file
 from ghostvis_cli.model.config import Layout
 
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
@@ -186,7 +187,7 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         hashes = [other_core.submit(_sha256, path) for path in inputs]
         for name, content in small_files(plan).items():
             text = content if isinstance(content, str) else _json(content)
-            (directory / name).write_text(text, encoding="utf-8")
+            write_file(directory / name, text.encode(), durable=False)  # synced where it gets its name
             outputs[name] = sha256(text.encode()).hexdigest()
         for shard in plan.shards:
             outputs[shard.name] = shards.write(
@@ -247,4 +248,4 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(_json(content), encoding="utf-8")
+    write_file(path, _json(content).encode(), durable=False)
