@@ -154,12 +154,12 @@ def _temporary(path: Path, mode: int) -> tuple[int, Path]:
     while True:
         temporary = path.with_name(f".{path.name[:40]}.ghostvis-{secrets.token_hex(4)}")
         descriptor = os.open(temporary, flags, mode)
-        if _lock(descriptor) and os.fstat(descriptor).st_nlink:
+        if lock(descriptor) and os.fstat(descriptor).st_nlink:
             return descriptor, temporary
         os.close(descriptor)  # somebody swept before it was locked
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """False where another process has it. A file system without locks is as if nobody had."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

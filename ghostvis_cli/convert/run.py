@@ -126,8 +126,8 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
     """Write the directory `place`; the contents of its certificate. CheckFailedError leaves DIR.failed."""
     place = place.expanduser().resolve()  # a link stays a link when what it names is replaced
     failed = place.with_name(f"{place.name}.failed")
-    staging.refuse_to_overwrite(place, force=plan.settings.force)
-    staging.refuse_to_overwrite(failed, force=True)
+    replaced = staging.replaceable(place, force=plan.settings.force)
+    failed_before = staging.replaceable(failed, force=True)
     with staging.staged(place, plan.weights_bytes + SMALL_FILES_BYTES) as directory:
         certificate = _write(plan, directory, progress)
         certificate["verification"] = _verification(plan, directory, progress)
@@ -135,7 +135,10 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
         progress.stage = "syncing"
         progress.check()
         passed = certificate["verification"].get("passed", True)
-        staging.publish(directory, place if passed else failed)
+        if passed:
+            staging.publish(directory, place, replaced)
+        else:
+            staging.publish(directory, failed, failed_before)
     if not passed:
         raise CheckFailedError(
             f"the converted model does not answer as the checkpoint does: {_faults(certificate)}",
