@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostvis_cli import files
 from ghostvis_cli.chat.surface import Clip, Options
 from ghostvis_cli.cli import output
 from ghostvis_cli.cli.output import CONTROL
@@ -167,7 +168,7 @@ class Terminal:
         editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "") or ["vi"]
         with tempfile.TemporaryDirectory(prefix="ghostvis-") as folder:
             file = Path(folder) / "message.md"
-            file.write_text(text, encoding="utf-8")
+            files.write(file, text.encode(errors="replace"), durable=False)
             try:
                 code = subprocess.run([*editor, str(file)], check=False).returncode
             except OSError as error:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from ghostvis_cli import files
 from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.sglang_runtime import Value
@@ -274,7 +275,7 @@ def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
     for entry in directory.iterdir():
         if entry.name != file.name:
             (place / entry.name).symlink_to(entry.resolve())
-    (place / file.name).write_text(json.dumps(config | wanted), encoding="utf-8")
+    files.write(place / file.name, json.dumps(config | wanted).encode(), durable=False)
     return place
 
 

@@ -81,6 +81,14 @@ def test_every_command_of_the_table_is_a_module_and_every_module_is_in_the_table
     assert len(set(NAMES)) == len(NAMES)
 
 
+def test_only_the_one_writer_replaces_files() -> None:
+    """A log, a journal and shards of weights are streams, opened where they are written."""
+    others = re.compile(r"write_text|write_bytes|os\.(rename|replace)\(|mkstemp|NamedTemporaryFile")
+    sources = [*(ROOT / "ghostvis_cli").rglob("*.py"), *(ROOT / "commands").glob("*.py")]
+    found = {file.name for file in sources if others.search(file.read_text())}
+    assert found == set()
+
+
 def test_the_list_of_packages_is_what_is_on_the_disk() -> None:
     mapped = {path: name for name, path in PACKAGING["package-dir"].items()}
     folders = {file.parent.relative_to(ROOT) for file in (ROOT / "ghostvis_cli").rglob("*.py")}
