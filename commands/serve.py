@@ -139,7 +139,8 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
     options.talk(quiet, verbose, color)
-    chosen = options.resolve_profile(ctx).profile
+    resolved = options.resolve_profile(ctx)
+    chosen = resolved.profile
     kind = _kind(chosen)
     if log_file is not None:
         output.log_to(Path(log_file), ctx.command_path)
@@ -157,6 +158,7 @@ def serve(
         allowed_image_hosts=tuple(allow_image_host or ()),
         image_limits=chosen.images,
         sampling=chosen.sampling,
+        max_tokens=chosen.sampling.max_tokens if resolved.chose("sampling.max_tokens") else None,
     )
     for_sglang = {
         "ready_timeout_s": ready_timeout,

@@ -177,7 +177,7 @@ class RemoteEngine:
         sampling = request.sampling
         body: dict[str, Any] = {
             "model": self.info.model,
-            "max_tokens": sampling.max_tokens,
+            **({} if request.fit else {"max_tokens": sampling.max_tokens}),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stream": True,

@@ -23,18 +23,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ghostvis_cli.errors import ContextLengthError
 from ghostvis_cli.serve.admission import ClientGoneError, Gate, interleaved, read_body, unless_gone
-from ghostvis_cli.serve.api_errors import ApiError, as_api_error, stopping
+from ghostvis_cli.serve.api_errors import ApiError, as_api_error, stopping, too_long
 from ghostvis_cli.serve.metrics import Metrics, RequestMetrics
 from ghostvis_cli.serve.openai_answers import Answer, answer_for
-from ghostvis_cli.serve.openai_types import Call, Kind, RequestReader
+from ghostvis_cli.serve.openai_fields import Kind
+from ghostvis_cli.serve.openai_types import Call, RequestReader
 from ghostvis_cli.serve.openapi import DESCRIPTION
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
 
-OPEN_PATHS = ("/healthz", "/readyz")  # for probes, which carry no key
+OPEN_PATHS = ("/healthz", "/readyz", "/health")  # for probes, which carry no key
 NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 READER_THREADS = 4  # pictures decoded at once; more would only cost memory
@@ -81,6 +83,7 @@ def create_app(state: ServerState) -> Starlette:
         routes=[
             Route("/healthz", views.healthz),
             Route("/readyz", views.readyz),
+            Route("/health", views.readyz),
             Route("/metrics", views.metrics),
             Route("/v1/models", views.models),
             Route("/v1/models/{model:path}", views.model),
@@ -254,11 +257,14 @@ class Generation:
         """Nothing is sent before the first chunk, so that a refusal by the engine still gets its status."""
         chunks = interleaved(served.engine, call.requests, watched.saw, self._pause_s)
         async with aclosing(chunks) as groups:
-            async for group in groups:
-                if not call.stream:
-                    answer.add(group)
-                elif events := answer.events(group):
-                    await stream.send(*events)
+            try:
+                async for group in groups:
+                    if not call.stream:
+                        answer.add(group)
+                    elif events := answer.events(group):
+                        await stream.send(*events)
+            except ContextLengthError as error:
+                raise too_long(error.message, call.asks) from error
         if call.stream:
             await stream.end(*([answer.usage_event()] if call.include_usage else []))
 

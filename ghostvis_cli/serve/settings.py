@@ -25,7 +25,8 @@ class ServerSettings:
     """Where to listen, whom to let in, what a request may cost. One home of the server's defaults.
 
     `max_waiting` requests may be inside at once, from a body's first byte to the last token of its answer;
-    the next one gets 429. `sampling` fills what a request leaves out.
+    the next one gets 429. `sampling` fills what a request leaves out, but for its max_tokens: an answer may
+    take the rest of the context, or `max_tokens` where the server was started with one.
     """
 
     host: str = "127.0.0.1"
@@ -33,6 +34,7 @@ class ServerSettings:
     api_key: str | None = field(default=None, repr=False)
     served_model_name: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
     allowed_image_hosts: tuple[str, ...] = ()
     image_limits: "ImageLimits" = field(default_factory=_default_limits)  # redirects are never followed
     max_body_bytes: int = 64 * 2**20

@@ -135,13 +135,13 @@ class LocalEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if self._closed:
             raise EngineError("the engine is closed")
-        prompt = await self._renderer.prompt(request)
+        prompt, sampling = await self._renderer.prompt(request)
         pictures: list[Picture] = []
         if prompt.images:
             pictures = await asyncio.to_thread(lambda: [self._picture(image) for image in prompt.images])
             if self._closed:
                 raise EngineError("the engine was closed")
-        sequence = Sequence.start(prompt, pictures, request.sampling, self.info.image_tokens)
+        sequence = Sequence.start(prompt, pictures, sampling, self.info.image_tokens)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
         self._inbox.put(partial(self._scheduler.submit, sequence))
