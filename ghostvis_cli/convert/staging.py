@@ -8,14 +8,16 @@ import ctypes
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from glob import escape
 from pathlib import Path
 
+from ghostvis_cli.endings import undone
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError
 
 CERTIFICATE = "parity.json"
@@ -61,13 +63,14 @@ def staged(place: Path, needed_bytes: int) -> Iterator[Path]:
                 f"{place.parent} has {free / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed",
                 hint="choose another --out, or a smaller --dtype",
             )
-        directory = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=place.parent))
-        directory.chmod(0o777 & ~_umask())
+        directory = place.with_name(f"{_prefix(place)}{secrets.token_hex(4)}")
+        directory.mkdir()
         lock = _locked(directory)
     except OSError as error:
         raise _failed(place, error) from error
     try:
-        yield directory
+        with undone(partial(_discard, directory)):
+            yield directory
     except OSError as error:
         if error.errno is None:  # a library's own, not the system's
             raise
@@ -76,6 +79,14 @@ def staged(place: Path, needed_bytes: int) -> Iterator[Path]:
         if lock is not None:
             os.close(lock)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _discard(directory: Path) -> None:
+    """While another thread may be writing it: under another name, which still is one of a leftover."""
+    gone = directory.with_name(f"{directory.name}-gone")
+    with suppress(OSError):
+        directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def publish(directory: Path, place: Path) -> None:
@@ -152,12 +163,6 @@ def _sync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _failed(place: Path, error: OSError) -> GhostvisError:
