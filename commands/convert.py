@@ -1,14 +1,15 @@
 """`ghostvis convert`: a training checkpoint becomes a directory that SGLang, vLLM and transformers load."""
 
-import asyncio
 import re
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
 
@@ -102,7 +103,7 @@ def convert(
         return
     if verify:
         plan = _prepared_to_verify(plan)
-    certificate = asyncio.run(_run(plan, out))
+    certificate = endings.run(_run(plan, out))
     output.notice(_summary(certificate))
     if json:
         output.record({"schema_version": output.SCHEMA_VERSION, "path": str(out), "parity": certificate})
@@ -187,11 +188,12 @@ def _summary(certificate: dict[str, Any]) -> str:
 async def _run(plan: "Plan", out: Path) -> dict[str, Any]:
     """Convert in a thread, so that progress can be told and a signal ends it."""
     from ghostvis_cli.convert import run
+    from ghostvis_cli.threads import in_daemon_thread
 
     progress = run.Progress(plan.weights_bytes)
     try:
         async with output.progress(progress.line):
-            return await asyncio.to_thread(run.run, plan, out, progress)
+            return await in_daemon_thread(partial(run.run, plan, out, progress), "ghostvis-convert")
     except ModuleNotFoundError as error:
         raise EngineError(
             f"convert needs {error.name}, which is not installed", hint="pip install 'ghostvis-cli[convert]'"

@@ -224,12 +224,13 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
         message = f"the server needs {error.name}, which is not installed"
         raise EngineError(message, hint="pip install 'ghostvis-cli[local,serve]'") from error
     from ghostvis_cli.engines.factory import make_engine
+    from ghostvis_cli.threads import in_daemon_thread
 
     started_s = time.perf_counter()
 
     async def load() -> Served:
         # The engine belongs to no loop, so another one may make it; importing torch blocks for seconds.
-        engine: Any = await local_server.in_daemon_thread(lambda: asyncio.run(make_engine(profile)))
+        engine: Any = await in_daemon_thread(lambda: asyncio.run(make_engine(profile)), "ghostvis-load")
         return Served(engine, getattr(engine, "tokenizer", None))
 
     def on_bound(url: str) -> None:

@@ -34,6 +34,7 @@ class ExitCode(IntEnum):
     CHECK_FAILED = 9
     LOCKED = 10
     TIMEOUT = 124
+    HANGUP = 129
     INTERRUPTED = 130
     READER_GONE = 141
     TERMINATED = 143

@@ -9,6 +9,7 @@ from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.paths import expanded
+from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -71,6 +72,13 @@ async def _local(profile: "Profile") -> "LocalEngine":
     if settings.tensor_parallel_size > 1:
         raise UsageError("the local engine runs on one device", hint="--tensor-parallel-size 1")
     checkpoint, notices = choose_checkpoint(profile.model)
+    # In a thread: while torch is imported and weights are read, the loop can be stopped.
+    engine = await in_daemon_thread(lambda: _open_local(checkpoint, profile), "ghostvis-load")
+    engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))
+    return engine
+
+
+def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
     try:
         from ghostvis_cli.engines.local import LocalEngine, LocalSettings
     except ModuleNotFoundError as error:
@@ -78,6 +86,7 @@ async def _local(profile: "Profile") -> "LocalEngine":
             f"the local engine needs {error.name}, which is not installed",
             hint="pip install 'ghostvis-cli[local]'",
         ) from error
+    settings = profile.engine
     layout = None if profile.model.layout == "auto" else profile.model.layout
     local = LocalSettings(
         device=settings.device,
@@ -89,9 +98,7 @@ async def _local(profile: "Profile") -> "LocalEngine":
         compile=settings.compile,
         threads=settings.threads,
     )
-    engine = await LocalEngine.load(checkpoint, local)
-    engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))
-    return engine
+    return LocalEngine.open(checkpoint, local)
 
 
 async def _remote(profile: "Profile", *, crowd: bool) -> Engine:

@@ -15,13 +15,12 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from ghostvis_cli import files
+from ghostvis_cli import files, scratch
 from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.sglang_runtime import Value
@@ -186,7 +185,7 @@ class _Lives:
     async def _running(self, log: SGLangLog) -> AsyncIterator[Child]:
         launch = self._launch
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="ghostvis-serve-")))
+            folder = stack.enter_context(scratch.folder())
             config, descriptors = None, []
             if self._secrets:
                 config, descriptor = _unwritten(folder / "keys.yaml", self._secrets)

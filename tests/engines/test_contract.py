@@ -22,19 +22,21 @@ Start = Callable[[], AbstractAsyncContextManager[tuple[Engine, InWork]]]
 
 @asynccontextmanager
 async def fake() -> AsyncIterator[tuple[Engine, InWork]]:
-    async def in_work() -> bool:
-        return engine.running > 0
-
     async with FakeEngine(delay_s=0.005, context_tokens=640) as engine:
+
+        async def in_work() -> bool:
+            return engine.running > 0
+
         yield engine, in_work
 
 
 @asynccontextmanager
 async def local() -> AsyncIterator[tuple[Engine, InWork]]:
-    async def in_work() -> bool:
-        return engine._scheduler.busy
-
     async with LocalEngine(tiny_model(), LocalSettings(device="cpu")) as engine:
+
+        async def in_work() -> bool:
+            return engine._scheduler.busy
+
         yield engine, in_work
 
 
