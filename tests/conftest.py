@@ -50,5 +50,6 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     empty = tmp_path_factory.getbasetemp() / "nobody"
     for name in ("NO_COLOR", "FORCE_COLOR", "GHOSTVIS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(empty / "nanochat"))
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(empty / "home"))  # where there is no base directory: the demo answers
     monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(empty / "config"))

@@ -48,7 +48,7 @@ def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("GHOSTVIS_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
