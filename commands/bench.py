@@ -223,7 +223,7 @@ def _wants_records(path: str | None) -> bool:
 def _refuse_before_a_command(ctx: typer.Context) -> None:
     """`bench --json compare A B` would drop --json without a word."""
     for name in ctx.params:
-        if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE"):
+        if options.was_typed(ctx, name):
             command = ctx.invoked_subcommand
             raise UsageError(
                 f"options go behind {command}: ghostvis bench {command} ...",

@@ -23,9 +23,9 @@ from ghostvis_cli.chat.render import Markdown, Plain, Renderer
 from ghostvis_cli.chat.session import Reply
 from ghostvis_cli.chat.surface import Options
 from ghostvis_cli.chat.terminal import Terminal, TerminalGoneError
+from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.endings import Ending
 from ghostvis_cli.engines.base import Chunk, EngineInfo
-from ghostvis_cli.engines.factory import choose_checkpoint
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, printable
 from ghostvis_cli.paths import state_dir
 from ghostvis_cli.threads import Impatient

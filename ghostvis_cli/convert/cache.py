@@ -41,7 +41,7 @@ def default_base() -> Path:
 
 def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) -> Path:
     """The directory to serve for what a profile names: a checkpoint, or what `ghostvis convert` made of one."""
-    from ghostvis_cli.engines.factory import choose_checkpoint
+    from ghostvis_cli.checkpoint.choose import choose_checkpoint
 
     if model.checkpoint_path is not None and is_converted(expanded(model.checkpoint_path)):
         return as_it_is(expanded(model.checkpoint_path), model, report=report)
