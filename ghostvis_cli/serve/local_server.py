@@ -9,19 +9,17 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import uvicorn
-
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.errors import ExitCode
 from ghostvis_cli.serve.listen import base_url, bind
 from ghostvis_cli.serve.routes import ServerState, create_app
 from ghostvis_cli.serve.settings import Served, ServerSettings
+from ghostvis_cli.serve.wire import Config, Server
 
 log = logging.getLogger("ghostvis.serve")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT_S = 5.0  # what requests get to say their last word once the drain is over
-KEEP_ALIVE_S = 30  # longer than clients keep idle connections (httpx: 5 s), so that the client closes first
 
 
 async def serve(
@@ -40,7 +38,7 @@ async def serve(
     """
     listener = bind(settings)
     state = ServerState(settings)
-    server = _Server(_uvicorn_config(state))
+    server = Server(Config(create_app(state), settings))
     stop = asyncio.Event()
     with listener, _stop_signals(stop):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -62,30 +60,6 @@ async def serve(
     return ExitCode.OK
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, which would end the process by the signal after the drain."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _uvicorn_config(state: ServerState) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(state),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        headers=[("server", "ghostvis")],
-        timeout_keep_alive=KEEP_ALIVE_S,
-    )
-
-
 async def _open(load_engine: Callable[[], Awaitable[Served]]) -> Served:
     """Load, then generate one token: what is built on first use is built before anyone waits for it."""
     served = await load_engine()
@@ -105,7 +79,7 @@ async def _close(loading: asyncio.Task[Served]) -> None:
         await loading.result().engine.aclose()
 
 
-async def _drain(server: _Server, state: ServerState, serving: asyncio.Task[None]) -> None:
+async def _drain(server: Server, state: ServerState, serving: asyncio.Task[None]) -> None:
     """Take in nothing more, let what runs finish within the time allowed, cut the rest short."""
     state.draining = True
     server.should_exit = True

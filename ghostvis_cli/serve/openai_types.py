@@ -34,7 +34,7 @@ MAX_STOPS = 16
 PIXELS_PER_REQUEST = 4  # times the limit of one picture, so that many small files can't fill the memory
 # Of text: what any body may have, and what a token may stand for, escaped as JSON can.
 SMALL_TEXT_BYTES, TOKEN_BYTES = 2**20, 128
-PICTURE = re.compile(rb'"data:[^"\\]*"')
+PICTURE = re.compile(rb'"data:[^"]{256,}"')
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -138,7 +138,7 @@ class RequestReader:
     def _context(self) -> int | None:
         return self.served.engine.info.context_tokens
 
-    def read(self, kind: Kind, body: bytes) -> Call:
+    def read(self, kind: Kind, body: bytes | bytearray) -> Call:
         fields = Fields(parse_json(body, self._context), known=BODY[kind])
         self._check_model(fields)
         n = 1 if (n_given := fields.integer("n")) is None else n_given
@@ -162,7 +162,7 @@ class RequestReader:
             token_ids=fields.flag("return_token_ids"),
         )
 
-    def read_tokenize(self, body: bytes) -> str:
+    def read_tokenize(self, body: bytes | bytearray) -> str:
         fields = Fields(parse_json(body, self._context), known=TOKENIZE)
         self._check_model(fields)
         return fields.needed_text("prompt")

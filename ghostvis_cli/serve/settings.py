@@ -38,7 +38,12 @@ class ServerSettings:
     allowed_image_hosts: tuple[str, ...] = ()
     image_limits: "ImageLimits" = field(default_factory=_default_limits)  # redirects are never followed
     max_body_bytes: int = 64 * 2**20
-    body_pause_s: float = 30.0  # an upload may take long, but not stand still
+    body_pause_s: float = 30.0  # an upload may take long, but neither stand still nor drip
+    head_timeout_s: float = 20.0  # from a connection, or the first byte of a request, to the end of its head
+    allowed_hosts: tuple[
+        str, ...
+    ] = ()  # names besides `host` and this machine's that requests may call us by
+    cors_origins: tuple[str, ...] = ()  # web pages that are let in besides this machine's own
     max_waiting: int = 256
     drain_timeout_s: float = 30.0
 
@@ -50,7 +55,11 @@ class ServerSettings:
         for name in ("max_body_bytes", "max_waiting"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1")
-        for name in ("body_pause_s", "drain_timeout_s"):
+        if self.api_key is None and "*" in self.cors_origins:
+            raise UsageError(
+                "--cors-origin '*' lets every web page in, and there is no API key", hint=KEY_HINT
+            )
+        for name in ("body_pause_s", "head_timeout_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) <= 86_400:
                 raise UsageError(f"{name} must be within 0 and 86400 seconds")
 
