@@ -109,7 +109,8 @@ def test_every_module_that_runs_in_a_conversion_counts(tmp_path: Path, name: str
     code = (
         "import sys; from pathlib import Path; from ghostvis_cli.checkpoint import locate;"
         "from ghostvis_cli.convert import run;"
-        f"plan = run.plan(locate.from_path(Path({str(Reference(name).checkpoint().path)!r})), run.ConvertSettings());"
+        f"checkpoint = locate.from_path(Path({str(Reference(name).checkpoint().path)!r}));"
+        "plan = run.plan(checkpoint, run.ConvertSettings());"
         f"run.run(plan, Path({str(tmp_path / 'out')!r}), run.Progress(1));"
         "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('ghostvis_cli.')))"
     )
