@@ -1,8 +1,8 @@
 """The converted directory of a checkpoint: made on first use, found again by the contents it was made of.
 
 `$XDG_CACHE_HOME/ghostvis/converted/TAG-KEY`, TAG-KEY naming everything that decides the result: hashes of weights,
-meta file and tokenizer, dtype, layout, and the converter's own code. Entries are whole or absent (see staging);
-nothing is ever removed by itself: `rm -r` of the folder is always safe while no server runs.
+meta file and tokenizer, dtype, layout, and the code that makes a directory. Entries are whole or absent (see
+staging); nothing is ever removed by itself: `rm -r` of the folder is always safe while no server runs.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.convert import sources
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
@@ -143,10 +144,7 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
 
 @cache
 def _converter() -> str:
-    """Of the code that decides what a directory holds: a version number would be forgotten."""
-    package = Path(__file__).parents[1]
-    sources = sorted(file for folder in ("convert", "hf") for file in (package / folder).glob("*.py"))
-    return sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+    return sources.digest()
 
 
 @contextmanager
