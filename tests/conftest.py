@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in filter(DEVELOPERS.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ["HOME"] = home.name
+    if find_spec("hypothesis"):
+        from hypothesis import settings
+
+        settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+        settings.load_profile("untimed")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

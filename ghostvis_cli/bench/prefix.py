@@ -202,7 +202,7 @@ async def _asked(engine: Engine, request: GenerateRequest) -> Record:
     last = Chunk()
     async with aclosing(engine.generate(request)) as stream:
         async for last in stream:
-            if first_s is None and (last.text or last.token_ids):
+            if first_s is None and last.generated:
                 first_s = now() - started_s
     usage = last.usage
     if usage is None or not usage.prompt_tokens:

@@ -297,7 +297,7 @@ class _Coming:
         self._tokens = 0
 
     def add(self, chunk: Chunk) -> None:
-        if self._first is None and (chunk.text or chunk.token_ids):
+        if self._first is None and chunk.generated:
             self._first = time.perf_counter()
         self._pieces.append(chunk.text)
         self._tokens += len(chunk.token_ids)

@@ -131,13 +131,26 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer. The last one has a finish reason and the usage, and may have no text."""
+    """A piece of an answer. The last one has a finish reason and the usage, and may have no text.
+
+    `reasoning`, `tool_calls` (as JSON) and `refusal` are what a server generates beside the text.
+    `reasoning_tokens` comes with the usage; None: the server does not report it.
+    """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    tool_calls: str = ""
+    refusal: str = ""
+    reasoning_tokens: int | None = None
+
+    @property
+    def generated(self) -> bool:
+        """Whether the model made any of it: a first token is one of any kind."""
+        return bool(self.text or self.token_ids or self.reasoning or self.tool_calls or self.refusal)
 
 
 @dataclass(frozen=True)

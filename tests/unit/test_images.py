@@ -467,7 +467,7 @@ ORIGINALS += [oriented(kind, 6) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
 def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
     given_ = Counter[str]()
 
-    @settings(max_examples=1500, deadline=None, derandomize=True)
+    @settings(max_examples=1500, derandomize=True)
     @given(
         st.sampled_from(ORIGINALS),
         st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12),
@@ -488,7 +488,7 @@ def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
     assert min(given_["refusal"], given_["picture"]) > 150, given_
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.sampled_from([b"", *(original[:16] for original in ORIGINALS)]), st.binary(max_size=300))
 def test_random_bytes_never_cause_anything_but_an_input_error(beginning: bytes, rest: bytes) -> None:
     with suppress(InputError):
