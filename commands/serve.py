@@ -116,6 +116,7 @@ def serve(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
