@@ -160,6 +160,7 @@ def bench(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     engine: options.EngineKind = None,
     base_url: options.BaseUrl = None,
     device: options.Device = None,

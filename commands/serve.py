@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -116,6 +116,7 @@ def serve(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -224,13 +225,11 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
         message = f"the server needs {error.name}, which is not installed"
         raise EngineError(message, hint="pip install 'ghostvis-cli[local,serve]'") from error
     from ghostvis_cli.engines.factory import make_engine
-    from ghostvis_cli.threads import in_daemon_thread
 
     started_s = time.perf_counter()
 
     async def load() -> Served:
-        # The engine belongs to no loop, so another one may make it; importing torch blocks for seconds.
-        engine: Any = await in_daemon_thread(lambda: asyncio.run(make_engine(profile)), "ghostvis-load")
+        engine = await make_engine(profile)
         return Served(engine, getattr(engine, "tokenizer", None))
 
     def on_bound(url: str) -> None:

@@ -59,6 +59,15 @@ LayoutOption = Annotated[
     ),
 ]
 
+ImagesBackground = Annotated[
+    str | None,
+    typer.Option(
+        "--images-background",
+        metavar="COLOUR",
+        help="What shows where a picture is transparent: white (default), black, grey, #rrggbb.",
+    ),
+]
+
 # --- how to run it
 
 Profile = Annotated[
@@ -188,6 +197,7 @@ KEYS = {
     "checkpoint": "model.checkpoint_path",  # convert's argument
     "base_dir": "model.base_dir",
     "layout": "model.layout",
+    "images_background": "images.background",
     "engine": "engine.kind",
     "base_url": "engine.base_url",
     "device": "engine.device",

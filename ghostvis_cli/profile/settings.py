@@ -169,6 +169,7 @@ ABOUT: dict[str, Mapping[str, Any]] = {
     "images.timeout_s": {"about": "Seconds to fetch a picture", "low": 0.01, "high": 86_400},
     "images.max_redirects": {"about": "Redirects to follow", "low": 0, "high": 100},
     "images.allow_private": {"about": "Fetch pictures from loopback and private addresses too"},
+    "images.background": {"about": "What shows where a picture is transparent: white, black, grey, #rrggbb"},
     "system": {"about": "System message of every conversation; null is none"},
 }  # fmt: skip
 SECTIONS = ("engine", "model", "sampling", "images")

@@ -30,7 +30,7 @@ from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
 from ghostvis_cli.serve.sglang_child import Child
 from ghostvis_cli.serve.sglang_log import SGLangLog
 from ghostvis_cli.serve.sglang_probe import About, Probe
-from ghostvis_cli.sglang_plugin import HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
@@ -81,8 +81,11 @@ class Launch:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        hosts = {HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts)}
-        return {**kept, **sglang_runtime.environment(self.profile), **hosts, "PYTHONUNBUFFERED": "1"}
+        pictures = {
+            HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
+            BACKGROUND_VARIABLE: self.server.image_limits.background,
+        }
+        return {**kept, **sglang_runtime.environment(self.profile), **pictures, "PYTHONUNBUFFERED": "1"}
 
 
 def flags(values: Mapping[str, Value]) -> list[str]:
