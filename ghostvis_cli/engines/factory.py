@@ -1,11 +1,12 @@
 """Profile -> engine. Imports exactly one engine module, the one the profile asks for."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.checkpoint.generations import Constants
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.paths import expanded
@@ -37,11 +38,16 @@ def _choose(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
 
 
 def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
-    """The checkpoint meant, with the tokenizer meant, and what to tell the user about the choice."""
+    """The checkpoint meant, with the tokenizer meant and the constants that were set, and what to tell the user."""
     checkpoint, notices = _choose(model)
     if model.tokenizer_path is not None:
         checkpoint = replace(checkpoint, tokenizer=expanded(model.tokenizer_path))
-    return checkpoint, notices
+    return replace(checkpoint, constants=constants(model)), notices
+
+
+def constants(model: "ModelSettings") -> Constants:
+    """Of a model's mathematics, those that were set."""
+    return Constants(**{each.name: getattr(model, each.name) for each in fields(Constants)})
 
 
 async def make_engine(
