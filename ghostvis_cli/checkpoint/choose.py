@@ -1,12 +1,13 @@
 """Which checkpoint a run means: the one that was chosen, else the newest sft one, else the built-in demo model."""
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.checkpoint.generations import Constants
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.paths import expanded
 
@@ -17,13 +18,18 @@ DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
 
 
 def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
-    """The checkpoint meant, with the tokenizer meant, and what to tell the user about the choice."""
+    """The checkpoint meant, with the tokenizer meant and the constants that were set, and what to tell the user."""
     checkpoint, notices = _choose(model)
     if checkpoint.path.resolve().is_relative_to(demo.BASE_DIR.resolve()):
         checkpoint = replace(checkpoint, source=DEMO_SOURCE)
     if model.tokenizer_path is not None:
         checkpoint = replace(checkpoint, tokenizer=expanded(model.tokenizer_path))
-    return checkpoint, notices
+    return replace(checkpoint, constants=constants(model)), notices
+
+
+def constants(model: "ModelSettings") -> Constants:
+    """Of a model's mathematics, those that were set."""
+    return Constants(**{each.name: getattr(model, each.name) for each in fields(Constants)})
 
 
 def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ghostvis_cli.checkpoint.generations import NONE_SET, Constants
 from ghostvis_cli.errors import ModelError, one_line
 from ghostvis_cli.paths import expanded, home
 
@@ -34,6 +35,7 @@ class Checkpoint:
     step: int | None = None
     base_dir: Path | None = None  # where else its tokenizer may be
     tokenizer: Path | None = None  # the one to take, wherever it is
+    constants: Constants = NONE_SET  # set by the user instead of what the model's generation says
 
     @property
     def meta_path(self) -> Path:

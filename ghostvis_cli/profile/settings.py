@@ -127,6 +127,23 @@ class ModelSettings:
     layout: Literal["auto", Layout] = setting(
         "auto", "Where a picture's rows stand in the prompt; auto is what the checkpoint says"
     )
+    # What no file of nanochat's says, or not always; null is what its generation or its meta file says.
+    sequence_len: int | None = setting(None, "Positions it was trained on", low=1, high=10**7)
+    rotary_base: float | None = setting(None, "Rotary base (theta)", low=1.001, high=1e12)
+    qk_scale: float | None = setting(None, "Factor of queries and keys, nanochat 2026", low=1e-3, high=1e3)
+    gate_scale: float | None = setting(
+        None, "Factor of the value embeddings' gates, nanochat 2026", low=1e-3, high=1e3
+    )
+    softcap: float | None = setting(None, "Soft cap of the logits", low=1e-3, high=1e6)
+    short_window: int | None = setting(
+        None, "Keys back that short layers see, nanochat 2026", low=1, high=10**7
+    )
+    window_pattern: str | None = setting(
+        None, "Short and long layers, such as SSSL, over and over, nanochat 2026"
+    )
+    rotary_tables: Literal["bfloat16", "float32"] | None = setting(
+        None, "Type of the rotary tables in training, nanochat 2026"
+    )
 
     def __post_init__(self) -> None:
         _check_ranges(self)
