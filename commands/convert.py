@@ -89,7 +89,7 @@ def convert(
         raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
     if out is None and not dry_run:
         raise UsageError("where to?", hint="--out DIR, or --dry-run")
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, ())
     settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force, verify=verify)
     if by_layer and not verify:
         raise UsageError("--verify-by-layer and --no-verify contradict each other", hint="leave one out")

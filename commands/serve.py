@@ -140,9 +140,10 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
     options.talk(quiet, verbose, color)
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, ())
     chosen = resolved.profile
     kind = _kind(chosen)
+    options.heed(resolved, ("local server",) if kind == "local" else ("sglang server",))
     if log_file is not None:
         output.log_to(Path(log_file), ctx.command_path)
     typed = {
