@@ -79,6 +79,9 @@ class EncodedImage:
     mime: str
     width: int
     height: int
+    encoded: bytes | None = field(
+        default=None, repr=False, compare=False
+    )  # base64 of `data`, where made ahead
 
     @cached_property
     def _pixels(self) -> "Image.Image":
@@ -106,8 +109,12 @@ class EncodedImage:
         """The share of the area that the model's central square leaves."""
         return min(self.width, self.height) / max(self.width, self.height)
 
+    def base64(self) -> bytes:
+        """`data` as the text that a server is sent."""
+        return base64.b64encode(self.data) if self.encoded is None else self.encoded
+
     def data_url(self) -> str:
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
+        return f"data:{self.mime};base64,{self.base64().decode('ascii')}"
 
 
 def crop_notice(image: EncodedImage) -> str | None:
