@@ -7,12 +7,14 @@ its event loop runs and how busy it is. Knows engines only by their protocol.
 import asyncio
 import gc
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import compress, cycle
+from itertools import compress
 from random import Random
+from typing import TypeVar
 
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.arrivals import schedule
@@ -22,6 +24,8 @@ from ghostvis_cli.bench.steady import fixed_work
 from ghostvis_cli.bench.workload import Item, Workload
 from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest
 from ghostvis_cli.errors import EngineError, GhostvisError
+
+T = TypeVar("T")
 
 LAG_PERIOD_S = 0.005
 TICK_S = 0.001  # epoll's: it waits for whole milliseconds
@@ -203,14 +207,14 @@ class Client:
     ) -> None:
         """`load.concurrency` requests in flight; the next is sent when one ends."""
         concurrency = load.concurrency or 1
+        ready = _ready(items, again=duration_s is not None)
         self._start_s = now()
-        waiting = iter(items) if duration_s is None else _until(self._start_s + duration_s, items)
+        waiting = ready if duration_s is None else _until(self._start_s + duration_s, ready)
 
         async def work(after_s: float) -> None:
             if after_s:
                 await asyncio.sleep(after_s)
-            for item in waiting:
-                request = item.request()
+            for item, request in waiting:
                 await self._ask(item, request, now(), failures)
                 self._check_alive()
 
@@ -223,13 +227,14 @@ class Client:
     ) -> None:
         """Requests at their times, whatever became of those before."""
         places = asyncio.Semaphore(load.concurrency) if load.concurrency else None
+        ready = _ready(items, again=duration_s is not None)
         self._start_s = now()
         async with _together() as tasks:
-            for item, offset in zip(items if duration_s is None else cycle(items), offsets, strict=False):
+            for (item, request), offset in zip(ready, offsets, strict=False):
                 if duration_s is not None and offset >= duration_s:
                     break
                 self._check_alive()
-                request, due_s = item.request(), self._start_s + offset
+                due_s = self._start_s + offset
                 await _sleep_until(due_s)
                 tasks.create_task(self._ask_in_turn(item, request, due_s, places))
 
@@ -352,12 +357,27 @@ async def _sleep_until(due_s: float) -> None:
         await asyncio.sleep(0)
 
 
-def _until(end_s: float, items: Sequence[Item]) -> Iterator[Item]:
-    """Rows, over and over, for a time."""
-    for item in cycle(items):
+def _ready(items: Sequence[Item], *, again: bool) -> Iterator[tuple[Item, GenerateRequest]]:
+    """Rows with their requests, made now; `again`: then over and over, each made anew as it comes.
+
+    None is kept: what an engine in this process decodes of a picture stays with its request.
+    """
+    made = deque((item, item.request()) for item in items)
+
+    def each() -> Iterator[tuple[Item, GenerateRequest]]:
+        while made:
+            yield made.popleft()
+        while again and items:
+            yield from ((item, item.request()) for item in items)
+
+    return each()
+
+
+def _until(end_s: float, ready: Iterator[T]) -> Iterator[T]:
+    for each in ready:
         if now() >= end_s:
             return
-        yield item
+        yield each
 
 
 @asynccontextmanager
