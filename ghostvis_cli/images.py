@@ -101,6 +101,9 @@ class EncodedImage:
     height: int
     first_of: Literal["animation", "pages"] | None = None  # what it is only the first frame or page of
     laid_on: str | None = None  # the ground, where the picture was transparent
+    encoded: bytes | None = field(
+        default=None, repr=False, compare=False
+    )  # base64 of `data`, where made ahead
 
     @cached_property
     def _pixels(self) -> "Image.Image":
@@ -143,8 +146,12 @@ class EncodedImage:
         if self.laid_on is not None:
             yield f"{self.name}: transparent parts are shown on {self.laid_on}; images.background sets another"
 
+    def base64(self) -> bytes:
+        """`data` as the text that a server is sent."""
+        return base64.b64encode(self.data) if self.encoded is None else self.encoded
+
     def data_url(self) -> str:
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
+        return f"data:{self.mime};base64,{self.base64().decode('ascii')}"
 
 
 def load_image(

@@ -6,10 +6,11 @@ and leave as `data:` URLs: the server is never given a path or an address to ope
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import uuid4
 
 import httpx2
 
@@ -26,7 +27,10 @@ from ghostvis_cli.engines.connection import (
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
+if TYPE_CHECKING:
+    from ghostvis_cli.images import EncodedImage
+
+__all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
@@ -47,7 +51,8 @@ OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_tok
 # A gateway in front of several servers (smg, sglang-router) sends requests with one key to one of them, whose
 # cache then has the picture. 16 bits: enough to spread over any number of servers, far too few to tell by whom
 # or about what a request is, also for who reads the gateway's log and has a guess.
-ROUTING_HEADER, ROUTING_DIGITS = "X-SMG-Routing-Key", 4
+ROUTING_HEADER, ROUTING_DIGITS, ROUTING_BYTES = "X-SMG-Routing-Key", 4, 1 << 16
+PICTURE = uuid4().hex  # stands in a body for a picture's base64; no text that anybody sends can hold it
 # Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
@@ -86,7 +91,8 @@ class RemoteEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
-        response = await self._open(path, body, deadline, _routing(request))
+        pictures = [picture for message in request.messages for picture in message.images]
+        response = await self._open(path, body, pictures, deadline, _routing(request))
         answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
             try:
@@ -228,17 +234,22 @@ class RemoteEngine:
             self.info = replace(self.info, notices=(*self.info.notices, line))
 
     async def _open(
-        self, path: str, body: dict[str, Any], deadline: float, headers: dict[str, str]
+        self,
+        path: str,
+        body: dict[str, Any],
+        pictures: "Sequence[EncodedImage]",
+        deadline: float,
+        headers: dict[str, str],
     ) -> httpx2.Response:
         usage = {"stream_options": {"include_usage": True}} if self._stream_options else {}
         try:
-            content = json.dumps(body | usage).encode()
+            content = _written(body | usage, pictures)
             response = await self._connection.open("POST", path, content, deadline, headers)
         except RefusedError as error:
             if not usage or error.status != 400 or "stream_options" not in error.message:
                 raise
             self._stream_options = False
-            return await self._open(path, body, deadline, headers)
+            return await self._open(path, body, pictures, deadline, headers)
         kind = response.headers.get("content-type", "").lower()
         if kind.startswith("text/event-stream"):
             return response
@@ -290,7 +301,17 @@ def _routing(request: GenerateRequest) -> dict[str, str]:
     first = next(pictures, None) or next(words, None)
     if first is None:
         return {}
-    return {ROUTING_HEADER: hashlib.sha256(first).hexdigest()[:ROUTING_DIGITS]}
+    digest = hashlib.sha256(first[:ROUTING_BYTES])  # more would take a millisecond for each megabyte
+    return {ROUTING_HEADER: digest.hexdigest()[:ROUTING_DIGITS]}
+
+
+def _written(body: dict[str, Any], pictures: "Sequence[EncodedImage]") -> bytes:
+    """The body as JSON, with its pictures. They are put in as bytes: JSON would read each of their characters."""
+    first, *others = json.dumps(body).encode().split(PICTURE.encode())
+    parts = [first]
+    for picture, text in zip(pictures, others, strict=True):
+        parts += picture.base64(), text
+    return b"".join(parts)
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
@@ -305,7 +326,9 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
     after_picture = False
     for part in message.parts:
         if isinstance(part, Picture):
-            parts.append({"type": "image_url", "image_url": {"url": part.image.data_url()}})
+            parts.append(
+                {"type": "image_url", "image_url": {"url": f"data:{part.image.mime};base64,{PICTURE}"}}
+            )
         elif isinstance(part, Text):
             text = part.text.removeprefix("\n") if after_picture else part.text
             if parts and parts[-1]["type"] == "text":

@@ -1,6 +1,7 @@
 """What the remote engine sends, and what it makes of the answers, over real sockets."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -60,6 +61,62 @@ async def test_pictures_stay_in_their_places_and_go_as_bytes(serve: Serve) -> No
         {"type": "text", "text": "please"},
     ]
     assert b"/home/me" not in seen.body and b"internal.example" not in seen.body
+
+
+async def test_base64_that_was_made_ahead_is_what_is_sent(serve: Serve) -> None:
+    server = await serve()
+    async with engine_for(server) as engine:
+        await complete(engine, ask("what?", replace(CAT, encoded=b"MADEahead"), DOG))
+    urls = [part["image_url"]["url"] for part in server.posts[0].json["messages"][0]["content"][:2]]
+    assert urls == ["data:image/png;base64,MADEahead", DOG.data_url()]
+
+
+CALL = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({"reasoning_content": "hm"}, Chunk(reasoning="hm")),
+        ({"reasoning": "hm", "content": None}, Chunk(reasoning="hm")),
+        ({"reasoning": "hm", "reasoning_content": "hm"}, Chunk(reasoning="hm")),
+        ({"reasoning_details": ["hm"]}, Chunk(reasoning='["hm"]')),
+        ({"content": "so", "reasoning_content": ""}, Chunk("so")),
+        ({"content": "so", "reasoning": "hm"}, Chunk("so", reasoning="hm")),
+        ({"tool_calls": [CALL]}, Chunk(tool_calls=json.dumps([CALL]))),
+        ({"function_call": {"name": "f"}}, Chunk(tool_calls='{"name": "f"}')),
+        ({"refusal": "I won't"}, Chunk(refusal="I won't")),
+    ],
+)
+async def test_what_a_model_generates_beside_the_text_is_a_chunk(
+    delta: dict[str, Any], expected: Chunk, serve: Serve
+) -> None:
+    empty = {"role": "assistant", "content": "", "tool_calls": None, "refusal": None}
+    events = [{"choices": [{"index": 0, "delta": each}]} for each in (empty, delta)]
+    server = await serve(Reply((lines(*events, ending(), usage(), "[DONE]"),)))
+    async with engine_for(server) as engine:
+        first, last = [chunk async for chunk in engine.generate(ask())]
+    assert (first, first.generated) == (expected, True)
+    assert (last.generated, last.reasoning_tokens) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ({"completion_tokens_details": {"reasoning_tokens": 5}}, 5),  # OpenAI, vLLM
+        ({"reasoning_tokens": 5}, 5),  # SGLang
+        ({"completion_tokens_details": None, "reasoning_tokens": 0}, 0),
+        ({"reasoning_tokens": "many"}, None),
+        ({}, None),
+    ],
+)
+async def test_reasoning_tokens_are_what_the_server_counts(
+    reported: dict[str, Any], expected: int | None, serve: Serve
+) -> None:
+    server = await serve(Reply((lines(ending(), usage(**reported), "[DONE]"),)))
+    async with engine_for(server) as engine:
+        (last,) = [chunk async for chunk in engine.generate(ask())]
+    assert last.reasoning_tokens == expected
 
 
 @pytest.mark.parametrize(
