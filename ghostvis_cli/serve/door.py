@@ -100,25 +100,6 @@ def without_slash(scope: Scope) -> Scope:
     return scope | {"path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
 
 
-def origin_of(text: str) -> str:
-    """An origin as a browser writes it; ValueError where it is none."""
-    if text in ("*", "null"):
-        return text
-    url = urlsplit(text)
-    if (
-        not url.scheme
-        or not url.hostname
-        or url.path.rstrip("/")
-        or url.query
-        or url.fragment
-        or url.username
-    ):
-        raise ValueError(f"{text!r} is no origin")
-    port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return f"{url.scheme}://{host}{port}"
-
-
 def _hostname(url: str) -> str:
     try:
         return (urlsplit(url).hostname or "").rstrip(".")

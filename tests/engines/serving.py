@@ -84,9 +84,7 @@ class Running:
     def _run(self, settings: ServerSettings, load: Callable[[], Any]) -> None:
         async def main() -> int:
             self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-            return await serve(
-                settings, load, on_bound=self._on_bound, on_ready=lambda served: self.ready.set()
-            )
+            return await serve(settings, load, on_bound=self._on_bound, on_ready=lambda *_: self.ready.set())
 
         try:
             self.outcome.set_result(asyncio.run(main()))
