@@ -82,7 +82,10 @@ class Launch:
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
         hosts = {HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts)}
-        return {**kept, **sglang_runtime.environment(self.profile), **hosts, "PYTHONUNBUFFERED": "1"}
+        from ghostvis_cli.sglang_plugin.door import Rules
+
+        told = Rules.of(self.server).as_variable()
+        return {**kept, **sglang_runtime.environment(self.profile), **hosts, **told, "PYTHONUNBUFFERED": "1"}
 
 
 def flags(values: Mapping[str, Value]) -> list[str]:
