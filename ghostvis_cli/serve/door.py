@@ -6,7 +6,6 @@ rebinding), and then its requests carry no origin that would tell.
 """
 
 import ipaddress
-from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -100,31 +99,8 @@ def without_slash(scope: Scope) -> Scope:
     return scope | {"path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
 
 
-def origin_of(text: str) -> str:
-    """An origin as a browser writes it; ValueError where it is none."""
-    if text in ("*", "null"):
-        return text
-    url = urlsplit(text)
-    if (
-        not url.scheme
-        or not url.hostname
-        or url.path.rstrip("/")
-        or url.query
-        or url.fragment
-        or url.username
-    ):
-        raise ValueError(f"{text!r} is no origin")
-    port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return f"{url.scheme}://{host}{port}"
-
-
 def _hostname(url: str) -> str:
     try:
         return (urlsplit(url).hostname or "").rstrip(".")
     except ValueError:
         return ""
-
-
-def as_raw(headers: dict[str, str]) -> Iterable[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

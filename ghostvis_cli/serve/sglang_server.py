@@ -81,11 +81,13 @@ class Launch:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        pictures = {
+        from ghostvis_cli.sglang_plugin.door import Rules
+
+        ours = Rules.of(self.server).as_variable() | {
             HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
             BACKGROUND_VARIABLE: self.server.image_limits.background,
         }
-        return {**kept, **sglang_runtime.environment(self.profile), **pictures, "PYTHONUNBUFFERED": "1"}
+        return {**kept, **sglang_runtime.environment(self.profile), **ours, "PYTHONUNBUFFERED": "1"}
 
 
 def flags(values: Mapping[str, Value]) -> list[str]:

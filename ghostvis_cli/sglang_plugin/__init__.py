@@ -28,9 +28,11 @@ def register() -> None:
     if (
         parent_process() is None
     ):  # requests come in here; its children would import the whole server for nothing
-        from ghostvis_cli.sglang_plugin import guards
+        from ghostvis_cli.sglang_plugin import door, guards
 
         guards.install()
+        if (rules := door.Rules.told()) is not None:
+            door.install(rules)
 
 
 def check() -> None:
