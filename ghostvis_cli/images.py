@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -187,11 +188,9 @@ def _checked(image: "Image.Image", data: bytes | None, name: str, limits: ImageL
         raise InputError(message, hint="cut out the part that matters")
     try:
         image.load()
-        rgb = _upright_rgb(image)
-        if data and _can_be_sent(image, data):
-            encoded = EncodedImage(name, data, SENT_AS_IS[str(image.format)], *rgb.size)
-        else:
-            encoded = EncodedImage(name, None, "image/png", *rgb.size)
+        mime = SENT_AS_IS[str(image.format)] if data and _can_be_sent(image, data) else None
+        rgb = _upright_rgb(image, is_ours=data is not None)
+        encoded = EncodedImage(name, data if mime else None, mime or "image/png", *rgb.size)
     except Exception as error:  # as above
         kind = image.format or "picture"
         raise InputError(f"{name}: broken or truncated {kind}: {one_line(error)}") from error
@@ -214,18 +213,20 @@ def _orientation(image: "Image.Image") -> int:
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
-def _upright_rgb(image: "Image.Image") -> "Image.Image":
+def _upright_rgb(image: "Image.Image", *, is_ours: bool) -> "Image.Image":
     """The first frame, turned as EXIF says, alpha dropped, free of metadata that could turn it twice.
 
     Not ImageOps.exif_transpose: it writes the other EXIF tags anew and fails on those that are damaged.
+    `is_ours`: `image` may become what is returned, which spares a copy.
     """
     from PIL.Image import Transpose as To
 
-    rgb = _eight_bit(image).convert("RGB")
+    orientation = _orientation(image)
+    rgb = image if is_ours and image.mode == "RGB" else _eight_bit(image).convert("RGB")
     rgb.info.clear()
     turns = (None, To.FLIP_LEFT_RIGHT, To.ROTATE_180, To.FLIP_TOP_BOTTOM,
              To.TRANSPOSE, To.ROTATE_270, To.TRANSVERSE, To.ROTATE_90)  # fmt: skip
-    turn = turns[_orientation(image) - 1]
+    turn = turns[orientation - 1]
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -289,6 +290,9 @@ def _decode_data_url(url: str, limits: ImageLimits) -> bytes:
     content = unquote_to_bytes(payload)  # never longer than the URL itself
     if not header.lower().endswith(";base64"):
         return content
+    if len(content) * 3 // 4 <= limits.max_bytes:
+        with suppress(binascii.Error):  # nearly all: a hundred times as fast as to look for what is odd
+            return binascii.a2b_base64(content, strict_mode=True)
     content = re.sub(rb"[\s=]+", b"", content).translate(bytes.maketrans(b"-_", b"+/"))
     if len(content) * 3 // 4 > limits.max_bytes:
         raise _too_large("data: URL", limits)
