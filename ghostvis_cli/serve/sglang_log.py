@@ -21,8 +21,10 @@ TAIL_LINES = 400
 LONGEST = 500  # characters of a line that is shown; the whole configuration is one line of 20 kB
 # Milestones of a start, and requests but for the probes.
 NOTABLE = re.compile(
-    r"Load weight (begin|end)|KV Cache is allocated|Capture cuda graph (begin|end)|Gracefully exiting"
-    r"|\"(POST|PUT|DELETE) /(?!health|freeze_gc)|Subprocess .* crashed|[Ww]atchdog timeout"
+    r"Load weight (begin|end)|KV Cache is allocated|Capture .*cuda graph (begin|end)|ghostvis: vision part"
+    r"|Gracefully exiting"
+    r"|\"(POST|PUT|DELETE) /(?!health|freeze_gc)|Subprocess .* crashed|[Ww]atchdog timeout",
+    re.IGNORECASE,
 )
 # Not what the children of a main process that was killed say when its pipes end.
 LAST_ERROR = re.compile(
