@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
@@ -58,11 +59,18 @@ def is_converted(path: Path) -> bool:
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
+    from ghostvis_cli.engines.factory import constants
+
     certificate = certificate_of(directory)
     if certificate is None:
         raise ModelError(
             f"{directory / CERTIFICATE} is no certificate of ghostvis convert",
             hint="ghostvis convert CHECKPOINT --out DIR",
+        )
+    if chosen := constants(model).chosen:
+        raise ModelError(
+            f"{directory} has its constants in it: {', '.join(chosen)} can't be set any more",
+            hint=f"ghostvis convert CHECKPOINT --set model.{min(chosen)}=... --out DIR",
         )
     if model.layout not in ("auto", certificate.get("layout")):
         raise ModelError(
@@ -137,7 +145,10 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
     except OSError as error:
         _plan(checkpoint, "bfloat16", layout)  # says better what is missing
         raise ModelError(f"{checkpoint.path} can't be read: {one_line(error)}") from error
-    key = sha256(json.dumps([*inputs, dtype, layout, _converter()]).encode()).hexdigest()
+    constants = load.inspect(
+        checkpoint
+    ).constants  # some are settings, one may lie in another stage's meta file
+    key = sha256(json.dumps([*inputs, dtype, layout, constants, _converter()]).encode()).hexdigest()
     return f"{checkpoint.tag or checkpoint.path.stem}-{key[:KEY_CHARS]}"
 
 
@@ -145,7 +156,9 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
 def _converter() -> str:
     """Of the code that decides what a directory holds: a version number would be forgotten."""
     package = Path(__file__).parents[1]
-    sources = sorted(file for folder in ("convert", "hf") for file in (package / folder).glob("*.py"))
+    sources = sorted(
+        file for folder in ("convert", "hf", "model") for file in (package / folder).glob("*.py")
+    )
     return sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
 
 
