@@ -44,6 +44,11 @@ class GhostVisPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
+    @property
+    def dtype(self) -> torch.dtype:
+        table: Tensor = self.get_input_embeddings().weight
+        return table.dtype
+
 
 class GhostVisModel(GhostVisPreTrainedModel):
     """The decoder without its head, and the vision part."""

@@ -189,6 +189,12 @@ class GhostVisNanoChatPreTrainedModel(PreTrainedModel):
     ]
     _supports_sdpa = True
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights', not the scalars', which come first."""
+        table: Tensor = self.get_input_embeddings().weight
+        return table.dtype
+
 
 class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
     def __init__(self, config: GhostVisNanoChatConfig) -> None:
