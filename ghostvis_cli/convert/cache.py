@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import sources
 from ghostvis_cli.convert.hashes import KnownHashes
@@ -59,11 +60,18 @@ def is_converted(path: Path) -> bool:
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
+    from ghostvis_cli.engines.factory import constants
+
     certificate = certificate_of(directory)
     if certificate is None:
         raise ModelError(
             f"{directory / CERTIFICATE} is no certificate of ghostvis convert",
             hint="ghostvis convert CHECKPOINT --out DIR",
+        )
+    if chosen := constants(model).chosen:
+        raise ModelError(
+            f"{directory} has its constants in it: {', '.join(chosen)} can't be set any more",
+            hint=f"ghostvis convert CHECKPOINT --set model.{min(chosen)}=... --out DIR",
         )
     if model.layout not in ("auto", certificate.get("layout")):
         raise ModelError(
@@ -138,7 +146,10 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
     except OSError as error:
         _plan(checkpoint, "bfloat16", layout)  # says better what is missing
         raise ModelError(f"{checkpoint.path} can't be read: {one_line(error)}") from error
-    key = sha256(json.dumps([*inputs, dtype, layout, _converter()]).encode()).hexdigest()
+    constants = load.inspect(
+        checkpoint
+    ).constants  # some are settings, one may lie in another stage's meta file
+    key = sha256(json.dumps([*inputs, dtype, layout, constants, _converter()]).encode()).hexdigest()
     return f"{checkpoint.tag or checkpoint.path.stem}-{key[:KEY_CHARS]}"
 
 

@@ -213,8 +213,9 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
 def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     """Everything beside the weights, by name: JSON contents, or text."""
     config, tokenizer, layout = plan.classified.config, plan.tokenizer, plan.layout
+    config_json = files.model_config(config, tokenizer, plan.settings.dtype, layout)
     found: dict[str, Mapping[str, Any] | str] = {
-        "config.json": files.model_config(config, tokenizer, plan.settings.dtype, layout),
+        "config.json": config_json,
         "generation_config.json": files.generation_config(tokenizer),
         "tokenizer.json": tokenizer_files.tokenizer_json(tokenizer, layout),
         "tokenizer_config.json": tokenizer_files.tokenizer_config(
@@ -225,8 +226,10 @@ def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     if layout is not None:
         token = tokenizer_files.image_token(layout)
         found["preprocessor_config.json"] = files.image_processor_config(config)
-        found[remote_code.FILE] = remote_code.source()
         found["processor_config.json"] = files.processor_config(config, layout, token)
+    if "auto_map" in config_json:
+        parts = remote_code.TEXT if layout is None else remote_code.VISION
+        found[remote_code.FILE] = remote_code.source(parts)
     if len(plan.shards) > 1:
         found[INDEX] = shards.index(plan.shards, plan.settings.dtype)
     return found
