@@ -136,7 +136,7 @@ def test_a_server_started_with_a_limit_gives_it_to_requests_that_name_none(tmp_p
                 "completion_tokens"
             ]
             assert tokens == 3
-        long = {"prompt": "word " * 235, "temperature": 0, "ignore_eos": True}
+        long = {"prompt": [5] * 246, "temperature": 0, "ignore_eos": True}
         answer = ask(started, "POST", "/v1/completions", long)
         assert (answer.status_code, answer.json()["usage"]["completion_tokens"] < 20) == (200, True)
     assert json.loads(rules.as_variable()["GHOSTVIS_SERVE"])["max_tokens"] == 20
