@@ -485,14 +485,19 @@ async def test_closing_while_a_long_text_is_split_ends_the_request(monkeypatch: 
 async def test_each_of_very_many_that_find_no_memory_is_told_so(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than Python calls functions within each other."""
+    """More at once than Python calls functions within each other."""
+    all_wait = threading.Event()
 
     def no_room(*_: object) -> None:
+        all_wait.wait(60)
         raise RuntimeError("can't allocate memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._scheduler.rows, "reserve", no_room)
         waiting = [asyncio.create_task(complete(engine, ask("hello"))) for _ in range(1500)]
+        while len(engine._owners) < len(waiting):
+            await asyncio.sleep(0.01)
+        all_wait.set()
         kinds = {type(result) for result in await ended(*waiting)}
     assert kinds == {MemoryLimitError}
     assert (await complete(engine, ask("hello"))).token_ids
