@@ -14,6 +14,7 @@ from ghostvis_cli.chat.settings import plain, settable
 from ghostvis_cli.chat.slash import Command
 from ghostvis_cli.chat.surface import Surface
 from ghostvis_cli.chat.transcript import image_hash
+from ghostvis_cli.cli import output
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import OutputError, UsageError, one_line, printable
 from ghostvis_cli.paths import expanded
@@ -65,7 +66,7 @@ async def image(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 async def attach(chat: Conversation, sources: list[str], surface: Surface) -> None:
     """Put pictures on the next message: all of them, or, with an InputError, none."""
-    from ghostvis_cli.images import crop_notice, load_image
+    from ghostvis_cli.images import load_image
 
     if "-" in sources:
         raise UsageError("stdin is not read for pictures here", hint="/image PATH")
@@ -75,9 +76,12 @@ async def attach(chat: Conversation, sources: list[str], surface: Surface) -> No
         await asyncio.to_thread(lambda: [image_hash(each) for each in found])
     chat.session.attach(found)
     for each in found:
-        surface.note(f"attached: {chip(each)}")
-        if line := crop_notice(each):
-            surface.note(line)
+        _say_attached(each, surface)
+
+
+def _say_attached(image: "EncodedImage", surface: Surface) -> None:
+    for line in (f"attached: {chip(image)}", *image.notices, *(image.details if output.verbose() else ())):
+        surface.note(line)
 
 
 def _sources(rest: str, arguments: list[str]) -> list[str]:
@@ -107,7 +111,7 @@ async def paste(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
     found = await asyncio.to_thread(from_bytes, clip.picture, "clipboard", chat.profile.images)
     chat.session.attach([found])
-    surface.note(f"attached: {chip(found)}")
+    _say_attached(found, surface)
     chat.save()
     return DONE
 

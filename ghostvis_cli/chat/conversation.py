@@ -10,11 +10,12 @@ Closing or cancelling that stream stops the reply and keeps the part that came.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from ghostvis_cli import endings
 from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
 from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, Engine, GenerateRequest
@@ -153,18 +154,19 @@ class Conversation:
 
     async def _reply(self) -> AsyncGenerator[Chunk, None]:
         coming = _Coming()
-        try:
-            engine = await self.connect()
-            coming = _Coming(engine.info.model)
-            async with aclosing(self._fitting(engine)) as chunks:
-                async for chunk in chunks:
-                    coming.add(chunk)
-                    yield chunk
-        except (EngineError, RequestError):
-            self._lost = self.engine is not None and self.engine.info.kind == "remote"
-            raise
-        finally:
-            self._keep(coming)
+        with endings.unwinding() if self.file else nullcontext():
+            try:
+                engine = await self.connect()
+                coming = _Coming(engine.info.model)
+                async with aclosing(self._fitting(engine)) as chunks:
+                    async for chunk in chunks:
+                        coming.add(chunk)
+                        yield chunk
+            except (EngineError, RequestError):
+                self._lost = self.engine is not None and self.engine.info.kind == "remote"
+                raise
+            finally:
+                self._keep(coming)
 
     def _keep(self, coming: "_Coming") -> None:
         """What came of a reply, however it ended."""
@@ -295,7 +297,7 @@ class _Coming:
         self._tokens = 0
 
     def add(self, chunk: Chunk) -> None:
-        if self._first is None and (chunk.text or chunk.token_ids):
+        if self._first is None and chunk.generated:
             self._first = time.perf_counter()
         self._pieces.append(chunk.text)
         self._tokens += len(chunk.token_ids)

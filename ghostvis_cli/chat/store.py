@@ -44,7 +44,7 @@ class Shelf:
 
     @classmethod
     def of_user(cls) -> Self:
-        from ghostvis_cli.cli.guard import state_dir
+        from ghostvis_cli.paths import state_dir
 
         state = state_dir()
         return cls(state / "chats" if state else None)

@@ -6,7 +6,6 @@ staging); nothing is ever removed by itself: `rm -r` of the folder is always saf
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
 from ghostvis_cli.model.config import Layout
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import cache_dir, expanded
 
 if TYPE_CHECKING:
     from ghostvis_cli.convert.run import Plan, WeightsDtype
@@ -35,14 +34,15 @@ REPORT_S = 5.0
 
 
 def default_base() -> Path:
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("GHOSTVIS_CACHE_DIR") or user_cache_path("ghostvis")) / "converted"
+    if (place := cache_dir()) is None:
+        message = "there is no home directory for what is converted"
+        raise OutputError(message, hint="export GHOSTVIS_CACHE_DIR=DIR")
+    return place / "converted"
 
 
 def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) -> Path:
     """The directory to serve for what a profile names: a checkpoint, or what `ghostvis convert` made of one."""
-    from ghostvis_cli.engines.factory import choose_checkpoint
+    from ghostvis_cli.checkpoint.choose import choose_checkpoint
 
     if model.checkpoint_path is not None and is_converted(expanded(model.checkpoint_path)):
         return as_it_is(expanded(model.checkpoint_path), model, report=report)

@@ -15,6 +15,7 @@ PARTS: dict[str, frozenset[str] | None] = {
     "model/config.py": frozenset(
         ("TowerFamily", "ResamplerMode", "Layout", "RMS_EPS", "LAYER_NORM_EPS", "TowerConfig", "VisionConfig")
     ),
+    "transparency.py": None,
     "model/preprocess.py": None,
     "model/decoder.py": frozenset(("rms",)),
     "model/vision.py": None,

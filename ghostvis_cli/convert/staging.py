@@ -11,12 +11,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from glob import escape
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeAlias
 
 from ghostvis_cli import files
+from ghostvis_cli.endings import held_up, undone
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, printable
 
 CERTIFICATE = "parity.json"
@@ -101,7 +103,8 @@ def staged(place: Path, needed_bytes: int) -> Iterator[Path]:
     except OSError as error:
         raise _failed(place, error) from error
     try:
-        yield directory
+        with undone(partial(_discard, directory)):
+            yield directory
     except OSError as error:
         if error.errno is None:  # a library's own, not the system's
             raise
@@ -125,6 +128,14 @@ def _made(place: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
+def _discard(directory: Path) -> None:
+    """While another thread may be writing it: under another name, which still is one of a leftover."""
+    gone = directory.with_name(f"{directory.name}-gone")
+    with suppress(OSError):
+        directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def publish(directory: Path, place: Path, replaced: Identity | None) -> None:
     """Sync the files of `directory` and give it the name `place`.
 
@@ -134,10 +145,11 @@ def publish(directory: Path, place: Path, replaced: Identity | None) -> None:
         _sync(file)
     _sync(directory)
     try:
-        if replaced is None or not os.path.lexists(place):
-            files.rename_new(directory, place)
-        else:
-            _replace(directory, place, replaced)
+        with held_up():  # `directory` may be what was there before
+            if replaced is None or not os.path.lexists(place):
+                files.rename_new(directory, place)
+            else:
+                _replace(directory, place, replaced)
     except FileExistsError as error:
         raise UsageError(
             f"{place} was made by somebody else during the conversion, and stays as it is",

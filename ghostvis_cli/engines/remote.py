@@ -21,13 +21,12 @@ from ghostvis_cli.engines.connection import (
     RefusedError,
     RemoteSettings,
     now,
-    route,
     said,
 )
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
+__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
@@ -36,6 +35,12 @@ MOST_TOKENS = 10**12  # that anybody counts for a request; adding up what is bey
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
+# What a model generates beside the text, by the names that servers have for it.
+BESIDE = {
+    "reasoning": ("reasoning_content", "reasoning", "reasoning_details"),
+    "tool_calls": ("tool_calls", "function_call"),
+    "refusal": ("refusal",),
+}
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
 OUR_WORDS = ("dtype", "layout", "source", "tag")
 OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_token_bytes")
@@ -96,7 +101,13 @@ class RemoteEngine:
             if answer.finish_reason is None:
                 raise BrokenOffError(self._connection.where)
             usage = self._usage(answer, request)
-            yield Chunk("", answer.late_token_ids, finish_reason=answer.finish_reason, usage=usage)
+            yield Chunk(
+                "",
+                answer.late_token_ids,
+                finish_reason=answer.finish_reason,
+                usage=usage,
+                reasoning_tokens=answer.reasoning_tokens,
+            )
         finally:
             await response.aclose()  # where the answer is not at its end, the server aborts it
 
@@ -178,7 +189,7 @@ class RemoteEngine:
         sampling = request.sampling
         body: dict[str, Any] = {
             "model": self.info.model,
-            "max_tokens": sampling.max_tokens,
+            **({} if request.fit else {"max_tokens": sampling.max_tokens}),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stream": True,
@@ -326,11 +337,13 @@ class _Answer:
     room: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning_tokens: int | None = None
     late_token_ids: tuple[int, ...] = ()
 
     def read(self, payload: dict[str, Any]) -> Chunk | None:
         if payload.get("usage"):
             self.usage = _usage(payload["usage"])
+            self.reasoning_tokens = _reasoning_tokens(payload["usage"])
         late = (payload.get("sglext") or {}).get("output_ids")
         if late:
             self.late_token_ids = tuple(late[0])
@@ -339,15 +352,30 @@ class _Answer:
             if reason:
                 name = reason["type"] if isinstance(reason, dict) else reason
                 self.finish_reason = FINISH_REASONS.get(name, "stop")
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            delta = choice.get("delta") or {}
+            text = choice.get("text") or delta.get("content") or ""
+            beside: dict[str, Any] = {name: _first_of(delta, keys) for name, keys in BESIDE.items()}
             ids = tuple(choice.get("token_ids") or ())
             given = choice.get("logprobs")
             logprobs = _logprobs(given, ids) if given else ()
             if not isinstance(text, str):
                 raise TypeError("text that is no text")
-            if text or ids or logprobs:
-                return Chunk(text, ids, logprobs)
+            if text or ids or logprobs or any(beside.values()):
+                return Chunk(text, ids, logprobs, **beside)
         return None
+
+
+def _first_of(delta: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """The first of these that is not empty; servers send the same twice under two names."""
+    value = next(filter(None, map(delta.get, keys)), "")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _reasoning_tokens(usage: dict[str, Any]) -> int | None:
+    """OpenAI's place, or SGLang's."""
+    details = usage.get("completion_tokens_details") or {}
+    count = details.get("reasoning_tokens", usage.get("reasoning_tokens"))
+    return count if _is_count(count) else None
 
 
 def _usage(usage: dict[str, Any]) -> Usage:

@@ -15,13 +15,12 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from ghostvis_cli import files
+from ghostvis_cli import files, scratch
 from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.sglang_runtime import Value
@@ -31,7 +30,7 @@ from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
 from ghostvis_cli.serve.sglang_child import Child
 from ghostvis_cli.serve.sglang_log import SGLangLog
 from ghostvis_cli.serve.sglang_probe import About, Probe
-from ghostvis_cli.sglang_plugin import HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
@@ -82,8 +81,11 @@ class Launch:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        hosts = {HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts)}
-        return {**kept, **sglang_runtime.environment(self.profile), **hosts, "PYTHONUNBUFFERED": "1"}
+        pictures = {
+            HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
+            BACKGROUND_VARIABLE: self.server.image_limits.background,
+        }
+        return {**kept, **sglang_runtime.environment(self.profile), **pictures, "PYTHONUNBUFFERED": "1"}
 
 
 def flags(values: Mapping[str, Value]) -> list[str]:
@@ -186,7 +188,7 @@ class _Lives:
     async def _running(self, log: SGLangLog) -> AsyncIterator[Child]:
         launch = self._launch
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="ghostvis-serve-")))
+            folder = stack.enter_context(scratch.folder())
             config, descriptors = None, []
             if self._secrets:
                 config, descriptor = _unwritten(folder / "keys.yaml", self._secrets)

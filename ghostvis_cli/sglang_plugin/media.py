@@ -17,7 +17,7 @@ from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin import HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class Pictures:
         self.cache_bytes = 2**20 * (cache_size_mb() if cache_mb is None else cache_mb)
         self.hosts = allowed_hosts() if hosts is None else hosts
         # A redirect would lead from an allowed host to any other.
-        self.limits = replace(limits or ImageLimits(), max_redirects=0)
+        self.limits = replace(limits or default_limits(), max_redirects=0)
         # Keyed: a client that knows a picture must not be able to work out which cache entries are its own.
         self._key = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, Picture] = OrderedDict()
@@ -110,6 +110,11 @@ class Pictures:
             self._known[key] = picture
             while len(self._known) * picture.pixels.nbytes > self.cache_bytes:  # all are of one size
                 self._known.popitem(last=False)
+
+
+def default_limits() -> ImageLimits:
+    background = os.environ.get(BACKGROUND_VARIABLE)
+    return ImageLimits(background=background) if background else ImageLimits()
 
 
 def allowed_hosts() -> frozenset[str]:

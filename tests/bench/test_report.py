@@ -137,7 +137,7 @@ def test_a_link_into_no_folder_is_refused_before(tmp_path: Path) -> None:
 
 def test_the_command_makes_a_report_for_stdout_by_its_name(tmp_path: Path) -> None:
     save(report([FIGURES]), tmp_path / "r.json")
-    command = [GHOSTVIS, "bench", "report", tmp_path / "r.json", "--output", "/dev/stdout"]
+    command = [GHOSTVIS, "bench", "report", str(tmp_path / "r.json"), "--output", "/dev/stdout"]
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.returncode == 0 and json.loads(done.stdout)["runs"], done.stderr
 

@@ -456,7 +456,7 @@ NO_PATHS = st.text(
 )  # what is written stays in one directory
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(sorted(set(BY_NAME) - {"profile"})), NO_PATHS), max_size=6))
 def test_any_arguments_work_or_are_refused_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[tuple[str, str]]

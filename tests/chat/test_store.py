@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostvis_cli import demo
@@ -374,7 +374,6 @@ json_values = st.recursive(
 KEYS = ["text", "images", "reply", "draft", "system", "usage", "finish_reason", "sha256", "name", "data"]
 
 
-@settings(deadline=None)  # a file is written for each
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), json_values, max_size=4), max_size=4))
 def test_any_rows_make_a_conversation_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]

@@ -61,7 +61,7 @@ def test_the_second_run_finds_what_the_first_made(checkpoint, tmp_path: Path) ->
 def test_another_dtype_or_another_content_is_another_entry(checkpoint, tmp_path: Path, what: str) -> None:
     base = tmp_path / "cache"
     cache.converted(checkpoint, "float32", None, report=Listener(), base=base)
-    dtype = "bfloat16" if what == "dtype" else "float32"
+    dtype: run.WeightsDtype = "bfloat16" if what == "dtype" else "float32"
     if what == "meta":
         meta = json.loads(checkpoint.meta_path.read_text())
         checkpoint.meta_path.write_text(json.dumps(meta | {"note": "another"}))

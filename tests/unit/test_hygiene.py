@@ -17,7 +17,7 @@ PACKAGING = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setupt
 HEAVY = {
     *("torch", "sglang", "transformers", "PIL", "prompt_toolkit", "httpx2", "pydantic"),
     *("numpy", "yaml", "rich", "starlette", "uvicorn", "tiktoken", "tokenizers", "safetensors"),
-    *("filelock", "platformdirs", "prometheus_client", "openai", "click"),
+    *("filelock", "packaging", "prometheus_client", "openai", "click"),
 }
 NAMES = [command.name for command in COMMANDS]
 
