@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
 from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -43,7 +44,7 @@ def read_meta(checkpoint: Checkpoint) -> dict[str, Any]:
             hint=f"""copy it there, or write {{"model_config": {{"n_head": N}}}} to {path}""",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+        raise instead(path, "{", "[") or ModelError(f"{path} can't be read: {error}") from error
     if not isinstance(meta, dict):
         raise ModelError(f"{path} is not a JSON object")
     return meta

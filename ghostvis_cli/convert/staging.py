@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from ghostvis_cli.checkpoint.formats import CERTIFICATE as CERTIFICATE
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError
 
-CERTIFICATE = "parity.json"
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
 _AT_FDCWD = -100
 
