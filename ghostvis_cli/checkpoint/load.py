@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.checkpoint import generations
+from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
 from ghostvis_cli.checkpoint.locate import SOURCE_DIRS, Checkpoint
@@ -47,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
             hint=f"""copy it there, or write {{"model_config": {{"n_head": N}}}} to {path}""",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+        raise instead(path, "{", "[") or ModelError(f"{path} can't be read: {error}") from error
     if not isinstance(meta, dict):
         raise ModelError(f"{path} is not a JSON object")
     return meta

@@ -18,10 +18,10 @@ from shlex import quote
 from typing import Any, TypeAlias
 
 from ghostvis_cli import files
+from ghostvis_cli.checkpoint.formats import CERTIFICATE as CERTIFICATE
 from ghostvis_cli.endings import held_up, undone
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, printable
 
-CERTIFICATE = "parity.json"
 NAMED = 5  # names in one message
 Identity: TypeAlias = tuple[int, int]  # device and inode
 
