@@ -18,14 +18,23 @@ if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
 
 DATA = Path(__file__).parent / "data"
+STAGES = {
+    "base": "base_checkpoints",
+    "mid": "mid_checkpoints",
+    "sft": "chatsft_checkpoints",
+    "rl": "chatrl_checkpoints",
+}
 SOURCE_OF = {"text_swiglu": "base", "text_relu2_nano1_pad": "base", "vlm_clip_hf": "sft"}
 
 
 class Reference:
     """One recorded case: the checkpoint directory and what the reference implementation said about it."""
 
-    def __init__(self, case: str) -> None:
-        self.case, self.base_dir, self.source = case, DATA / case, SOURCE_OF[case]
+    def __init__(self, case: str | Path) -> None:
+        self.case, self.base_dir = Path(case).name, DATA / case
+        self.source = SOURCE_OF.get(self.case) or next(
+            s for s in STAGES if (self.base_dir / STAGES[s]).is_dir()
+        )
         self.facts: Mapping[str, Any] = json.loads((self.base_dir / "reference.json").read_text())
         self.arrays = np.load(self.base_dir / "reference.npz")
 
@@ -40,7 +49,8 @@ class Reference:
         return load_model(self.checkpoint())
 
     def greedy(self, name: str) -> list[int]:
-        return self.facts["greedy"]["fp32"][name]
+        greedy = self.facts["greedy"]
+        return greedy.get("fp32", greedy)[name]
 
 
 @pytest.fixture(scope="session", params=["text_swiglu", "text_relu2_nano1_pad"])

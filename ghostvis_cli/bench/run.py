@@ -16,6 +16,7 @@ from itertools import compress
 from random import Random
 from typing import TypeVar
 
+from ghostvis_cli import processor_use
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.arrivals import schedule
 from ghostvis_cli.bench.machine import Gpu
@@ -61,6 +62,14 @@ class Contender:
     gpu_is_here: bool = True
     seen: set[str] = field(default_factory=set)
     lost: int = 0  # requests in a row that found no engine
+    port: int | None = None  # of a server on this machine
+    polling: tuple[int, ...] = ()  # its processes that are busy with nothing to do
+
+    async def look_at_rest(self) -> None:
+        if self.port is not None:
+            watch = processor_use.Watch(self.port)
+            await asyncio.sleep(processor_use.SHORTEST_S)
+            self.polling = tuple(processor_use.polling(watch.uses()))
 
     @property
     def in_process(self) -> bool:
@@ -109,6 +118,8 @@ async def measure(
     Each is appended to `runs` as it ends, so that what was measured outlives what cuts the rest short.
     """
     runs = [] if runs is None else runs
+    for contender in contenders:
+        await contender.look_at_rest()
     for point, load in enumerate(plan.loads):
         for contender in contenders:
             progress.begin(f"{contender.name} · {load.name} · warm-up", len(workload.warm_up))
@@ -150,6 +161,7 @@ async def run_once(
     """Append one run; where it is cancelled, of the requests that had ended by then, if any."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     client, lag, gpu = Client(contender, progress), LoopWatch(), Gpu(contender.gpu_is_here)
+    server = processor_use.Watch(contender.port) if contender.port is not None else None
     work_s = fixed_work()
     whole = False
     try:
@@ -163,6 +175,7 @@ async def run_once(
         whole = True
     finally:
         if records := client.records:
+            uses = server.uses() if server is not None else []
             around = lag.figures() | gpu.figures() | {"fixed_work": (work_s + fixed_work()) / 2}
             figures = metrics.figures(records, plan.slo) | around
             runs.append(
@@ -178,6 +191,7 @@ async def run_once(
                     notes=(
                         *_first_failures(records, contender.name, load),
                         *_doubts(figures, load, contender, records, len(items)),
+                        *_full_cores(uses, load, contender),
                     ),
                     cut_short=not whole,
                 )
@@ -477,3 +491,8 @@ def _doubts(
     if signs:
         cause = "the engine shares this process" if contender.in_process else "the client was the bottleneck"
         yield f"{contender.name} at {load.name}: {cause.upper()}: {', '.join(signs)}"
+
+
+def _full_cores(uses: Sequence[processor_use.Use], load: Load, contender: Contender) -> Iterator[str]:
+    if found := processor_use.limit(uses, polling=contender.polling):
+        yield f"{contender.name} at {load.name}: {found.message}; what helps: {found.fix}"

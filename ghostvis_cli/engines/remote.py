@@ -6,6 +6,7 @@ and leave as `data:` URLs: the server is never given a path or an address to ope
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
@@ -22,7 +23,6 @@ from ghostvis_cli.engines.connection import (
     RefusedError,
     RemoteSettings,
     now,
-    route,
     said,
 )
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
@@ -31,13 +31,15 @@ from ghostvis_cli.prompt import Message, Picture, Text
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
+__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
 ANSWER_CHARS, TOKEN_CHARS = 1 << 24, 1 << 14
 MOST_TOKENS = 10**12  # that anybody counts for a request; adding up what is beyond would fail elsewhere
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
+# OpenAI's models that reason have another name for it, and older servers know only this one.
+LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
 # What a model generates beside the text, by the names that servers have for it.
@@ -75,7 +77,7 @@ class RemoteEngine:
         self.server = Server()
         self.info = EngineInfo("remote", settings.model or "", "remote", "unknown", context_tokens=None)
         self._connection = Connection(settings)
-        self._stream_options = True
+        self._stream_options, self._limit = True, LIMIT
         self._noticed: set[str] = set()
 
     @classmethod
@@ -97,7 +99,7 @@ class RemoteEngine:
         answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
             try:
-                async with aclosing(self._connection.events(response, deadline)) as events:
+                async with aclosing(self._events(path, response, deadline)) as events:
                     async for event in events:
                         chunk = self._read(answer, event)
                         if chunk is not None:
@@ -196,7 +198,7 @@ class RemoteEngine:
         sampling = request.sampling
         body: dict[str, Any] = {
             "model": self.info.model,
-            "max_tokens": sampling.max_tokens,
+            **({} if request.fit else {LIMIT: sampling.max_tokens}),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stream": True,
@@ -242,20 +244,42 @@ class RemoteEngine:
         deadline: float,
         headers: dict[str, str],
     ) -> httpx2.Response:
-        usage = {"stream_options": {"include_usage": True}} if self._stream_options else {}
+        """The head of the answer, also of a server that refuses one of the names we have for a thing."""
+        sent = body | ({"stream_options": {"include_usage": True}} if self._stream_options else {})
+        if self._limit != LIMIT and LIMIT in sent and "messages" in sent:
+            sent[self._limit] = sent.pop(LIMIT)
         try:
-            content = _written(body | usage, pictures)
-            response = await self._connection.open("POST", path, content, deadline, headers)
+            content = _written(sent, pictures)
+            return await self._connection.open("POST", path, content, deadline, headers)
         except RefusedError as error:
-            if not usage or error.status != 400 or "stream_options" not in error.message:
+            if error.status not in (400, 422):
                 raise
-            self._stream_options = False
+            if "stream_options" in sent and "stream_options" in error.message:
+                self._stream_options = False
+            elif LIMIT in sent and "messages" in sent and _is_name_refused(error.message):
+                self._limit = NEWER_LIMIT
+            else:
+                raise
             return await self._open(path, body, pictures, deadline, headers)
+
+    async def _events(
+        self, path: str, response: httpx2.Response, deadline: float
+    ) -> AsyncGenerator[str, None]:
+        """The events of a stream; a whole answer, of a server that does not stream, is one."""
         kind = response.headers.get("content-type", "").lower()
         if kind.startswith("text/event-stream"):
-            return response
-        where, words = self._connection.where, await self._connection.words(response)
-        raise RequestError(f"{where} answered {path} with {self._connection.plain(kind)}, no stream: {words}")
+            async with aclosing(self._connection.events(response, deadline)) as events:
+                async for event in events:
+                    yield event
+            return
+        whole = kind.startswith("application/json")
+        text = await (
+            self._connection.text(response, path, deadline) if whole else self._connection.words(response)
+        )
+        if not whole or not _is_answer(text):
+            where, plain = self._connection.where, self._connection.plain
+            raise RequestError(f"{where} answered {path} with {plain(kind)}, no stream: {plain(text)}")
+        yield text
 
     # What comes back
 
@@ -342,6 +366,22 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
     return parts if message.images else message.text
 
 
+def _is_name_refused(words: str) -> bool:
+    """Whether a refusal is of max_tokens by this name, and not of its value."""
+    return LIMIT in words and not re.search(
+        r"too (large|big|long)|at (most|least)|less|greater|exceed|(must|should) be|context", words
+    )
+
+
+def _is_answer(text: str) -> bool:
+    """An answer, or word of a failure in place of one."""
+    try:
+        payload = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(payload, dict) and bool(payload.get("choices") or payload.get("error"))
+
+
 def _failure_in(payload: dict[str, Any]) -> str | None:
     """What went wrong on the server in the middle of an answer, in any of the shapes it is told."""
     if payload.get("object") == "error" or payload.get("error"):
@@ -376,9 +416,9 @@ class _Answer:
             if reason:
                 name = reason["type"] if isinstance(reason, dict) else reason
                 self.finish_reason = FINISH_REASONS.get(name, "stop")
-            delta = choice.get("delta") or {}
-            text = choice.get("text") or delta.get("content") or ""
-            beside: dict[str, Any] = {name: _first_of(delta, keys) for name, keys in BESIDE.items()}
+            said = choice.get("delta") or choice.get("message") or {}  # the second where nothing is streamed
+            text = choice.get("text") or said.get("content") or ""
+            beside: dict[str, Any] = {name: _first_of(said, keys) for name, keys in BESIDE.items()}
             ids = tuple(choice.get("token_ids") or ())
             given = choice.get("logprobs")
             logprobs = _logprobs(given, ids) if given else ()

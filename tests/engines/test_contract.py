@@ -22,22 +22,22 @@ Start = Callable[[], AbstractAsyncContextManager[tuple[Engine, InWork]]]
 
 @asynccontextmanager
 async def fake() -> AsyncIterator[tuple[Engine, InWork]]:
-    async with FakeEngine(delay_s=0.005, context_tokens=640) as made:
+    async with FakeEngine(delay_s=0.005, context_tokens=640) as engine:
 
         async def in_work() -> bool:
-            return made.running > 0
+            return engine.running > 0
 
-        yield made, in_work
+        yield engine, in_work
 
 
 @asynccontextmanager
 async def local() -> AsyncIterator[tuple[Engine, InWork]]:
-    async with LocalEngine(tiny_model(), LocalSettings(device="cpu")) as made:
+    async with LocalEngine(tiny_model(), LocalSettings(device="cpu")) as engine:
 
         async def in_work() -> bool:
-            return made._scheduler.busy
+            return engine._scheduler.busy
 
-        yield made, in_work
+        yield engine, in_work
 
 
 def remote(behind: Start) -> Start:

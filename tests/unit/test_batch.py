@@ -137,6 +137,9 @@ def test_raw_continues_the_prompt_as_it_is() -> None:
         (openai({"messages": [{"role": "user", "content": "a"}], "n": 2}), "n is not supported"),
         (openai({"messages": [{"role": "user", "content": "a"}], "tools": [1]}), "tools is not supported"),
         (openai({"messages": [{"role": "user", "content": "a"}], "temprature": 1}), "did you mean temperature?"),
+        (openai({"messages": [{"role": "user", "content": "a"}], "guided_json": {}}), "body.guided_json is not a"),
+        (openai({"messages": [{"role": "user", "content": "a", "images": ["x"]}]}), "messages[0].images is not"),
+        (openai({"prompt": "a", "top_logprobs": 1}, url="/v1/completions"), "body.top_logprobs is not a field"),
         ({**openai({}), "body": "x"}, "body is a JSON object, not text 'x'"),
     ],
 )  # fmt: skip
