@@ -18,7 +18,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from ghostvis_cli.errors import InputError, one_line, printable
+from ghostvis_cli.errors import InputError, limit_reached, one_line, printable
 from ghostvis_cli.fetch import fetch
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> 
     except (UnidentifiedImageError, KeyError) as error:  # KeyError: a Pillow that knows no AVIF
         raise _not_a_picture(data, name) from error
     except Exception as error:  # Pillow's readers let anything out on a damaged file
-        raise InputError(f"{name}: the header cannot be read: {one_line(error)}") from error
+        unread = InputError(f"{name}: the header cannot be read: {one_line(error)}")
+        raise limit_reached(error) or unread from error
     return _checked(image, data, name, limits)
 
 
@@ -194,7 +195,8 @@ def _checked(image: "Image.Image", data: bytes | None, name: str, limits: ImageL
             encoded = EncodedImage(name, None, "image/png", *rgb.size)
     except Exception as error:  # as above
         kind = image.format or "picture"
-        raise InputError(f"{name}: broken or truncated {kind}: {one_line(error)}") from error
+        broken = InputError(f"{name}: broken or truncated {kind}: {one_line(error)}")
+        raise limit_reached(error) or broken from error
     encoded.__dict__["_pixels"] = rgb  # decoded once: this is where cached_property keeps its value
     return encoded
 
