@@ -160,6 +160,7 @@ def bench(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     engine: options.EngineKind = None,
     base_url: options.BaseUrl = None,
     device: options.Device = None,
@@ -181,15 +182,15 @@ def bench(
         _refuse_before_a_command(ctx)
         return
     from ghostvis_cli.bench import schema
-    from ghostvis_cli.bench.job import exit_code, run_job
+    from ghostvis_cli.bench.job import engine_profiles, exit_code, run_job
     from ghostvis_cli.bench.report import check_place_to_measure, lines, save_measured
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, (), several=ctx.params["engines"] is not None)
     job = _job(ctx)
-    if _leaves_the_model_out(ctx):
-        output.notice("only --against is measured: --engines local measures the model beside it")
+    measured = engine_profiles(job, resolved.profile).values()
+    options.heed(resolved, [each.engine.chosen_kind for each in measured], option="--engines")
     check_place_to_measure(output_file)
     with ExitStack() as kept:
         report, cut = endings.run(run_job(job, resolved.profile, output, kept))
@@ -206,13 +207,6 @@ def bench(
     raise typer.Exit(exit_code(report.runs))
 
 
-def _leaves_the_model_out(ctx: typer.Context) -> bool:
-    """A model was named, and only servers will be asked."""
-    given = ctx.params
-    named = any(given[name] is not None for name in ("source", "model_tag", "checkpoint_path"))
-    return bool(given["against"]) and named and not (given["engines"] or given["base_url"])
-
-
 def _wants_records(path: str | None) -> bool:
     """A page shows every request, and so does its picture."""
     from ghostvis_cli.bench.report import kind
@@ -223,7 +217,7 @@ def _wants_records(path: str | None) -> bool:
 def _refuse_before_a_command(ctx: typer.Context) -> None:
     """`bench --json compare A B` would drop --json without a word."""
     for name in ctx.params:
-        if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE"):
+        if options.was_typed(ctx, name):
             command = ctx.invoked_subcommand
             raise UsageError(
                 f"options go behind {command}: ghostvis bench {command} ...",

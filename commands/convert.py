@@ -85,13 +85,11 @@ def convert(
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
-    if checkpoint is not None:
-        if checkpoint_path is not None:
-            raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
-        ctx.params["checkpoint_path"] = checkpoint
+    if checkpoint is not None and checkpoint_path is not None:
+        raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
     if out is None and not dry_run:
         raise UsageError("where to?", hint="--out DIR, or --dry-run")
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, ())
     settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force, verify=verify)
     if by_layer and not verify:
         raise UsageError("--verify-by-layer and --no-verify contradict each other", hint="leave one out")
@@ -113,14 +111,15 @@ def convert(
 
 def _chosen(profile: "Profile") -> "Checkpoint":
     """The checkpoint meant. The demo must be asked for: nobody wants it converted by accident."""
-    from ghostvis_cli.engines.factory import choose_checkpoint
+    from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, choose_checkpoint, is_chosen
 
-    checkpoint, fell_back = choose_checkpoint(profile.model)
-    if fell_back:
+    checkpoint, notices = choose_checkpoint(profile.model)
+    if checkpoint.source == DEMO_SOURCE and not is_chosen(profile.model):
         raise UsageError(
-            "no checkpoint was named and no sft checkpoint was found",
-            hint="ghostvis models  lists them; --source demo is the built-in one",
+            "no checkpoint was named and there is no base directory",
+            hint="ghostvis convert CHECKPOINT --out DIR; --source demo is the built-in one",
         )
+    output.notices(notices)
     return checkpoint
 
 

@@ -82,6 +82,7 @@ def generate(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -185,12 +186,13 @@ def _prompts(given: list[str], prompt_file: Path | None, images: list[str]) -> l
 def _images(sources: list[str], profile: "Profile") -> "list[EncodedImage]":
     if not sources:
         return []
-    from ghostvis_cli.images import crop_notice, load_image
+    from ghostvis_cli.images import load_image
 
     images = [load_image(source, limits=profile.images) for source in sources]
     for image in images:
-        if line := crop_notice(image):
-            output.notice(line)
+        output.notices(image.notices)
+        for line in image.details:
+            output.detail(line)
     return images
 
 

@@ -63,6 +63,10 @@ class InputError(GhostvisError):
     kind = "input"
 
 
+class ContextLengthError(InputError):
+    """Prompt and answer are more than the model has positions for."""
+
+
 class ModelError(GhostvisError):
     code = ExitCode.MODEL
     kind = "checkpoint"

@@ -202,7 +202,7 @@ async def _asked(engine: Engine, request: GenerateRequest) -> Record:
     last = Chunk()
     async with aclosing(engine.generate(request)) as stream:
         async for last in stream:
-            if first_s is None and (last.text or last.token_ids):
+            if first_s is None and last.generated:
                 first_s = now() - started_s
     usage = last.usage
     if usage is None or not usage.prompt_tokens:
@@ -242,7 +242,8 @@ class _Rows:
 
         width, height = self.settings.image_size
         content = pictures.draw(self.random, width, height, "jpeg")
-        return _Subject(self, EncodedImage("fresh.jpeg", content, "image/jpeg", width, height), "")
+        image = EncodedImage("fresh.jpeg", content, "image/jpeg", width, height)
+        return _Subject(self, replace(image, encoded=image.base64()), "")  # before anything is timed
 
     def words(self, count: int) -> str:
         return " ".join(self.random.choice(WORDS) for _ in range(count))

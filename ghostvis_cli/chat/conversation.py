@@ -4,8 +4,7 @@
         async with aclosing(conversation.send("What is this?")) as chunks:
             async for chunk in chunks: ...
 
-Closing or cancelling that stream stops the reply and keeps the part that came; so does `stop()`, after which the
-stream ends by itself with a chunk whose finish reason is "abort".
+Closing or cancelling that stream stops the reply and keeps the part that came.
 """
 
 import asyncio
@@ -62,7 +61,6 @@ class Conversation:
         self._door = asyncio.Lock()  # one at a time loads the model
         self._lost = False
         self._told: set[str] = set()
-        self._pump: asyncio.Task[None] | None = None
         self.saved = True  # whether the file has all there is
 
     # The engine
@@ -88,8 +86,10 @@ class Conversation:
         """
         from ghostvis_cli.engines.factory import make_engine
         from ghostvis_cli.profile import resolve
+        from ghostvis_cli.profile.readers import heeded
 
         resolved = await asyncio.to_thread(resolve, name, flags=self._kept)
+        resolved = heeded(resolved, (resolved.profile.engine.chosen_kind,))
         profile = _for_chat(resolved)
         async with self._door:
             engine = await make_engine(profile)
@@ -112,11 +112,6 @@ class Conversation:
         new = changes(pairs)
         self.profile = replace(self.profile, sampling=replace(self.profile.sampling, **new))
         self._kept |= {f"sampling.{name}": value for name, value in new.items()}
-
-    def stop(self) -> None:
-        """End the reply that is on its way, and tell the engine so."""
-        if self._pump is not None:
-            self._pump.cancel()
 
     async def aclose(self) -> None:
         async with self._door:
@@ -194,7 +189,7 @@ class Conversation:
         while True:
             request = GenerateRequest(messages=self.session.messages(), sampling=self.profile.sampling)
             try:
-                async with aclosing(self._chunks(engine, request)) as chunks:
+                async with aclosing(engine.generate(request)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 return
@@ -216,23 +211,6 @@ class Conversation:
             raise TooLongError(message, drop, room)
         self.note(message)
         self.forget(drop)
-
-    async def _chunks(self, engine: Engine, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """The engine's chunks through a task that `stop` can cancel while somebody waits for the next one."""
-        inbox: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
-        pump = self._pump = asyncio.create_task(_pump(engine, request, inbox))
-        try:
-            finished = False
-            while not finished:
-                item = await inbox.get()
-                if isinstance(item, Exception):
-                    raise item
-                finished = item.finish_reason is not None
-                yield item
-        finally:
-            self._pump = None
-            pump.cancel()
-            await asyncio.wait([pump])  # the engine has been told by then
 
     # Earlier sessions
 
@@ -321,7 +299,7 @@ class _Coming:
         self._tokens = 0
 
     def add(self, chunk: Chunk) -> None:
-        if self._first is None and (chunk.text or chunk.token_ids):
+        if self._first is None and chunk.generated:
             self._first = time.perf_counter()
         self._pieces.append(chunk.text)
         self._tokens += len(chunk.token_ids)
@@ -344,18 +322,6 @@ class _Coming:
             total_s=time.perf_counter() - self._started,
             model=self.model,
         )
-
-
-async def _pump(engine: Engine, request: GenerateRequest, inbox: "asyncio.Queue[Chunk | Exception]") -> None:
-    try:
-        async with aclosing(engine.generate(request)) as stream:
-            async for chunk in stream:
-                inbox.put_nowait(chunk)
-    except asyncio.CancelledError:
-        inbox.put_nowait(Chunk(finish_reason="abort"))
-        raise
-    except Exception as error:
-        inbox.put_nowait(error)
 
 
 def _for_chat(resolved: "Resolved") -> "Profile":

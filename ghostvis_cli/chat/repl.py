@@ -23,11 +23,11 @@ from ghostvis_cli.chat.render import Markdown, Plain, Renderer
 from ghostvis_cli.chat.session import Reply
 from ghostvis_cli.chat.surface import Options
 from ghostvis_cli.chat.terminal import Terminal, TerminalGoneError
-from ghostvis_cli.cli import guard
+from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.endings import Ending
 from ghostvis_cli.engines.base import Chunk, EngineInfo
-from ghostvis_cli.engines.factory import choose_checkpoint
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, printable
+from ghostvis_cli.paths import state_dir
 from ghostvis_cli.threads import Impatient
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _model(info: EngineInfo) -> str:
 
 
 def _history_file() -> Path | None:
-    state = guard.state_dir()
+    state = state_dir()
     return state / "chat_history" if state else None
 
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from ghostvis_cli import scratch
+from ghostvis_cli import files, scratch
 from ghostvis_cli.chat.surface import Clip, Options
 from ghostvis_cli.cli import output
 from ghostvis_cli.cli.output import CONTROL
@@ -166,7 +166,7 @@ class Terminal:
         editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "") or ["vi"]
         with scratch.folder() as folder:
             file = folder / "message.md"
-            file.write_text(text, encoding="utf-8")
+            files.write(file, text.encode(errors="replace"), durable=False)
             try:
                 code = subprocess.run([*editor, str(file)], check=False).returncode
             except OSError as error:

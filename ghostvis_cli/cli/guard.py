@@ -208,6 +208,8 @@ def automatic_lock(ctx: "typer.Context") -> "Path":
     from hashlib import sha256
     from pathlib import Path
 
+    from ghostvis_cli.paths import state_dir
+
     job = [(name, value) for name, value in sorted(ctx.params.items()) if name not in NOT_THE_JOB]
     hint = "--lock FILE, or export GHOSTVIS_STATE_DIR=DIR"
     try:
@@ -224,17 +226,3 @@ def automatic_lock(ctx: "typer.Context") -> "Path":
         # No other place instead: two runs that lock different files do not keep each other out.
         raise UsageError(f"--lock auto has no place: {directory}: {error.strerror}", hint=hint) from error
     return directory / f"{ctx.info_name}-{sha256(key.encode()).hexdigest()[:16]}.lock"
-
-
-def state_dir() -> "Path | None":
-    """GHOSTVIS_STATE_DIR, $XDG_STATE_HOME/ghostvis, ~/.local/state/ghostvis; None where there is no home."""
-    from pathlib import Path
-
-    if own := os.environ.get("GHOSTVIS_STATE_DIR"):
-        return Path(own)
-    if (
-        xdg := Path(os.environ.get("XDG_STATE_HOME", ""))
-    ).is_absolute():  # the specification ignores other values
-        return xdg / "ghostvis"
-    home = Path(os.environ.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises without one
-    return home / ".local/state/ghostvis" if home.is_absolute() else None

@@ -97,6 +97,7 @@ class LocalEngine:
             Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]
         ] = {}
         self._closed = False
+        self._ended: GhostvisError | None = None  # why the step thread runs no more
         self._threads = _choose_threads(loaded.model, settings)
         self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
         self._thread.start()
@@ -122,17 +123,17 @@ class LocalEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if self._closed:
             raise EngineError("the engine is closed")
-        prompt = await self._renderer.prompt(request)
+        prompt, sampling = await self._renderer.prompt(request)
         pictures: list[Picture] = []
         if prompt.images:
             pictures = await asyncio.to_thread(lambda: [self._picture(image) for image in prompt.images])
-            if self._closed:
-                raise EngineError("the engine was closed")
-        sequence = Sequence.start(prompt, pictures, request.sampling, self.info.image_tokens)
+        sequence = Sequence.start(prompt, pictures, sampling, self.info.image_tokens)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
-        self._inbox.put(partial(self._scheduler.submit, sequence))
         try:
+            if self._ended is not None:
+                raise self._ended
+            self._inbox.put(partial(self._scheduler.submit, sequence))
             finished = False
             while not finished:
                 chunk = await chunks.get()
@@ -171,6 +172,18 @@ class LocalEngine:
     # --- the step thread's side
 
     def _run(self) -> None:
+        reason: GhostvisError = EngineError("the engine was closed")
+        try:
+            self._work()
+        except BaseException as error:  # whatever it is, nobody may wait for a thread that is gone
+            reason = explained(error)
+        # Who registered before this is told here; who registers later finds it set.
+        self._ended = reason
+        self._deliver([(sequence, reason) for sequence in self._owners.copy()])
+        self._scheduler.abandon(reason)
+
+    def _work(self) -> None:
+        """Step until the engine is closed."""
         events: list[tuple[Sequence, Event]] = []
         delivered = 0.0
         if self._threads is not None:
@@ -182,8 +195,7 @@ class LocalEngine:
                 if now - delivered >= DELIVER_EVERY_S or any(_urgent(*event) for event in events):
                     self._deliver(events)
                     events, delivered = [], now
-        self._scheduler.abandon(EngineError("the engine was closed"))
-        self._deliver([*events, *self._scheduler.take_events()])
+        self._deliver(events)
 
     def _drain(self) -> bool:
         """Do what callers asked for, waiting where there is nothing to run; False once the engine is closed."""
@@ -194,7 +206,11 @@ class LocalEngine:
                 return True
             if job is None:
                 return False
-            job()
+            try:
+                job()
+            except Exception as error:  # as of a step: rows that are half moved are nobody's
+                self._scheduler.abandon(explained(error))
+                return True
 
     def _deliver(self, events: "Ordered[tuple[Sequence, Event]]") -> None:
         """Hand a step's results over, waking each event loop once."""

@@ -3,7 +3,7 @@
 from ghostvis_cli.errors import GhostvisError, limit_reached
 
 
-def explained(error: Exception) -> GhostvisError:
+def explained(error: BaseException) -> GhostvisError:
     """Running out of memory is the user's to solve; anything else that torch raises is a bug, kept whole."""
     if isinstance(error, GhostvisError):
         return error
