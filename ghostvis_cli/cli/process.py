@@ -2,12 +2,11 @@
 
 import io
 import os
-import resource
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, address_space
 from ghostvis_cli.cli import app, guard
 from ghostvis_cli.errors import ExitCode
 
@@ -15,7 +14,7 @@ from ghostvis_cli.errors import ExitCode
 def run() -> NoReturn:
     _occupy_closed_streams()
     sys.stdout = _whole(sys.stdout)
-    _spare_threads()
+    address_space.spare()
     guard.own_process()
     code = _code_of(write_version if sys.argv[1:] in (["--version"], ["-V"]) else _command)
     _leave(_code_of(lambda: _finish(code)))
@@ -82,13 +81,6 @@ def _whole(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=True
     )
-
-
-def _spare_threads() -> None:
-    """Under ulimit -v each thread takes its share of the address space, and OpenMP exits where none is left."""
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ.setdefault(name, "1")
 
 
 def _occupy_closed_streams() -> None:
