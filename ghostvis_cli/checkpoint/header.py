@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ghostvis_cli.checkpoint import pickles
 from ghostvis_cli.checkpoint.formats import begins_as_zip, foreign, foreign_zip
-from ghostvis_cli.errors import ModelError, one_line, printable
+from ghostvis_cli.errors import ModelError, limit_reached, one_line, printable
 
 # torch's storage class -> the dtype's name and its bytes an element
 STORAGES = {
@@ -102,9 +102,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except zipfile.BadZipFile:
         raise foreign(path) from None
     except OSError as error:
-        raise ModelError(f"{path} can't be read: {one_line(error)}") from error
+        raise limit_reached(error) or ModelError(f"{path} can't be read: {one_line(error)}") from error
     except Exception as error:  # a hostile pickle can fail in any way at all
-        raise ModelError(f"{path} is damaged: its header can't be read ({type(error).__name__})") from error
+        damaged = ModelError(f"{path} is damaged: its header can't be read ({type(error).__name__})")
+        raise limit_reached(error) or damaged from error
 
 
 def unwrap(content: object, tensor_type: type[T]) -> dict[str, T]:
