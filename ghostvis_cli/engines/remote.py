@@ -6,14 +6,23 @@ and leave as `data:` URLs: the server is never given a path or an address to ope
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import httpx2
 
-from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, TokenLogprob, Usage
+from ghostvis_cli.engines.base import (
+    Chunk,
+    EngineInfo,
+    FinishReason,
+    GenerateRequest,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from ghostvis_cli.engines.connection import (
     DONE,
     BrokenOffError,
@@ -24,6 +33,7 @@ from ghostvis_cli.engines.connection import (
     route,
     said,
 )
+from ghostvis_cli.engines.text_stream import SurrogateJoiner
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
@@ -96,7 +106,7 @@ class RemoteEngine:
             if answer.finish_reason is None:
                 raise BrokenOffError(self._connection.where)
             usage = self._usage(answer, request)
-            yield Chunk("", answer.late_token_ids, finish_reason=answer.finish_reason, usage=usage)
+            yield replace(answer.rest(), finish_reason=answer.finish_reason, usage=usage)
         finally:
             await response.aclose()  # where the answer is not at its end, the server aborts it
 
@@ -327,6 +337,7 @@ class _Answer:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     late_token_ids: tuple[int, ...] = ()
+    joiners: defaultdict[str, SurrogateJoiner] = field(default_factory=lambda: defaultdict(SurrogateJoiner))
 
     def read(self, payload: dict[str, Any]) -> Chunk | None:
         if payload.get("usage"):
@@ -339,15 +350,39 @@ class _Answer:
             if reason:
                 name = reason["type"] if isinstance(reason, dict) else reason
                 self.finish_reason = FINISH_REASONS.get(name, "stop")
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            delta = choice.get("delta") or {}
             ids = tuple(choice.get("token_ids") or ())
             given = choice.get("logprobs")
-            logprobs = _logprobs(given, ids) if given else ()
-            if not isinstance(text, str):
-                raise TypeError("text that is no text")
-            if text or ids or logprobs:
-                return Chunk(text, ids, logprobs)
+            chunk = Chunk(
+                self._joined("text", choice.get("text") or delta.get("content")),
+                ids,
+                _logprobs(given, ids) if given else (),
+                reasoning=self._joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning")),
+                refusal=self._joined("refusal", delta.get("refusal")),
+                tool_calls=tuple(self._tool_call(call) for call in delta.get("tool_calls") or ()),
+            )
+            if chunk.is_generated or chunk.logprobs:
+                return chunk
         return None
+
+    def rest(self) -> Chunk:
+        """What was held back until the end."""
+        rest = {name: joiner.finish() for name, joiner in self.joiners.items()}
+        text, reasoning, refusal = (rest.pop(name, "") for name in ("text", "reasoning", "refusal"))
+        calls = tuple(ToolCall(int(index), arguments=half) for index, half in rest.items() if half)
+        return Chunk(text, self.late_token_ids, reasoning=reasoning, refusal=refusal, tool_calls=calls)
+
+    def _joined(self, name: str, text: Any) -> str:
+        if not text:
+            return ""
+        if not isinstance(text, str):
+            raise TypeError(f"{name} that is no text")
+        return self.joiners[name].push(text)
+
+    def _tool_call(self, call: dict[str, Any]) -> ToolCall:
+        index, function = int(call.get("index") or 0), call.get("function") or {}
+        arguments = self._joined(str(index), function.get("arguments"))
+        return ToolCall(index, str(call.get("id") or ""), str(function.get("name") or ""), arguments)
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
