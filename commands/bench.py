@@ -1,11 +1,12 @@
 """`ghostvis bench`: throughput and latency of any engine; the proof of its prefix cache; runs compared."""
 
-import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghostvis_cli import endings
 from ghostvis_cli.bench.stats import MOST_REPEATS, REPEATS
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import UsageError
@@ -191,17 +192,18 @@ def bench(
     if _leaves_the_model_out(ctx):
         output.notice("only --against is measured: --engines local measures the model beside it")
     check_place_to_measure(output_file)
-    report, cut = asyncio.run(run_job(job, resolved.profile, output))
-    try:
-        if output_file is not None:
-            save_measured(report, output_file, output.notice)
-    finally:  # a full disk shall not take the figures along
-        if json:
-            output.record(schema.to_json(report))
-        else:
-            output.aside(lines(report))
-    if cut is not None:
-        cut.take_effect()
+    with ExitStack() as kept:
+        report, cut = endings.run(run_job(job, resolved.profile, output, kept))
+        try:
+            if output_file is not None:
+                save_measured(report, output_file, output.notice)
+        finally:  # a full disk shall not take the figures along
+            if json:
+                output.record(schema.to_json(report))
+            else:
+                output.aside(lines(report))
+        if cut is not None:
+            cut.take_effect()
     raise typer.Exit(exit_code(report.runs))
 
 
@@ -222,7 +224,7 @@ def _wants_records(path: str | None) -> bool:
 def _refuse_before_a_command(ctx: typer.Context) -> None:
     """`bench --json compare A B` would drop --json without a word."""
     for name in ctx.params:
-        if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE"):
+        if options.was_typed(ctx, name):
             command = ctx.invoked_subcommand
             raise UsageError(
                 f"options go behind {command}: ghostvis bench {command} ...",

@@ -73,10 +73,8 @@ def _settings(ctx: typer.Context) -> "Resolved | UsageError":
     """The profile of this call. Its faults are findings, and must not end the examination."""
     from ghostvis_cli.profile import resolve
 
-    typed = ctx.params
-    flags = {options.KEYS[name]: value for name, value in typed.items() if name in options.KEYS}
     try:
-        return resolve(typed["profile"], flags=flags, sets=typed["sets"] or ())
+        return resolve(ctx.params["profile"], flags=options.flags(ctx), sets=ctx.params["sets"] or ())
     except UsageError as error:
         return error
 

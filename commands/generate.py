@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
@@ -152,7 +153,7 @@ def generate(
     show = _Show(
         records=json or jsonl, stream=output.is_terminal_stdout() if stream is None else stream, stats=stats
     )
-    code = asyncio.run(_answer_all(resolved.profile, requests, show))
+    code = endings.run(_answer_all(resolved.profile, requests, show))
     raise typer.Exit(code)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -140,7 +140,8 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
     options.talk(quiet, verbose, color)
-    chosen = options.resolve_profile(ctx).profile
+    resolved = options.resolve_profile(ctx)
+    chosen = resolved.profile
     kind = _kind(chosen)
     if log_file is not None:
         output.log_to(Path(log_file), ctx.command_path)
@@ -158,6 +159,7 @@ def serve(
         allowed_image_hosts=tuple(allow_image_host or ()),
         image_limits=chosen.images,
         sampling=chosen.sampling,
+        max_tokens=chosen.sampling.max_tokens if resolved.chose("sampling.max_tokens") else None,
     )
     for_sglang = {
         "ready_timeout_s": ready_timeout,
@@ -227,8 +229,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
     started_s = time.perf_counter()
 
     async def load() -> Served:
-        # The engine belongs to no loop, so another one may make it; importing torch blocks for seconds.
-        engine: Any = await local_server.in_daemon_thread(lambda: asyncio.run(make_engine(profile)))
+        engine = await make_engine(profile)
         return Served(engine, getattr(engine, "tokenizer", None))
 
     def on_bound(url: str) -> None:

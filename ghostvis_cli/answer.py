@@ -83,7 +83,7 @@ async def ask(
     chunks: list[Chunk] = []
     async with aclosing(engine.generate(request)) as stream:
         async for chunk in stream:
-            if first is None and chunk.is_generated:
+            if first is None and chunk.generated:
                 first = time.perf_counter() - started
             chunks.append(chunk)
             if on_text and chunk.text:

@@ -34,6 +34,7 @@ class ExitCode(IntEnum):
     CHECK_FAILED = 9
     LOCKED = 10
     TIMEOUT = 124
+    HANGUP = 129
     INTERRUPTED = 130
     READER_GONE = 141
     TERMINATED = 143
@@ -59,6 +60,10 @@ class UsageError(GhostvisError):
 class InputError(GhostvisError):
     code = ExitCode.INPUT
     kind = "input"
+
+
+class ContextLengthError(InputError):
+    """Prompt and answer are more than the model has positions for."""
 
 
 class ModelError(GhostvisError):

@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -202,7 +202,7 @@ async def _asked(engine: Engine, request: GenerateRequest) -> Record:
     last = Chunk()
     async with aclosing(engine.generate(request)) as stream:
         async for last in stream:
-            if first_s is None and (last.text or last.token_ids):
+            if first_s is None and last.generated:
                 first_s = now() - started_s
     usage = last.usage
     if usage is None or not usage.prompt_tokens:
@@ -320,9 +320,12 @@ def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
 
 
 async def run(
-    settings: Settings, profile: "Profile", command: str, voice: "Voice"
+    settings: Settings, profile: "Profile", command: str, voice: "Voice", kept: ExitStack
 ) -> tuple[Report, Cut | None]:
-    """The proof on the engine of a profile, as a report without runs. Cut short, of the pairs measured by then."""
+    """The proof on the engine of a profile, as a report without runs. Cut short, of the pairs measured by then.
+
+    Until `kept` is left, what would end the run waits for the report to be written.
+    """
     from ghostvis_cli.bench import machine
     from ghostvis_cli.engines.factory import make_engine
 
@@ -335,7 +338,7 @@ async def run(
             raise UsageError("this model reads text only", hint="bench prefix --text 1000")
         flush, found = flusher(engine) if settings.flush else None, Measured()
         async with voice.progress(lambda: f"pair {len(found.pairs)}/{settings.pairs}"):
-            cut = await held_up(_measure(engine, settings, flush, found))
+            cut = await held_up(_measure(engine, settings, flush, found), kept)
         if cut is not None and len(found.pairs) < LEAST_PAIRS:
             cut.take_effect()
         proof = judged(found.pairs, found.rounds)

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ghostvis_cli import files
 from ghostvis_cli.batch.rows import ImageSource, Row, RunSettings, Turn, read_row
 from ghostvis_cli.batch.source import RowFile
 from ghostvis_cli.bench.lengths import Length, Sizes
@@ -344,11 +345,11 @@ def save(spec: Spec, workload: Workload, path: Path) -> Workload:
     rows = [row for n in range(len(workload.rounds)) for row in _rows(spec, str(n), workload.gallery)]
     lines = [json.dumps(_in_folder(row, folder.name), ensure_ascii=False) + "\n" for row in rows]
     try:
-        path.write_bytes("".join(lines).encode())
+        files.write(path, "".join(lines).encode())
         for url, image in workload.gallery.items():
             if not url.startswith(WARM_UP):
                 folder.mkdir(exist_ok=True)
-                (folder / url).write_bytes(image.data)
+                files.write(folder / url, image.data, durable=False)
     except OSError as error:
         raise OutputError(f"the workload can't be written: {error.filename}: {error.strerror}") from error
     except UnicodeEncodeError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostvis_cli import files
 from ghostvis_cli.chat import slash, store
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.settings import plain, settable
@@ -270,7 +271,7 @@ async def save(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     try:
         await asyncio.to_thread(store.write_file, path, chat.session, chat.about())
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {one_line(error)}", hint="/save OTHER.jsonl") from error
+        raise files.cannot_write(path, error, "/save OTHER.jsonl") from error
     surface.note(f"saved: {path}")
     return DONE
 
@@ -312,11 +313,9 @@ async def export(chat: Conversation, rest: str, surface: Surface) -> Outcome:
         return DONE
     path = _writable(chat, target or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.{style}", force)
     try:
-        store.replace_file(path, [text.encode()])
+        await asyncio.to_thread(files.write, path, text.encode(), mode=store.PRIVATE)
     except OSError as error:
-        raise OutputError(
-            f"{path} can't be written: {one_line(error)}", hint=f"/export {style} OTHER"
-        ) from error
+        raise files.cannot_write(path, error, f"/export {style} OTHER") from error
     surface.note(f"exported: {path}")
     return DONE
 
@@ -336,7 +335,7 @@ def _target(rest: str) -> tuple[bool, str | None]:
 def _writable(chat: Conversation, target: str, force: bool) -> Path:
     """A file that is new, or that this chat wrote; any other only with -f."""
     try:
-        path = expanded(target).resolve()
+        path = files.target(expanded(target))
         taken = path.exists() and path not in chat.written and not force
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{printable(target)} is no file: {one_line(error)}") from error

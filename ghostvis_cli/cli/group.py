@@ -11,6 +11,7 @@ import typer.main
 
 from ghostvis_cli.cli import app, guard, output
 from ghostvis_cli.cli.registry import COMMANDS, Command
+from ghostvis_cli.endings import Ended
 from ghostvis_cli.errors import GhostvisError, MemoryLimitError, OutputError, UsageError
 
 # Typer carries its own Click and exports this much of it: the class of every parsing error.
@@ -60,8 +61,10 @@ def _errors_become_messages() -> Iterator[None]:
     except GhostvisError as error:
         is_bug = type(error) is GhostvisError
         _fail(error, show_traceback=output.verbose() or is_bug)
-    except guard.DeadlinePassed as passed:
-        _fail(passed.error)
+    except Ended as ended:
+        if ended.ending.error is None:
+            raise
+        _fail(ended.ending.error)
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:  # Typer printing help
@@ -113,4 +116,4 @@ def _fail(error: GhostvisError, *, show_traceback: bool = False) -> NoReturn:
     if show_traceback:
         output.traceback(error)
     output.error(error)
-    raise typer.Exit(app.exit_code_of(error))
+    raise typer.Exit(int(error.code))

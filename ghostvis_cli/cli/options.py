@@ -1,10 +1,9 @@
 """Options that several commands share, and how what was typed becomes a profile.
 
-Every option here defaults to None: None means "not typed", so that environment and profile may speak. The
-defaults themselves live in the dataclasses of profile/settings.py and engines/base.py.
+An option that was not typed leaves its key to environment and profile. The defaults themselves live in the
+dataclasses of profile/settings.py and engines/base.py.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -195,6 +194,7 @@ KEYS = {
     "model_tag": "model.model_tag",
     "step": "model.step",
     "checkpoint_path": "model.checkpoint_path",
+    "checkpoint": "model.checkpoint_path",  # convert's argument
     "base_dir": "model.base_dir",
     "layout": "model.layout",
     "images_background": "images.background",
@@ -222,13 +222,22 @@ KEYS = {
 }
 
 
+def was_typed(ctx: typer.Context, name: str) -> bool:
+    """By where the value is from. The value can't tell: an option that may be repeated is () if it was not."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def flags(ctx: typer.Context) -> dict[str, Any]:
+    """The settings that were typed as options of their own, by their keys."""
+    return {KEYS[name]: value for name, value in ctx.params.items() if name in KEYS and was_typed(ctx, name)}
+
+
 def resolve_profile(ctx: typer.Context) -> "Resolved":
     """The profile of this call: what was typed over the environment over the chosen profile over defaults."""
     from ghostvis_cli.profile import resolve
 
-    typed: Mapping[str, Any] = ctx.params
-    flags = {KEYS[name]: value for name, value in typed.items() if name in KEYS and value not in (None, [])}
-    resolved = resolve(typed.get("profile"), flags=flags, sets=typed.get("sets") or ())
+    resolved = resolve(ctx.params.get("profile"), flags=flags(ctx), sets=ctx.params.get("sets") or ())
     for line in resolved.notices:
         output.notice(line)
     for file in resolved.files:

@@ -1,12 +1,11 @@
 """The converted directory of a checkpoint: made on first use, found again by the contents it was made of.
 
 `$XDG_CACHE_HOME/ghostvis/converted/TAG-KEY`, TAG-KEY naming everything that decides the result: hashes of weights,
-meta file and tokenizer, dtype, layout, and the converter's own code. Entries are whole or absent (see staging);
-nothing is ever removed by itself: `rm -r` of the folder is always safe while no server runs.
+meta file and tokenizer, dtype, layout, and the code that makes a directory. Entries are whole or absent (see
+staging); nothing is ever removed by itself: `rm -r` of the folder is always safe while no server runs.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.convert import sources
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
 from ghostvis_cli.model.config import Layout
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import cache_dir, expanded
 
 if TYPE_CHECKING:
     from ghostvis_cli.convert.run import Plan, WeightsDtype
@@ -34,14 +34,15 @@ REPORT_S = 5.0
 
 
 def default_base() -> Path:
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("GHOSTVIS_CACHE_DIR") or user_cache_path("ghostvis")) / "converted"
+    if (place := cache_dir()) is None:
+        message = "there is no home directory for what is converted"
+        raise OutputError(message, hint="export GHOSTVIS_CACHE_DIR=DIR")
+    return place / "converted"
 
 
 def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) -> Path:
     """The directory to serve for what a profile names: a checkpoint, or what `ghostvis convert` made of one."""
-    from ghostvis_cli.engines.factory import choose_checkpoint
+    from ghostvis_cli.checkpoint.choose import choose_checkpoint
 
     if model.checkpoint_path is not None and is_converted(expanded(model.checkpoint_path)):
         return as_it_is(expanded(model.checkpoint_path), model, report=report)
@@ -143,10 +144,7 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
 
 @cache
 def _converter() -> str:
-    """Of the code that decides what a directory holds: a version number would be forgotten."""
-    package = Path(__file__).parents[1]
-    sources = sorted(file for folder in ("convert", "hf") for file in (package / folder).glob("*.py"))
-    return sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+    return sources.digest()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ghostvis_cli.convert import tokenizer as tokenizer_files
 from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
 from ghostvis_cli.convert.shards import INDEX, Shard
 from ghostvis_cli.errors import CheckFailedError, ModelError
+from ghostvis_cli.files import write as write_file
 from ghostvis_cli.model.config import Layout
 
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
@@ -125,8 +126,8 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
     """Write the directory `place`; the contents of its certificate. CheckFailedError leaves DIR.failed."""
     place = place.expanduser().resolve()  # a link stays a link when what it names is replaced
     failed = place.with_name(f"{place.name}.failed")
-    staging.refuse_to_overwrite(place, force=plan.settings.force)
-    staging.refuse_to_overwrite(failed, force=True)
+    replaced = staging.replaceable(place, force=plan.settings.force)
+    failed_before = staging.replaceable(failed, force=True)
     with staging.staged(place, plan.weights_bytes + SMALL_FILES_BYTES) as directory:
         certificate = _write(plan, directory, progress)
         certificate["verification"] = _verification(plan, directory, progress)
@@ -134,7 +135,10 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
         progress.stage = "syncing"
         progress.check()
         passed = certificate["verification"].get("passed", True)
-        staging.publish(directory, place if passed else failed)
+        if passed:
+            staging.publish(directory, place, replaced)
+        else:
+            staging.publish(directory, failed, failed_before)
     if not passed:
         raise CheckFailedError(
             f"the converted model does not answer as the checkpoint does: {_faults(certificate)}",
@@ -186,7 +190,7 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         hashes = [other_core.submit(_sha256, path) for path in inputs]
         for name, content in small_files(plan).items():
             text = content if isinstance(content, str) else _json(content)
-            (directory / name).write_text(text, encoding="utf-8")
+            write_file(directory / name, text.encode(), durable=False)  # synced where it gets its name
             outputs[name] = sha256(text.encode()).hexdigest()
         for shard in plan.shards:
             outputs[shard.name] = shards.write(
@@ -247,4 +251,4 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(_json(content), encoding="utf-8")
+    write_file(path, _json(content).encode(), durable=False)

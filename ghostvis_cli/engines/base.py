@@ -5,13 +5,24 @@ Token counts come from the engine; times are the caller's, from its own clock.
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
-from ghostvis_cli.errors import UsageError, printable
+from ghostvis_cli.errors import ContextLengthError, UsageError, printable
 from ghostvis_cli.prompt import Message, well_formed
 
+MOST_TOKENS = 1_000_000  # that anybody asks for
 CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
+
+
+class SamplingError(UsageError):
+    """`field` of a Sampling can't be so."""
+
+    def __init__(self, field: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
 EngineKind: TypeAlias = Literal["local", "sglang", "remote", "fake"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
@@ -36,7 +47,7 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _whole("max_tokens", self.max_tokens, 1, 1_000_000)
+        _whole("max_tokens", self.max_tokens, 1, MOST_TOKENS)
         _number("temperature", self.temperature, 0, 100)
         _number("top_p", self.top_p, 1e-9, 1)
         _whole("top_k", self.top_k, 0, 1_000_000)
@@ -47,40 +58,56 @@ class Sampling:
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, 20)
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
-            raise UsageError("stop is not a tuple of strings")
+            raise SamplingError("stop", "stop is not a tuple of strings")
         if not all(self.stop):
-            raise UsageError("a stop string is empty", hint="leave it out")
+            raise SamplingError("stop", "a stop string is empty", hint="leave it out")
         for text in self.stop:
             well_formed(text, "a stop string")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if type(value) is not int:
-        raise UsageError(f"{name} is {value!r}, not a whole number")
+        raise SamplingError(name, f"{name} is {value!r}, not a whole number")
     if not low <= value <= high:
-        raise UsageError(f"{name} is {value}, outside {low} to {high}")
+        raise SamplingError(name, f"{name} is {value}, outside {low} to {high}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}, not a number")
+        raise SamplingError(name, f"{name} is {value!r}, not a number")
     if not low <= value <= high:  # also catches NaN
-        raise UsageError(f"{name} is {value:g}, outside {low:g} to {high:g}")
+        raise SamplingError(name, f"{name} is {value:g}, outside {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Messages to answer, or a raw `prompt` to continue (exactly one of the two)."""
+    """Messages to answer, or a raw `prompt` to continue (exactly one of the two).
+
+    `fit`: max_tokens is nobody's wish but a bound, and the engine lowers it to the rest of its context.
+    """
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    fit: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
             raise UsageError("a request holds either messages or a raw prompt")
         if self.prompt is not None:
             well_formed(self.prompt, "the prompt")
+
+    def fitted(self, prompt_tokens: int, context_tokens: int, image_tokens: int = 0) -> Sampling:
+        """The sampling for a prompt of this length. ContextLengthError where the two do not fit."""
+        left, asked = context_tokens - prompt_tokens, self.sampling.max_tokens
+        if left < (1 if self.fit else asked):
+            pictures = f" ({image_tokens} of them for pictures)" if image_tokens else ""
+            answer = "" if self.fit else f" and max_tokens {asked} make {prompt_tokens + asked}"
+            raise ContextLengthError(
+                f"the prompt's {prompt_tokens} tokens{pictures}{answer}, the model has {context_tokens} positions",
+                hint="shorten the prompt" if left < 1 else f"--max-tokens {left}",
+            )
+        return replace(self.sampling, max_tokens=min(asked, left)) if self.fit else self.sampling
 
 
 @dataclass(frozen=True)
@@ -117,6 +144,7 @@ class Chunk:
     """A piece of an answer. The last one has a finish reason and the usage, and may have no text.
 
     Servers may send more than text: `reasoning` before it, a `refusal` or `tool_calls` in its place.
+    `reasoning_tokens` comes with the usage; None: the server does not report it.
     """
 
     text: str = ""
@@ -127,10 +155,11 @@ class Chunk:
     reasoning: str = ""
     refusal: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    reasoning_tokens: int | None = None
 
     @property
-    def is_generated(self) -> bool:
-        """Whether it holds anything that the model wrote, shown or not."""
+    def generated(self) -> bool:
+        """Whether the model made any of it: a first token is one of any kind."""
         return bool(self.text or self.token_ids or self.reasoning or self.refusal or self.tool_calls)
 
 

@@ -30,14 +30,13 @@ from ghostvis_cli.engines.connection import (
     RefusedError,
     RemoteSettings,
     now,
-    route,
     said,
 )
 from ghostvis_cli.engines.text_stream import SurrogateJoiner
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
+__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
@@ -46,6 +45,8 @@ MOST_TOKENS = 10**12  # that anybody counts for a request; adding up what is bey
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
+# The thoughts before an answer, by the names that servers have for them.
+REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
 OUR_WORDS = ("dtype", "layout", "source", "tag")
 OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_token_bytes")
@@ -106,7 +107,12 @@ class RemoteEngine:
             if answer.finish_reason is None:
                 raise BrokenOffError(self._connection.where)
             usage = self._usage(answer, request)
-            yield replace(answer.rest(), finish_reason=answer.finish_reason, usage=usage)
+            yield replace(
+                answer.rest(),
+                finish_reason=answer.finish_reason,
+                usage=usage,
+                reasoning_tokens=answer.reasoning_tokens,
+            )
         finally:
             await response.aclose()  # where the answer is not at its end, the server aborts it
 
@@ -188,7 +194,7 @@ class RemoteEngine:
         sampling = request.sampling
         body: dict[str, Any] = {
             "model": self.info.model,
-            "max_tokens": sampling.max_tokens,
+            **({} if request.fit else {"max_tokens": sampling.max_tokens}),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stream": True,
@@ -336,12 +342,14 @@ class _Answer:
     room: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning_tokens: int | None = None
     late_token_ids: tuple[int, ...] = ()
     joiners: defaultdict[str, SurrogateJoiner] = field(default_factory=lambda: defaultdict(SurrogateJoiner))
 
     def read(self, payload: dict[str, Any]) -> Chunk | None:
         if payload.get("usage"):
             self.usage = _usage(payload["usage"])
+            self.reasoning_tokens = _reasoning_tokens(payload["usage"])
         late = (payload.get("sglext") or {}).get("output_ids")
         if late:
             self.late_token_ids = tuple(late[0])
@@ -357,11 +365,11 @@ class _Answer:
                 self._joined("text", choice.get("text") or delta.get("content")),
                 ids,
                 _logprobs(given, ids) if given else (),
-                reasoning=self._joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning")),
+                reasoning=self._joined("reasoning", _first_of(delta, REASONING)),
                 refusal=self._joined("refusal", delta.get("refusal")),
-                tool_calls=tuple(self._tool_call(call) for call in delta.get("tool_calls") or ()),
+                tool_calls=tuple(map(self._tool_call, _tool_calls(delta))),
             )
-            if chunk.is_generated or chunk.logprobs:
+            if chunk.generated or chunk.logprobs:
                 return chunk
         return None
 
@@ -383,6 +391,25 @@ class _Answer:
         index, function = int(call.get("index") or 0), call.get("function") or {}
         arguments = self._joined(str(index), function.get("arguments"))
         return ToolCall(index, str(call.get("id") or ""), str(function.get("name") or ""), arguments)
+
+
+def _first_of(delta: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """The first of these that is not empty; servers send the same twice under two names."""
+    value = next(filter(None, map(delta.get, keys)), "")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tool_calls(delta: dict[str, Any]) -> list[dict[str, Any]]:
+    """In their present form, or in the one before it."""
+    old = delta.get("function_call")
+    return delta.get("tool_calls") or ([{"function": old}] if old else [])
+
+
+def _reasoning_tokens(usage: dict[str, Any]) -> int | None:
+    """OpenAI's place, or SGLang's."""
+    details = usage.get("completion_tokens_details") or {}
+    count = details.get("reasoning_tokens", usage.get("reasoning_tokens"))
+    return count if _is_count(count) else None
 
 
 def _usage(usage: dict[str, Any]) -> Usage:

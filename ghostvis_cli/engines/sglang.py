@@ -90,14 +90,13 @@ class SGLangEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         self._process.check()
-        parameters = self._parameters(request.sampling)
-        prompt = await self._renderer.prompt(request)
+        prompt, sampling = await self._renderer.prompt(request)
+        parameters = self._parameters(sampling)
         pictures = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
-        answer = _Answer(prompt, request.sampling, self.tokenizer)
+        answer = _Answer(prompt, sampling, self.tokenizer)
         with self._process.request() as asked:
             ids = marked(prompt, self._image_id, self.info.image_tokens)
-            logprobs = request.sampling.logprobs
-            await asked.ask("generate", pictures, ids=ids, sampling=parameters, logprobs=logprobs)
+            await asked.ask("generate", pictures, ids=ids, sampling=parameters, logprobs=sampling.logprobs)
             while not answer.ended:
                 if (chunk := answer.read(await asked.reply())) is not None:
                     yield chunk

@@ -4,7 +4,6 @@ A project's file comes before the user's, the user's before the built-in one. A 
 into is passed over with a notice: HOME may be unset or unreadable under cron and systemd.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.paths import config_dir
 from ghostvis_cli.profile.document import YAML_TAG, Document, Entry, Fault, read, what
 from ghostvis_cli.profile.secrets import USE_INSTEAD, is_secret_name
 from ghostvis_cli.profile.settings import SECTIONS, keys
@@ -61,16 +61,6 @@ class Stored:
 
 class UnreadableError(UsageError):
     """A profile's file is there and can't be read."""
-
-
-def config_dir(env: Mapping[str, str]) -> Path | None:
-    """GHOSTVIS_CONFIG_DIR, $XDG_CONFIG_HOME/ghostvis, ~/.config/ghostvis; None where there is no home."""
-    if chosen := env.get("GHOSTVIS_CONFIG_DIR"):
-        return Path(chosen)
-    if (xdg := Path(env.get("XDG_CONFIG_HOME", ""))).is_absolute():  # the specification ignores other values
-        return xdg / "ghostvis"
-    home = Path(env.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises without one
-    return home / ".config" / "ghostvis" if home.is_absolute() else None
 
 
 def project_file(cwd: Path) -> Path | None:

@@ -7,11 +7,11 @@ reported at once.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import is_this_machine
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.profile.document import Fault, refuse
 from ghostvis_cli.profile.files import PLACES, Library, Origin, Stored, UnreadableError, Value, unknown
@@ -252,13 +252,6 @@ def _key_leaves(env: Mapping[str, str], resolved: Resolved) -> list[str]:
     if origin.place != "project" or engine.chosen_kind != "remote" or not has_key:
         return []
     host = urlsplit(engine.base_url or "").hostname or ""
-    if host == "localhost" or _is_loopback(host):
+    if is_this_machine(host):
         return []
     return [f"the server's key goes to {host}, as {origin} says"]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from ghostvis_cli.errors import (
+    ContextLengthError,
     EngineError,
     GhostvisError,
     InputError,
@@ -45,6 +46,10 @@ class ApiError(Exception):
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
+def too_long(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
 def stopping() -> ApiError:
     return ApiError(503, "the server is shutting down", code="shutting_down", retry_after_s=5)
 
@@ -54,6 +59,8 @@ def as_api_error(error: Exception, request_id: str) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ContextLengthError():
+            return too_long(error.message)
         case InputError() | RequestError() | UsageError():
             return ApiError(400, error.message)
         case MemoryLimitError():

@@ -6,25 +6,20 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
-
-import uvicorn
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.errors import ExitCode
 from ghostvis_cli.serve.listen import base_url, bind
 from ghostvis_cli.serve.routes import ServerState, create_app
 from ghostvis_cli.serve.settings import Served, ServerSettings
+from ghostvis_cli.serve.wire import Config, Server
 
-T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT_S = 5.0  # what requests get to say their last word once the drain is over
-KEEP_ALIVE_S = 30  # longer than clients keep idle connections (httpx: 5 s), so that the client closes first
 
 
 async def serve(
@@ -43,7 +38,7 @@ async def serve(
     """
     listener = bind(settings)
     state = ServerState(settings)
-    server = _Server(_uvicorn_config(state))
+    server = Server(Config(create_app(state), settings))
     stop = asyncio.Event()
     with listener, _stop_signals(stop):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -65,51 +60,6 @@ async def serve(
     return ExitCode.OK
 
 
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """The result of blocking `work`. It holds up nobody who leaves meanwhile, as asyncio's threads do."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: Callable[[], None]) -> None:
-        if not future.done():
-            outcome()
-
-    def run() -> None:
-        try:
-            outcome = partial(future.set_result, work())
-        except BaseException as error:
-            outcome = partial(future.set_exception, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=run, name="ghostvis-load", daemon=True).start()
-    return await future
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, which would end the process by the signal after the drain."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _uvicorn_config(state: ServerState) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(state),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        headers=[("server", "ghostvis")],
-        timeout_keep_alive=KEEP_ALIVE_S,
-    )
-
-
 async def _open(load_engine: Callable[[], Awaitable[Served]]) -> Served:
     """Load, then generate one token: what is built on first use is built before anyone waits for it."""
     served = await load_engine()
@@ -129,7 +79,7 @@ async def _close(loading: asyncio.Task[Served]) -> None:
         await loading.result().engine.aclose()
 
 
-async def _drain(server: _Server, state: ServerState, serving: asyncio.Task[None]) -> None:
+async def _drain(server: Server, state: ServerState, serving: asyncio.Task[None]) -> None:
     """Take in nothing more, let what runs finish within the time allowed, cut the rest short."""
     state.draining = True
     server.should_exit = True

@@ -15,12 +15,12 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from ghostvis_cli import files, scratch
 from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.sglang_runtime import Value
@@ -188,7 +188,7 @@ class _Lives:
     async def _running(self, log: SGLangLog) -> AsyncIterator[Child]:
         launch = self._launch
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="ghostvis-serve-")))
+            folder = stack.enter_context(scratch.folder())
             config, descriptors = None, []
             if self._secrets:
                 config, descriptor = _unwritten(folder / "keys.yaml", self._secrets)
@@ -277,7 +277,7 @@ def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
     for entry in directory.iterdir():
         if entry.name != file.name:
             (place / entry.name).symlink_to(entry.resolve())
-    (place / file.name).write_text(json.dumps(config | wanted), encoding="utf-8")
+    files.write(place / file.name, json.dumps(config | wanted).encode(), durable=False)
     return place
 
 

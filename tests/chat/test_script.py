@@ -133,6 +133,16 @@ def test_quiet_leaves_only_errors_on_stderr() -> None:
     assert done.stderr.startswith("ghostvis: error: line 4: there is no command /nothing\nhint: ")
 
 
+def test_an_exported_conversation_finds_stdout_by_its_name_too() -> None:
+    with scripted(saying("hello")) as server:
+        command = [processes.GHOSTVIS, "chat", *at(server)]
+        given = lines("hi", "/export json -f /dev/stdout", "and?").encode()
+        done = subprocess.run(command, input=given, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.count(b"hello"), done.stdout.count(b'"hi"')) == (0, 3, 1), (
+        done.stderr
+    )
+
+
 def test_an_exported_conversation_may_go_to_stdout() -> None:
     with scripted(saying("yes")) as server:
         done = run(lines("hi", "/export json -"), *at(server))

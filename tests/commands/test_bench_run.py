@@ -17,7 +17,8 @@ from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import ExitCode
 from ghostvis_cli.profile import Profile, resolve
 from ghostvis_cli.profile.settings import EngineSettings
-from tests.engines.serving import PATIENCE_S, BreaksLater, Recorder, Served, running
+from ghostvis_cli.serve.settings import Served
+from tests.engines.serving import PATIENCE_S, BreaksLater, Recorder, running
 
 SMALL = ("--output-len", "4", "--prompt-len", "8", "--warm-up", "1")
 DEMO = ("--source", "demo", *SMALL)

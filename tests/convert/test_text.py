@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 
 from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import LOGIT_SOFTCAP
-from ghostvis_cli.prompt import Message, render, render_for_reply
+from ghostvis_cli.prompt import Message, Role, render, render_for_reply
 from tests.conftest import DATA, Reference
 from tests.convert.conversions import converted
 
@@ -123,7 +124,7 @@ def _plain(tokenizer, text):
 
     pattern = "(" + "|".join(map(re.escape, tokenizer.specials)) + ")"
     pieces = re.split(pattern, text)
-    ids = []
+    ids: list[int] = []
     for piece in pieces:
         ids += [tokenizer.special(piece)] if piece in tokenizer.specials else tokenizer.encode(piece)
     return ids
@@ -140,7 +141,7 @@ CONVERSATIONS = [
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize("turns", CONVERSATIONS)
 def test_the_chat_template_gives_the_ids_of_our_own_prompts(
-    text_reference: Reference, directory: Path, turns: list[tuple[str, str]], as_list: bool
+    text_reference: Reference, directory: Path, turns: list[tuple[Any, str]], as_list: bool
 ) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     ours = text_reference.load().tokenizer
@@ -155,7 +156,7 @@ def test_the_chat_template_gives_the_ids_of_our_own_prompts(
 
 def test_a_closed_conversation_renders_as_in_training(text_reference: Reference, directory: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    turns = [("user", "Hi"), ("assistant", "Hello.")]
+    turns: list[tuple[Role, str]] = [("user", "Hi"), ("assistant", "Hello.")]
     got = theirs.apply_chat_template([{"role": r, "content": t} for r, t in turns], return_dict=False)
     expected = render([Message.of(role, text) for role, text in turns], text_reference.load().tokenizer)
     assert got == list(expected.ids)

@@ -4,15 +4,16 @@ import asyncio
 import random
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import torch
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
-from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.engines.local.decode import Eager, Padded, one_step
 from ghostvis_cli.engines.local.packing import PackedLinear, pack
@@ -52,7 +53,7 @@ def run_ids(reference: Reference, ids: list[int], sampling: Sampling) -> list[in
     return sequence.output
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "engine": {"temperature": 0.0},
     "engine_rep1.1": {"temperature": 0.0, "repetition_penalty": 1.1},
     "engine_t0.8_k20_seed42": {"temperature": 0.8, "top_k": 20, "top_p": 1.0, "seed": 42},
@@ -75,7 +76,7 @@ def test_tokens_equal_the_recorded_ones(case: str, prompt: str, name: str) -> No
 
 @pytest.mark.parametrize("layout", ["inline", "prepend", "prepend_slots", "prepend_literal"])
 async def test_greedy_tokens_of_every_layout_equal_the_recorded_ones(
-    vlm_reference: Reference, layout: str
+    vlm_reference: Reference, layout: Any
 ) -> None:
     recorded = vlm_reference.greedy(f"{layout}/kv")
     loaded = vlm_reference.load()
@@ -347,7 +348,7 @@ def padded(decoder):
 
 @pytest.mark.parametrize("prefill_tokens", [9, 64, 512])
 def test_padded_rows_disturb_neither_neighbours_nor_the_prompt_being_read(prefill_tokens: int) -> None:
-    def run(decode: type) -> list[list[int]]:
+    def run(decode: Callable[[Any], Any]) -> list[list[int]]:
         loaded = tiny_model()
         scheduler = Scheduler(
             loaded.model,
@@ -409,10 +410,10 @@ async def test_an_abandoned_request_stops_long_before_its_end(engine: LocalEngin
 async def test_a_request_that_fails_alone_leaves_its_neighbours_alone(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ghostvis_cli.engines.local.scheduler as scheduler
+    from ghostvis_cli.engines.local import sampling, scheduler
 
     expected = await complete(engine, ask("a quiet neighbour", max_tokens=30, ignore_eos=True))
-    real = scheduler.sample
+    real = sampling.sample
 
     def sometimes(logits, sampling, generator):
         if sampling.seed == 13:
@@ -429,9 +430,10 @@ async def test_a_request_that_fails_alone_leaves_its_neighbours_alone(
         ),
         return_exceptions=True,
     )
-    assert results[0].token_ids == expected.token_ids
-    assert isinstance(results[1], GhostvisError)
-    assert results[2].finish_reason in ("length", "stop")
+    quiet, failed, ended = results
+    assert isinstance(quiet, Completion) and quiet.token_ids == expected.token_ids
+    assert isinstance(failed, GhostvisError)
+    assert isinstance(ended, Completion) and ended.finish_reason in ("length", "stop")
 
 
 async def test_the_coldest_temperatures_are_greedy(engine: LocalEngine) -> None:

@@ -5,6 +5,7 @@ import json
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -13,7 +14,7 @@ import openai
 import pytest
 from PIL import Image
 
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage, complete
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
 from ghostvis_cli.errors import (
     EngineError,
@@ -90,11 +91,9 @@ def test_a_stream_on_the_wire_is_events_and_done(server: Running) -> None:
 
 async def test_the_async_client_gets_many_answers_at_once(server: Running) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        create: Any = client.chat.completions.create
         calls = [
-            client.chat.completions.create(
-                model="fake", messages=[{"role": "user", "content": f"number {n}"}]
-            )
-            for n in range(20)
+            create(model="fake", messages=[{"role": "user", "content": f"number {n}"}]) for n in range(20)
         ]
         answers = await asyncio.gather(*calls)
     assert [answer.choices[0].message.content for answer in answers] == [f"number {n}" for n in range(20)]
@@ -141,8 +140,44 @@ def test_what_a_request_leaves_out_comes_from_the_settings() -> None:
             extra_body={"top_k": -1, "min_p": 0.25, "repetition_penalty": 1.5, "ignore_eos": True},
         )
     plain, full = (request.sampling for request in engine.requests[1:])
-    assert plain == defaults
+    assert plain == replace(defaults, max_tokens=4096)  # the model's context: see the next test
     assert full == Sampling(9, 0, 0.5, 0, 0.25, 1.5, ("y",), None, None, True)
+
+
+@pytest.mark.parametrize(("started_with", "tokens"), [(None, 20 - 6), (3, 3), (50, 20 - 6)])
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_without_a_limit_takes_the_rest_of_the_context(
+    started_with: int | None, tokens: int, route: str
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "one two three four five six"}]}
+    body = asked if "chat" in route else {"prompt": "one two three four five six"}
+    with running(Endless(context_tokens=20), max_tokens=started_with) as server:
+        choice = json.loads(server.send("POST", route, body)[2])
+    assert choice["choices"][0]["finish_reason"] == "length"
+    assert choice["usage"]["completion_tokens"] == tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "w " * 50}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "w"}] * 50}, "messages"),
+        ("/v1/chat/completions", {"messages": USER, "max_tokens": 50}, "messages"),
+        ("/v1/completions", {"prompt": "w " * 50}, "prompt"),
+        ("/v1/completions", {"prompt": "w" * 2_000_000}, None),
+        ("/tokenize", {"prompt": "w" * 2_000_000}, None),
+    ],
+)
+def test_what_is_too_long_has_openais_code(
+    route: str, body: dict[str, Any], param: str | None, stream: bool
+) -> None:
+    with running(Endless(context_tokens=20), vocabulary=Letters()) as server:
+        status, _, answer = server.send(
+            "POST", route, body | ({"stream": True} if stream and "v1" in route else {})
+        )
+    error = json.loads(answer)["error"]
+    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", param)
 
 
 def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
@@ -185,6 +220,18 @@ def test_text_completions_take_several_prompts_and_stream(server: Running) -> No
     chunks = list(completions.create(model="fake", prompt="a b c", stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == "a b c"
     assert (chunks[-1].choices[0].text, chunks[-1].choices[0].finish_reason) == ("", "stop")
+
+
+class Endless(FakeEngine):
+    """Repeats the prompt's first word as often as it is let."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        text = request.messages[-1].text if request.messages else request.prompt or ""
+        words = len(" ".join(message.text for message in request.messages).split()) or len(text.split())
+        sampling = request.fitted(words, self.info.context_tokens or 0)
+        for _ in range(sampling.max_tokens):
+            yield Chunk("w ", (2,))
+        yield Chunk(finish_reason="length", usage=Usage(words, sampling.max_tokens))
 
 
 class Stalls(FakeEngine):
@@ -295,6 +342,75 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
 
 # --- refusals
 
+# Of other servers and of slips, in each place of a body that has fields.
+STRAY = [
+    *(
+        "guided_json",
+        "guided_regex",
+        "structured_outputs",
+        "grammar",
+        "stop_sequences",
+        "n_predict",
+        "options",
+    ),
+    *("truncate_prompt_tokens", "images", "image_data", "prompt", "max_new_tokens", "typical_p", "mirostat"),
+]
+
+
+@pytest.mark.parametrize("field", STRAY)
+def test_a_field_that_is_not_honoured_is_refused_by_its_name(server: Running, field: str) -> None:
+    status, body = server.chat(**{field: "x"})
+    assert (status, body["error"]["param"], body["error"]["code"]) == (400, field, "unknown_parameter")
+    assert field in body["error"]["message"]
+
+
+URL = "data:image/png;base64,AAAA"
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"content": "a", "images": ["AAAA"]}, "images"),
+        ({"content": "a", "image_data": "AAAA"}, "image_data"),
+        ({"content": "a", "image_url": URL}, "image_url"),
+        ({"content": "a", "prefix": True}, "prefix"),
+        ({}, "content"),
+        ({"content": None}, "content"),
+        ({"content": [{"type": "text", "content": "a"}]}, "content[0].content"),
+        ({"content": [{"type": "text"}]}, "content[0].text"),
+        ({"content": [{"type": "text", "text": "a", "image_url": {"url": URL}}]}, "content[0].image_url"),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": URL, "crop": 1}}]},
+            "content[0].image_url.crop",
+        ),
+        ({"content": [{"type": "image_url", "image_url": {"url": URL}, "url": URL}]}, "content[0].url"),
+    ],
+)
+def test_fields_within_a_message_are_held_to_the_same(
+    server: Running, message: dict[str, Any], param: str
+) -> None:
+    status, body = server.chat(messages=[{"role": "user", **message}])
+    assert (status, body["error"]["param"]) == (400, f"messages[0].{param}")
+
+
+def test_what_clients_send_along_is_no_reason_to_refuse(server: Running) -> None:
+    """The fields of the openai client's own answers, sent back as they came, and those of its callers."""
+    said = server.client().chat.completions.create(model="fake", messages=USER).choices[0].message
+    turn = {**said.model_dump(), "annotations": [], "provider_specific_fields": None, "reasoning_content": ""}
+    parts = [{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}, image_part(picture())]
+    status, _ = server.chat(
+        messages=[*USER, turn, {"role": "user", "content": parts}],
+        stream_options={"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": False},
+        store=False,
+        prompt_cache_key="a",
+        safety_identifier="b",
+        reasoning_effort="low",
+        chat_template_kwargs={"enable_thinking": False},
+        parallel_tool_calls=True,
+        tool_choice="auto",
+    )
+    assert status == 200
+
 
 @pytest.mark.parametrize(
     ("fields", "param"),
@@ -314,24 +430,26 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
         ({"n": True}, "n"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": 5.5}, "max_tokens"),
-        ({"temperature": 101}, None),
+        ({"temperature": 101}, "temperature"),
         ({"temperature": [1]}, "temperature"),
-        ({"top_p": 0}, None),
-        ({"seed": -1}, None),
+        ({"top_p": 0}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": -1}, "max_completion_tokens"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": []}, "stream_options"),
-        ({"stop": [""]}, None),
+        ({"stop": [""]}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": 5}, "stop"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"regex": "a+"}, "regex"),
-        ({"temprature": 0.5}, "temperature"),
-        ({"max_tokens": 5000}, None),
+        ({"temprature": 0.5}, "temprature"),
+        ({"max_tokens": 5000}, "messages"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_names_the_field(
@@ -344,7 +462,7 @@ def test_what_cannot_be_done_is_refused_and_names_the_field(
 
 def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
     neutral = {"tools": [], "response_format": {"type": "text"}, "presence_penalty": 0.0, "logit_bias": {}}
-    ignored = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "a_field_of_2030": 1, "n": None}
+    ignored = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "n": None, "n_predict": None}
     assert server.chat(**neutral, **ignored)[0] == 200
 
 
@@ -372,7 +490,7 @@ def test_bodies_that_are_no_valid_request_get_400(server: Running, body: bytes) 
 
 def test_a_refusal_never_repeats_what_was_sent(server: Running) -> None:
     secret = "c2VjcmV0" * 50
-    attempts = [
+    attempts: list[dict[str, Any]] = [
         {"messages": user(image_part(f"data:image/png;base64,{secret}"))},
         {"messages": user(image_part(f"https://{secret}.example/"))},
         {"messages": user({"type": secret})},

@@ -15,6 +15,7 @@ import time
 import tracemalloc
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -386,7 +387,13 @@ def test_paths_bytes_streams_and_pictures_give_the_same_pixels(tmp_path: Path, m
     original = encoded(noise())
     (tmp_path / "a b.png").write_bytes(original)
     monkeypatch.setenv("HOME", str(tmp_path))
-    sources = ["~/a b.png", tmp_path / "a b.png", (tmp_path / "a b.png").as_uri(), original, noise()]
+    sources: list[Any] = [
+        "~/a b.png",
+        tmp_path / "a b.png",
+        (tmp_path / "a b.png").as_uri(),
+        original,
+        noise(),
+    ]
     digests = {load_image(source).digest for source in sources}
     digests.add(load_image("-", stdin=io.BytesIO(original)).digest)
     assert digests == {from_bytes(original, "x").digest}
@@ -606,20 +613,31 @@ ORIGINALS = [
 ORIGINALS += [oriented(kind, 6) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
-@given(
-    st.sampled_from(ORIGINALS), st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12)
-)
-def test_flipped_bytes_never_cause_anything_but_an_input_error(original: bytes, flips: Any) -> None:
-    damaged = bytearray(original)
-    for place, value in flips:
-        damaged[place % len(damaged)] = value
-    with suppress(InputError):
-        image = from_bytes(bytes(damaged), "x")
-        assert image.pil().size == (image.width, image.height)
+def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
+    given_ = Counter[str]()
+
+    @settings(max_examples=1500, derandomize=True)
+    @given(
+        st.sampled_from(ORIGINALS),
+        st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12),
+    )
+    def flip(original: bytes, flips: list[tuple[int, int]]) -> None:
+        damaged = bytearray(original)
+        for place, value in flips:
+            damaged[place % len(damaged)] = value
+        try:
+            image = from_bytes(bytes(damaged), "x")
+        except InputError:
+            given_["refusal"] += 1
+        else:
+            given_["picture"] += 1
+            assert image.pil().size == (image.width, image.height)
+
+    flip()
+    assert min(given_["refusal"], given_["picture"]) > 150, given_
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.sampled_from([b"", *(original[:16] for original in ORIGINALS)]), st.binary(max_size=300))
 def test_random_bytes_never_cause_anything_but_an_input_error(beginning: bytes, rest: bytes) -> None:
     with suppress(InputError):
@@ -727,10 +745,7 @@ def site() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def nothing_seen() -> None:
     Site.seen.clear()
 
 
@@ -827,9 +842,10 @@ def proxied(site: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_proxy_is_used_and_resolves_names_itself(proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
-    def only_numbers(host: str, *rest: Any, flags: int = 0, **named: Any) -> Any:
-        assert host != "pictures.invalid" or flags & socket.AI_NUMERICHOST, "looked up here"
-        return real(host, *rest, flags=flags, **named)
+    def only_numbers(host: str, *rest: Any, **named: Any) -> Any:
+        numeric = named.get("flags", 0) & socket.AI_NUMERICHOST
+        assert host != "pictures.invalid" or numeric, "looked up here"
+        return real(host, *rest, **named)
 
     monkeypatch.setattr("socket.getaddrinfo", only_numbers)
     assert load_image("http://pictures.invalid/ok.jpg?x=1").data == PICTURE

@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostvis_cli.checkpoint.locate import SOURCE_DIRS
@@ -122,6 +122,7 @@ def test_what_was_chosen_is_told_from_what_is_a_default(place: Place) -> None:
 LAYERS = st.lists(st.dictionaries(st.sampled_from(sorted(keys())), st.integers(), max_size=6), max_size=5)
 
 
+@settings(deadline=None)
 @given(LAYERS)
 def test_of_several_layers_the_last_that_has_a_key_wins(layers: list[dict[str, int]]) -> None:
     given_by = Origin("flag", "flag")
@@ -135,6 +136,7 @@ def test_of_several_layers_the_last_that_has_a_key_wins(layers: list[dict[str, i
             assert value == keys()[path].default
 
 
+@settings(deadline=None)
 @given(LAYERS)
 def test_merging_in_two_steps_is_merging_in_one(layers: list[dict[str, int]]) -> None:
     given_by = Origin("flag", "flag")
@@ -714,11 +716,12 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
 # --- printing
 
 
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
         optional={
-            "system": st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30),
+            "system": st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30),
             "model.model_tag": st.sampled_from(
                 ["012", "on", "null", "~", "a: b", "# x", "'", '"', "1e5", "2026-01-01"]
             ),
@@ -731,7 +734,7 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
 )
 def test_what_show_prints_is_a_profile_with_the_same_values(
     tmp_path_factory, flags: dict[str, object]
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     directory = tmp_path_factory.mktemp("shown")
     printed = resolve(flags=flags, env={"GHOSTVIS_CONFIG_DIR": str(directory)}, cwd=directory)
     (directory / "profiles").mkdir()
@@ -899,5 +902,5 @@ def test_resolving_loads_no_model_code() -> None:
 
 
 def test_built_in_profiles_are_plain_yaml() -> None:
-    for path in (ROOT / "profiles").glob("*.yaml"):
-        assert isinstance(yaml.safe_load(path.read_text()), dict)
+    paths = [*(ROOT / "profiles").glob("*.yaml")]
+    assert paths and all(isinstance(yaml.safe_load(path.read_text()), dict) for path in paths)

@@ -15,8 +15,8 @@ from PIL import Image
 from ghostvis_cli import demo
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE
-from ghostvis_cli.sglang_plugin.media import CACHE_VARIABLE, HOSTS_VARIABLE, Picture, Pictures
+from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin.media import CACHE_VARIABLE, Picture, Pictures
 
 SIZE = 16
 SQUARE_MB = SIZE * SIZE * 3 / 2**20
@@ -222,10 +222,7 @@ class Site(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def site() -> Iterator[str]:
     Site.asked = 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,7 +125,7 @@ def test_ranks_on_a_cpu_get_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_arguments_become_flags() -> None:
-    values = {"tp_size": 2, "enable_metrics": True, "skip_server_warmup": False, "model_path": "a b"}
+    values: Any = {"tp_size": 2, "enable_metrics": True, "skip_server_warmup": False, "model_path": "a b"}
     assert flags(values) == ["--tp-size", "2", "--enable-metrics", "--model-path", "a b"]
 
 

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ordered
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -26,6 +25,7 @@ from ghostvis_cli.errors import EngineError, GhostvisError, UsageError
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.decoder import Decoder
 from ghostvis_cli.model.preprocess import preprocess
+from ghostvis_cli.threads import in_daemon_thread, start
 
 if TYPE_CHECKING:
     from ghostvis_cli.engines.local.scheduler import Picture
@@ -99,25 +99,12 @@ class LocalEngine:
         self._closed = False
         self._threads = _choose_threads(loaded.model, settings)
         self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     @classmethod
     async def load(cls, checkpoint: Checkpoint, settings: LocalSettings = LocalSettings()) -> "LocalEngine":
-        """Read a checkpoint and start its engine, without blocking the loop.
-
-        A daemon thread, not the loop's executor: Ctrl-C must not wait for gigabytes to arrive.
-        """
-        future: Future[LocalEngine] = Future()
-        future.set_running_or_notify_cancel()  # whoever stops waiting cancels their wait, not this
-
-        def work() -> None:
-            try:
-                future.set_result(cls.open(checkpoint, settings))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=work, name="ghostvis-load", daemon=True).start()
-        return await asyncio.wrap_future(future)
+        """Read a checkpoint and start its engine, without blocking the loop."""
+        return await in_daemon_thread(partial(cls.open, checkpoint, settings), "ghostvis-load")
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, settings: LocalSettings) -> "LocalEngine":
@@ -135,13 +122,13 @@ class LocalEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if self._closed:
             raise EngineError("the engine is closed")
-        prompt = await self._renderer.prompt(request)
+        prompt, sampling = await self._renderer.prompt(request)
         pictures: list[Picture] = []
         if prompt.images:
             pictures = await asyncio.to_thread(lambda: [self._picture(image) for image in prompt.images])
             if self._closed:
                 raise EngineError("the engine was closed")
-        sequence = Sequence.start(prompt, pictures, request.sampling, self.info.image_tokens)
+        sequence = Sequence.start(prompt, pictures, sampling, self.info.image_tokens)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
         self._inbox.put(partial(self._scheduler.submit, sequence))

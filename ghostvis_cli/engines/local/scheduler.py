@@ -70,6 +70,10 @@ class Sequence:
         prompt = self.prompt
         return Usage(len(prompt.ids), len(self.output), self.cached_tokens, prompt.image_tokens)
 
+    def last(self, count: int) -> list[int]:
+        """The latest ids, of which the answer's last one is not in the cache yet."""
+        return [*self.prompt.ids[-count:], *self.output][-count:]
+
     def seen(self) -> list[int]:
         """Ids that a repetition penalty falls on: each id of prompt and answer once."""
         return sorted({*self.prompt.ids, *self.output} - {VISION_ROW})
@@ -185,14 +189,13 @@ class Scheduler:
     def _read_chunk(self, sequence: Sequence, start: int, end: int) -> Tensor:
         """Run positions start to end of one prompt: hidden rows (1, T, D)."""
         decoder = self.model.decoder
-        ids = np.asarray(sequence.prompt.ids[start:end], dtype=np.int64)
-        vision = ids == VISION_ROW
-        ids[vision] = 0  # any id: its row is replaced
-        x = decoder.embed(torch.from_numpy(ids).to(self.device)[None])
-        if vision.any():
-            first = sequence.prompt.ids[:start].count(VISION_ROW)
-            rows = self._vision_rows(sequence)[first : first + int(vision.sum())]
-            x[0, torch.from_numpy(vision).to(self.device)] = rows
+        begin = max(0, start - decoder.config.reach)
+        ids = sequence.prompt.ids[begin:end]
+        pictures = None
+        if rows := ids.count(VISION_ROW):
+            first = sequence.prompt.ids[:begin].count(VISION_ROW)
+            pictures = self._vision_rows(sequence)[first : first + rows]
+        x = decoder.embed(torch.tensor([ids], device=self.device), pictures)
         positions = torch.arange(start, end, device=self.device)[None]
         step = decoder.plan(positions, first_row=len(self.running), length=end)
         return decoder.trunk(x, step, self.rows.cache)
@@ -220,7 +223,7 @@ class Scheduler:
         self.rows.reserve(len(batch), max(sequence.filled for sequence in batch) + 1)
         logits = self.decode(
             self.rows,
-            [sequence.output[-1] for sequence in batch],
+            [sequence.last(1 + self.model.decoder.config.reach) for sequence in batch],
             [sequence.filled for sequence in batch],
             self.reading.filled if self.reading else 0,
         )
