@@ -289,7 +289,8 @@ def _decode_data_url(url: str, limits: ImageLimits) -> bytes:
     content = unquote_to_bytes(payload)  # never longer than the URL itself
     if not header.lower().endswith(";base64"):
         return content
-    content = re.sub(rb"[\s=]+", b"", content).translate(bytes.maketrans(b"-_", b"+/"))
+    # Not by a regular expression: of 40 MB that would stop every other thread for seconds.
+    content = content.translate(bytes.maketrans(b"-_", b"+/"), b" \t\n\r\f\v=")
     if len(content) * 3 // 4 > limits.max_bytes:
         raise _too_large("data: URL", limits)
     try:
