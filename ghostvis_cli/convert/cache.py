@@ -60,7 +60,7 @@ def is_converted(path: Path) -> bool:
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
-    from ghostvis_cli.engines.factory import constants
+    from ghostvis_cli.checkpoint.choose import constants
 
     certificate = certificate_of(directory)
     if certificate is None:

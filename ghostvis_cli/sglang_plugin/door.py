@@ -109,7 +109,7 @@ def put_in_front(door: Door) -> None:
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 
-    known = {
+    known: dict[Kind, Known] = {
         "chat": _known("chat", ChatCompletionRequest.model_fields),
         "text": _known("text", CompletionRequest.model_fields),
     }

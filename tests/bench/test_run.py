@@ -77,7 +77,8 @@ def test_reasoning_that_can_not_be_told_in_tokens_is_not_reported() -> None:
 
 def test_reasoning_that_is_never_sent_is_no_part_of_the_time_per_token() -> None:
     found = one(Load(1), TimedEngine(first_s=0.5, gap_s=0.01, hides=40))
-    assert (found.figures["tpot_p50"], found.figures["itl_token_p50"]) == (EXACT(0.01), EXACT(0.01))
+    assert found.figures["tpot_p50"] == EXACT(0.01)
+    assert found.figures["itl_token_p50"] == EXACT(0.01)
     assert found.figures["reasoning_tokens"] == 12 * 40
     unsent = "480 reasoning tokens were never sent, so ttft holds the time that they took"
     assert found.notes == (f"a at concurrency=1: {unsent}",)

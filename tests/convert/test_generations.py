@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_guessed_tokens_that_are_taken_back_leave_no_trace(directories: dict[str
 @pytest.mark.parametrize("by_layer", [False, True], ids=["whole", "by layer"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_shapes_pass_their_own_certificate(
-    name: str, by_layer: bool, dtype: str, tmp_path: Path
+    name: str, by_layer: bool, dtype: Any, tmp_path: Path
 ) -> None:
     place = write(tmp_path / "in", name, Shape(rows=300, seq=60, pattern="SSL"))
     plan = run.plan(place, run.ConvertSettings(dtype=dtype, by_layer=by_layer))
