@@ -78,7 +78,7 @@ class Row:
     size: str = "512x384"
     output: int = 16
     concurrency: int = 32
-    words: int = 230
+    words: int = 128
 
     @property
     def name(self) -> str:
@@ -267,7 +267,7 @@ def _ratio(report: Mapping[str, Any], engine: str) -> str:
 
 @contextmanager
 def profiled(server: Server, name: str, place: Path) -> Iterator[None]:
-    """py-spy on each of the server's processes: where its interpreter's lock is held, and what its scheduler does."""
+    """py-spy on each of the server's processes: where the lock is held and what the scheduler does."""
     spies = []
     for use in _seen(server):
         out = place / f"{name}-{use.role.split()[0]}-{use.pid}.txt"
