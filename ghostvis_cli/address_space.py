@@ -1,4 +1,4 @@
-"""The limit that `ulimit -v` sets. Native libraries that reach it end the process: what can't fit is refused before."""
+"""The limit that `ulimit -v` sets. Native libraries that reach it end the process, so what can't fit is refused."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def spare() -> None:
-    """One thread for each library: more take their share of a limited space, and OpenMP exits where none is left."""
+    """One thread for each library: more take their share of the space, and OpenMP exits where none is left."""
     if _limit() is not None:
         for name in THREADS:
             os.environ.setdefault(name, "1")
