@@ -8,15 +8,22 @@ from pathlib import Path
 from ghostvis_cli import sizes
 from ghostvis_cli.errors import MemoryLimitError
 
-TORCH_BYTES = 650 * 10**6  # that the libraries of a CPU build take; one for GPUs takes more
+TORCH_BYTES = 700 * 10**6  # that the libraries of a CPU build take, and a little to work in
+M_ARENA_MAX = -8  # of glibc
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def spare() -> None:
-    """One thread for each library: each takes its share of a limited space, and OpenMP exits where none is left."""
-    if _limit() is not None:
-        for name in THREADS:
-            os.environ.setdefault(name, "1")
+    """One thread for each library: more take their share of the space, and OpenMP exits where none is left."""
+    if _limit() is None:
+        return
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
+    with suppress(OSError, AttributeError):  # another C library
+        import ctypes
+
+        # One heap for all threads, each of which reserves 64 MiB otherwise.
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def require_for_torch() -> None:
@@ -29,7 +36,7 @@ def require_for_torch() -> None:
         if limit - taken < TORCH_BYTES:
             left = f"{sizes.shown(limit - taken)} of address space are left"
             raise MemoryLimitError(
-                f"out of memory: {left}, and torch takes more than {sizes.shown(TORCH_BYTES)}",
+                f"out of memory: {left}, and torch needs more than {sizes.shown(TORCH_BYTES)}",
                 hint="ulimit -v unlimited, or --base-url of a server elsewhere",
             )
 
