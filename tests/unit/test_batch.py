@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ghostvis_cli import encoding
 from ghostvis_cli.batch.journal import Journal, Progress
 from ghostvis_cli.batch.manifest import Manifest, fingerprint
 from ghostvis_cli.batch.rows import CHAT_URL, TEXT_URL, ImageSource, Row, RunSettings, Turn, read_row
@@ -200,6 +201,44 @@ def test_byte_order_mark_line_ends_blank_lines_and_a_missing_last_one_are_no_fau
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n   \n{"prompt": "\xc3\xa9\xf0\x9f\x98\x80"}')
     assert [(each.index, each.id) for each in rows_of(path)] == [(0, 1), (1, 4)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_rows_are_read_in_every_encoding_and_with_every_line_end(tmp_path: Path, form: str, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    mark = "\ufeff" if form.endswith("-be") else ""
+    rows = ('{"prompt": "a"}', "", "  ", '{"prompt": "é😀"}')
+    path.write_bytes((mark + end.join(rows)).encode(form))
+    assert [(each.index, each.id) for each in rows_of(path)] == [(0, 1), (1, 4)]
+
+
+def test_line_ends_and_characters_may_be_cut_by_any_piece() -> None:
+    whole = "\ufeffé😀\r\n\rb\n\r".encode()
+    for form in ("utf-8", "utf-16-le", "utf-32-be"):
+        content = whole.decode().encode(form)
+        for at in range(len(content)):
+            found = list(encoding.lines([content[:at], b"", content[at:]], "x", 100))
+            assert found == ["é😀".encode(), b"", b"b", b""], (form, at)
+
+
+def test_a_line_that_is_too_long_is_none_however_it_comes() -> None:
+    for at in range(12):
+        content = b"12345\n123456\rab"
+        assert list(encoding.lines([content[:at], content[at:]], "x", 5)) == [b"12345", None, b"ab"]
+
+
+@pytest.mark.parametrize("form", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_rows_in_utf_16_without_a_mark_are_called_what_they_are(tmp_path: Path, form: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"prompt": "a"}'.encode(form))
+    with pytest.raises(InputError, match="seems to be UTF-16 or UTF-32 without a byte order mark"):
+        rows_of(tmp_path / "rows.jsonl")
+
+
+def test_broken_utf_16_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"prompt": "a"}'.encode("utf-16")[:-1])
+    with pytest.raises(InputError, match="is not UTF-16 text: truncated data"):
+        rows_of(tmp_path / "rows.jsonl")
 
 
 def test_all_faults_are_told_with_their_lines_and_the_list_is_short(tmp_path: Path) -> None:
