@@ -179,9 +179,17 @@ class Batch:
 
     async def _answer(self, row: Row) -> Answer:
         make = partial(row.request, self.load)
-        return await ask(
+        answer = await ask(
             self.engine, await in_daemon_thread(make, "ghostvis-pictures") if row.pictures else make()
         )
+        if answer.completion.finish_reason == "abort" and not self._filters():
+            raise EngineError("the answer was cut short: the server is stopping, or somebody aborted it")
+        return answer
+
+    def _filters(self) -> bool:
+        """Whether an answer that was cut short may be what a content filter left of it: nobody else's are."""
+        server = getattr(self.engine, "server", None)
+        return server is not None and server.kind == "openai"
 
     async def _record(self, row: Row, content: dict[str, Any], code: int | None) -> None:
         about = {"schema_version": SCHEMA_VERSION, "id": row.id, "index": row.index}

@@ -23,7 +23,7 @@ from ghostvis_cli.batch.rows import CHAT_URL, TEXT_URL, ImageSource, Row, RunSet
 from ghostvis_cli.batch.run import ENGINE_ERRORS_IN_A_ROW, Batch, JournalSink
 from ghostvis_cli.batch.source import RowFile
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import (
     EngineError,
@@ -526,6 +526,18 @@ async def test_no_more_rows_are_in_flight_than_asked_for(bench: Bench) -> None:
     engine = Counting()
     await bench.run(engine, concurrency=3)
     assert engine.most == 3
+
+
+async def test_an_answer_that_a_stopping_server_cut_short_is_left_to_the_next_run(tmp_path: Path) -> None:
+    class Stopping(FakeEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            yield Chunk("half an", (1,))
+            yield Chunk(finish_reason="abort", usage=Usage(1, 1))
+
+    bench = Bench(tmp_path, "a", "b")
+    with pytest.raises(EngineError, match="cut short"):
+        await bench.run(Stopping())
+    assert not bench.out.exists() or not bench.out.read_bytes()
 
 
 async def test_half_a_surrogate_pair_in_an_answer_is_written_as_json_spells_it(tmp_path: Path) -> None:
