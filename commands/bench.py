@@ -182,15 +182,15 @@ def bench(
         _refuse_before_a_command(ctx)
         return
     from ghostvis_cli.bench import schema
-    from ghostvis_cli.bench.job import exit_code, run_job
+    from ghostvis_cli.bench.job import engine_profiles, exit_code, run_job
     from ghostvis_cli.bench.report import check_place_to_measure, lines, save_measured
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, (), several=ctx.params["engines"] is not None)
     job = _job(ctx)
-    if _leaves_the_model_out(ctx):
-        output.notice("only --against is measured: --engines local measures the model beside it")
+    measured = engine_profiles(job, resolved.profile).values()
+    options.heed(resolved, [each.engine.chosen_kind for each in measured], option="--engines")
     check_place_to_measure(output_file)
     with ExitStack() as kept:
         report, cut = endings.run(run_job(job, resolved.profile, output, kept))
@@ -205,13 +205,6 @@ def bench(
         if cut is not None:
             cut.take_effect()
     raise typer.Exit(exit_code(report.runs))
-
-
-def _leaves_the_model_out(ctx: typer.Context) -> bool:
-    """A model was named, and only servers will be asked."""
-    given = ctx.params
-    named = any(given[name] is not None for name in ("source", "model_tag", "checkpoint_path"))
-    return bool(given["against"]) and named and not (given["engines"] or given["base_url"])
 
 
 def _wants_records(path: str | None) -> bool:

@@ -262,10 +262,12 @@ async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show
     failures: list[GhostvisError] = []
     for task in tasks:
         try:
-            quiet_show.whole(await task, engine)
+            answer = await task
         except GhostvisError as error:
             failures.append(error)
             output.error(error)
+        else:  # what can't be written is no failure of a prompt
+            quiet_show.whole(answer, engine)
     if not failures:
         return ExitCode.OK
     return ExitCode.PARTIAL if len(failures) < len(tasks) else int(failures[0].code)

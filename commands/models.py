@@ -30,7 +30,7 @@ def models(
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, base_dir_of, is_base_chosen
 
     options.talk(quiet, verbose, color)
-    model = options.resolve_profile(ctx).profile.model
+    model = options.resolve_profile(ctx, ()).profile.model
     base = base_dir_of(model)
     if is_base_chosen(model) and not base.is_dir():
         raise ModelError(

@@ -35,8 +35,8 @@ EXAMPLES = """Examples:
 
   GHOSTVIS_API_KEY=... ghostvis serve --host 0.0.0.0
 
-SGLang serves where it can be used, else the local engine. The address is the first line on stdout: with SGLang once
-it is ready, with the local engine at once (/readyz says 200 once the model is loaded and warm).
+SGLang serves where it can be used, else the local engine. The address is the first line on stdout, once requests
+are answered.
 """
 
 
@@ -69,6 +69,22 @@ def serve(
         list[str] | None,
         typer.Option(
             "--allow-image-host", metavar="HOST", help="Fetch pictures from this host too. Repeatable."
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            metavar="ORIGIN",
+            help="Let web pages of this origin in besides this machine's, as https://a.example. Repeatable.",
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="Answer requests for this host name too; without a key only this machine's. Repeatable.",
         ),
     ] = None,
     max_body_mb: Annotated[
@@ -140,9 +156,10 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
     options.talk(quiet, verbose, color)
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, ())
     chosen = resolved.profile
     kind = _kind(chosen)
+    options.heed(resolved, ("local server",) if kind == "local" else ("sglang server",))
     if log_file is not None:
         output.log_to(Path(log_file), ctx.command_path)
     typed = {
@@ -157,6 +174,8 @@ def serve(
         **{name: value for name, value in typed.items() if value is not None},  # type: ignore[arg-type]
         api_key=_api_key(chosen, api_key_env),
         allowed_image_hosts=tuple(allow_image_host or ()),
+        allowed_hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(map(_origin, cors_origin or ())),
         image_limits=chosen.images,
         sampling=chosen.sampling,
         max_tokens=chosen.sampling.max_tokens if resolved.chose("sampling.max_tokens") else None,
@@ -210,12 +229,32 @@ def _api_key(profile: "Profile", variable: str | None) -> str | None:
     return read_api_key(engine)
 
 
+def _origin(text: str) -> str:
+    from ghostvis_cli.serve.settings import origin_of
+
+    try:
+        return origin_of(text)
+    except ValueError as error:
+        message = f"--cors-origin {text!r} is not an origin"
+        raise UsageError(message, hint="--cors-origin https://app.example:8443") from error
+
+
 def _log_to_stderr(quiet: bool, verbose: bool) -> None:
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(
         stream=sys.stderr, level=max(level, logging.WARNING), format="%(asctime)s %(message)s"
     )
     logging.getLogger("ghostvis").setLevel(level)
+
+
+def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, json: bool) -> None:
+    """The line on stdout. It means the same on every engine: requests are answered."""
+    if not json:
+        output.answer(f"{url}\n")
+        return
+    record = {"url": url, "port": urlsplit(url).port, "pid": os.getpid(), "engine": engine}
+    record |= {"model": model, "context_tokens": context_tokens}
+    output.record({"schema_version": output.SCHEMA_VERSION, **record})
 
 
 async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) -> int:
@@ -233,18 +272,15 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
         return Served(engine, getattr(engine, "tokenizer", None))
 
     def on_bound(url: str) -> None:
-        if json:
-            record = {"url": url, "port": urlsplit(url).port, "pid": os.getpid()}
-            output.record({"schema_version": output.SCHEMA_VERSION, **record})
-        else:
-            output.answer(f"{url}\n")
+        output.notice(f"{url} is taken; loading the model")
 
-    def on_ready(served: Served) -> None:
+    def on_ready(url: str, served: Served) -> None:
         info = served.engine.info
         for line in info.notices:
             output.notice(line)
         loaded_s = time.perf_counter() - started_s
         output.notice(f"ready after {loaded_s:.1f} s: {served.name(settings)} on {info.device}, {info.dtype}")
+        _announce(url, served.name(settings), info.context_tokens, engine="local", json=json)
 
     return await local_server.serve(settings, load, on_bound=on_bound, on_ready=on_ready)
 
@@ -271,12 +307,7 @@ def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSe
         took_s = time.perf_counter() - started_s
         context = f"context {about.context_tokens} tokens, " if about.context_tokens else ""
         output.notice(f"ready after {took_s:.1f} s: {about.model} at {url}, {context}{dtype}")
-        if not json:
-            output.answer(f"{url}\n")
-            return
-        record = {"url": url, "port": settings.port, "pid": os.getpid(), "engine": "sglang"}
-        record |= {"model": about.model, "context_tokens": about.context_tokens}
-        output.record({"schema_version": output.SCHEMA_VERSION, **record})
+        _announce(url, about.model, about.context_tokens, engine="sglang", json=json)
 
     def on_line(line: str) -> None:
         output.child_line(line if output.verbose() else shortened(line), notable=is_notable(line))

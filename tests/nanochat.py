@@ -99,7 +99,7 @@ def write(place: Path, name: str, shape: Shape = Shape(), seed: int = 0, **meta:
     directory = place / "base_checkpoints" / f"d{shape.layers}"
     directory.mkdir(parents=True)
     torch.save(state_of(name, shape, seed), directory / "model_000010.pt")
-    config = {
+    config: dict[str, Any] = {
         "sequence_len": shape.seq,
         "vocab_size": VOCABULARY,
         "n_layer": shape.layers,

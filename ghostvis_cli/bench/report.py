@@ -153,6 +153,7 @@ def lines(report: Report) -> Iterator[str]:
         yield from prefix_lines(prefix_section(report))
     answered = [each for each in report.summaries if (found := each.figures.get("requests")) and found.value]
     yield from map(metrics.reuse, answered)
+    yield from filter(None, map(metrics.reasoning, answered))
     yield from ratios.lines(ratios.ratios(report.runs))
     for note in report.notes:
         yield f"note: {note}"

@@ -86,8 +86,10 @@ class Conversation:
         """
         from ghostvis_cli.engines.factory import make_engine
         from ghostvis_cli.profile import resolve
+        from ghostvis_cli.profile.readers import heeded
 
         resolved = await asyncio.to_thread(resolve, name, flags=self._kept)
+        resolved = heeded(resolved, (resolved.profile.engine.chosen_kind,))
         profile = _for_chat(resolved)
         async with self._door:
             engine = await make_engine(profile)

@@ -238,6 +238,11 @@ class _Classifier:
         layers = self.count(r"transformer\.h\.(\d+)\.")
         heads, kv_heads = self.heads(generation, layers, width)
         mlp_type, gate_up = self.mlp_names()
+        if generation is not PLAIN and (mlp_type != "relu2" or self.biased):
+            raise ModelError(
+                f"it is a fork of nanochat: {generation.words} with "
+                + ("attention biases" if self.biased else "a swiglu MLP")
+            )
         sequence_len = self.constant("sequence_len", self.sequence_len(), "the meta file")
         config = DecoderConfig(
             sequence_len=sequence_len,
@@ -248,7 +253,7 @@ class _Classifier:
             n_embd=width,
             intermediate_size=self.shape(f"transformer.h.0.mlp.{gate_up[0]}.weight")[0],
             mlp_type=mlp_type,
-            attention_bias="transformer.h.0.attn.c_q.bias" in self.tensors,
+            attention_bias=self.biased,
             rope_theta=self.theta(generation),
             softcap=self.constant("softcap", generation.softcap, generation.name),
             generation=generation,
@@ -354,6 +359,10 @@ class _Classifier:
             self.place("decoder.smear_gate.weight", {"smear_gate.weight": (1, SMEAR_CHANNELS)})
             for name in ("smear_lambda", "backout_lambda"):
                 self.place(f"decoder.{name}", {name: (1,)}, exact=True)
+
+    @property
+    def biased(self) -> bool:
+        return "transformer.h.0.attn.c_q.bias" in self.tensors
 
     def vocabulary(self, rows: int) -> int:
         """Rows in use: nanochat pads the tables to a multiple of 64."""

@@ -13,7 +13,10 @@ from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ghostvis_cli.profile import Resolved
+    from ghostvis_cli.profile.readers import Reader
 
 LONGEST_TIMEOUT_S = 1e8  # three years; the system's timer takes no infinity
 _DEFAULT = Sampling()
@@ -233,16 +236,33 @@ def flags(ctx: typer.Context) -> dict[str, Any]:
     return {KEYS[name]: value for name, value in ctx.params.items() if name in KEYS and was_typed(ctx, name)}
 
 
-def resolve_profile(ctx: typer.Context) -> "Resolved":
-    """The profile of this call: what was typed over the environment over the chosen profile over defaults."""
+def resolve_profile(
+    ctx: typer.Context, readers: "Iterable[Reader] | None" = None, *, several: bool = False
+) -> "Resolved":
+    """The profile of this call: what was typed over the environment over the chosen profile over defaults.
+
+    What its engine does not read is refused, or told of where a profile says it. A command that knows only later
+    what runs the model, or runs none, gives () for the readers and calls `heed` itself.
+    """
     from ghostvis_cli.profile import resolve
 
-    resolved = resolve(ctx.params.get("profile"), flags=flags(ctx), sets=ctx.params.get("sets") or ())
+    chosen, sets = ctx.params.get("profile"), ctx.params.get("sets") or ()
+    resolved = resolve(chosen, flags=flags(ctx), sets=sets, several=several)
     for line in resolved.notices:
         output.notice(line)
     for file in resolved.files:
         output.detail(f"profile read from {file}")
+    heed(resolved, (resolved.profile.engine.chosen_kind,) if readers is None else readers)
     return resolved
+
+
+def heed(resolved: "Resolved", readers: "Iterable[Reader]", *, option: str = "--engine") -> None:
+    """Refuse or tell of the settings that none of these reads."""
+    from ghostvis_cli.profile.readers import heeded
+
+    if readers := tuple(readers):
+        for line in heeded(resolved, readers, option=option).notices[len(resolved.notices) :]:
+            output.notice(line)
 
 
 def talk(quiet: bool, verbose: bool, color: str) -> None:

@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli import sizes
+from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.convert import sources
+from ghostvis_cli.convert import sources, staging
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
@@ -59,11 +61,18 @@ def is_converted(path: Path) -> bool:
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
+    from ghostvis_cli.checkpoint.choose import constants
+
     certificate = certificate_of(directory)
     if certificate is None:
         raise ModelError(
             f"{directory / CERTIFICATE} is no certificate of ghostvis convert",
             hint="ghostvis convert CHECKPOINT --out DIR",
+        )
+    if chosen := constants(model).chosen:
+        raise ModelError(
+            f"{directory} has its constants in it: {', '.join(chosen)} can't be set any more",
+            hint=f"ghostvis convert CHECKPOINT --set model.{min(chosen)}=... --out DIR",
         )
     if model.layout not in ("auto", certificate.get("layout")):
         raise ModelError(
@@ -88,6 +97,7 @@ def converted(
     """The cached directory of a checkpoint. Made here, by one run at a time, if it isn't there whole."""
     base = default_base() if base is None else base
     _make(base)
+    staging.clear_unfinished(base)
     known = KnownHashes(base / "hashes.json", report)
     place = base / _name(checkpoint, dtype, layout, known)
     with _alone(place, report):
@@ -138,7 +148,10 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
     except OSError as error:
         _plan(checkpoint, "bfloat16", layout)  # says better what is missing
         raise ModelError(f"{checkpoint.path} can't be read: {one_line(error)}") from error
-    key = sha256(json.dumps([*inputs, dtype, layout, _converter()]).encode()).hexdigest()
+    constants = load.inspect(
+        checkpoint
+    ).constants  # some are settings, one may lie in another stage's meta file
+    key = sha256(json.dumps([*inputs, dtype, layout, constants, _converter()]).encode()).hexdigest()
     return f"{checkpoint.tag or checkpoint.path.stem}-{key[:KEY_CHARS]}"
 
 
@@ -229,7 +242,7 @@ def _convert(
             plan = _plan(checkpoint, dtype, layout, verify=True)
         for line in plan.notices:
             report(line)
-        report(f"converting {checkpoint.path} to {place} ({plan.weights_bytes / 1e9:.2f} GB), once")
+        report(f"converting {checkpoint.path} to {place} ({sizes.shown(plan.weights_bytes)}), once")
         progress = run.Progress(plan.weights_bytes)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(run.run, plan, place, progress)

@@ -10,7 +10,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.header import read_header
 from ghostvis_cli.checkpoint.keys import Classified, clean_names
@@ -115,7 +115,7 @@ class Progress:
         if self.stage != "writing":
             return self.stage
         share = self.written_bytes / max(1, self.total_bytes)
-        return f"writing {share:4.0%} of {self.total_bytes / 1e9:.2f} GB"
+        return f"writing {share:4.0%} of {sizes.shown(self.total_bytes)}"
 
 
 class CancelledError(Exception):
@@ -213,8 +213,9 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
 def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     """Everything beside the weights, by name: JSON contents, or text."""
     config, tokenizer, layout = plan.classified.config, plan.tokenizer, plan.layout
+    config_json = files.model_config(config, tokenizer, plan.settings.dtype, layout)
     found: dict[str, Mapping[str, Any] | str] = {
-        "config.json": files.model_config(config, tokenizer, plan.settings.dtype, layout),
+        "config.json": config_json,
         "generation_config.json": files.generation_config(tokenizer),
         "tokenizer.json": tokenizer_files.tokenizer_json(tokenizer, layout),
         "tokenizer_config.json": tokenizer_files.tokenizer_config(
@@ -225,8 +226,10 @@ def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     if layout is not None:
         token = tokenizer_files.image_token(layout)
         found["preprocessor_config.json"] = files.image_processor_config(config)
-        found[remote_code.FILE] = remote_code.source()
         found["processor_config.json"] = files.processor_config(config, layout, token)
+    if "auto_map" in config_json:
+        parts = remote_code.TEXT if layout is None else remote_code.VISION
+        found[remote_code.FILE] = remote_code.source(parts)
     if len(plan.shards) > 1:
         found[INDEX] = shards.index(plan.shards, plan.settings.dtype)
     return found

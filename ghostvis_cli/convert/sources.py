@@ -5,11 +5,13 @@ counts without anybody's doing.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from ghostvis_cli.convert.remote_code import PACKAGE, PARTS
+PACKAGE = Path(__file__).parents[1]
+AS_TEXT = re.compile(rb'"(\w+/\w+\.py)"')  # how convert.remote_code names what it copies
 
 
 def digest(package: Path = PACKAGE) -> str:
@@ -21,9 +23,9 @@ def digest(package: Path = PACKAGE) -> str:
 
 
 def sources(package: Path = PACKAGE) -> list[Path]:
-    """All that `convert.run` imports and that goes into the directory as text, and what those import in turn."""
+    """All that `convert.run` imports, or names as text to copy, and what those import in turn."""
     found: set[Path] = set()
-    waiting = [package / "convert" / "run.py", *(package / name for name in PARTS)]
+    waiting = [package / "convert" / "run.py"]
     while waiting:
         file = waiting.pop()
         if file not in found:
@@ -33,7 +35,9 @@ def sources(package: Path = PACKAGE) -> list[Path]:
 
 
 def _imported(file: Path, package: Path) -> Iterator[Path]:
-    for name in _names(ast.parse(file.read_bytes())):
+    content = file.read_bytes()
+    yield from (place for name in AS_TEXT.findall(content) if (place := package / name.decode()).is_file())
+    for name in _names(ast.parse(content)):
         first, *rest = name.split(".")
         place = package.joinpath(*rest)
         # The package itself holds the version and the names of the Python API: nothing of the converter.

@@ -1,5 +1,6 @@
 """What would run: a server reached and asked who it is, or a model loaded here; then the round trips."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile import EngineSettings, Profile
 
 PROBE_S = 10.0
+LOOK_S = 0.5
 NAMES = {
     "sglang": "SGLang",
     "ghostvis": "ghostvis serve",
@@ -67,6 +69,8 @@ async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGen
         return
     async with engine:
         for finding in _identity(engine):
+            yield finding
+        async for finding in _processor(engine.settings.base_url):
             yield finding
         sees = await _takes_pictures(engine)
         if run:
@@ -122,6 +126,24 @@ def _identity(engine: "RemoteEngine") -> Iterator[Finding]:
         yield Finding("server", "cache", "warning", "cached tokens are not reported", REPORT)
     elif server.cache_report:
         yield Finding("server", "cache", "ok", "cached tokens are reported")
+
+
+async def _processor(url: str) -> AsyncGenerator[Finding, None]:
+    """Whether the server, if it runs on this machine, is held up by a process that fills a core just now."""
+    from ghostvis_cli import processor_use
+
+    port = processor_use.local_port(url)
+    watch = processor_use.Watch(port) if port is not None else None
+    if watch is None or not watch.sees:
+        return
+    await asyncio.sleep(LOOK_S)
+    uses = watch.uses()
+    waiting = processor_use.polling(uses)  # asked by nobody it could be anything
+    if found := processor_use.limit(uses, polling=waiting):
+        yield Finding("server", "processor", "warning", found.message, found.fix)
+    else:
+        busiest = max((use.busiest for use in uses if use.pid not in waiting), default=0.0)
+        yield Finding("server", "processor", "ok", f"its busiest thread has {busiest:.0%} of a core")
 
 
 async def _takes_pictures(engine: "RemoteEngine") -> bool | None:

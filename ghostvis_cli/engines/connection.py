@@ -96,9 +96,14 @@ class Connection:
         self._closed = False
 
     async def get(self, path: str, deadline: float) -> bytes:
-        started = now()
-        response = await self.open("GET", path, b"", deadline)
-        body = bytearray()
+        return await self.body(await self.open("GET", path, b"", deadline), path, deadline)
+
+    async def text(self, response: httpx2.Response, path: str, deadline: float) -> str:
+        return (await self.body(response, path, deadline)).decode("utf-8", errors="replace")
+
+    async def body(self, response: httpx2.Response, path: str, deadline: float) -> bytes:
+        """All of it, to BODY_BYTES. Closes the response."""
+        started, body = now(), bytearray()
         try:
             await _read_into(body, response, BODY_BYTES, deadline)
         except TimeoutError as error:

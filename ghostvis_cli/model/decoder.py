@@ -30,12 +30,17 @@ def rms(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
 
 
-def rotary_angles(head_dim: int, theta: float, positions: int) -> Tensor:
-    """1 / theta^(2i/head_dim) times each position: (positions, head_dim / 2) float32, on the CPU.
+def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
+    """1 / theta^(2i/head_dim): (head_dim / 2,) float32, on the CPU.
 
     In this order: theta^(-2i/head_dim) has other last bits, which round to other bfloat16 tables.
     """
-    inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+
+
+def rotary_angles(head_dim: int, theta: float, positions: int) -> Tensor:
+    """Each position over its frequencies: (positions, head_dim / 2) float32, on the CPU."""
+    inverse = inverse_frequencies(head_dim, theta)
     return torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inverse)
 
 
@@ -294,28 +299,34 @@ class Decoder(nn.Module):
 
         Where `config.reach` is 1 and the step does not begin at position 0, x begins with the row before it.
         """
-        x, values = self.begin(x, step)
-        x0 = middle = x
+        values = self.value_rows(x, step)
+        x0 = middle = x = self.begin(x, step)
         for layer, block in enumerate(self.blocks):
             x = block(self.blend(x, x0, layer), step, cache, layer, values[layer])
             if layer == self.config.n_layer // 2:
                 middle = x
         return rms(self.back_out(x, middle)).to(self.lm_head.weight.dtype)
 
-    def begin(self, x: Tensor, step: Step) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """Embedded rows -> what enters the first layer (B, T, D), and each layer's value embeddings (B, T, K*h)."""
-        e, config, T = rms(x[..., : self.config.n_embd]), self.config, step.positions.size(1)
-        tables = iter(x[:, -T:, config.n_embd :].split(config.kv_width, dim=-1))
-        values = [next(tables) if layer in config.value_layers else None for layer in range(config.n_layer)]
-        return (self.smear(e, step) if config.generation.smear else e), values
-
-    def smear(self, e: Tensor, step: Step) -> Tensor:
-        """Normalised rows -> (B, T, D): each takes in the one before it, a sequence's first none."""
+    def begin(self, x: Tensor, step: Step) -> Tensor:
+        """Embedded rows -> what enters the layers, (B, T, D): normalised, each with the one before it taken in."""
+        e = rms(x[..., : self.config.n_embd])
+        if not self.config.generation.smear:
+            return e
         T = step.positions.size(1)
-        before = e[:, :-1] if e.size(1) > T else F.pad(e[:, :-1], (0, 0, 1, 0))
+        before = (
+            e[:, :-1] if e.size(1) > T else F.pad(e[:, :-1], (0, 0, 1, 0))
+        )  # a sequence's first takes in none
         e = e[:, -T:]
         gate = self.smear_gate(e[..., :SMEAR_CHANNELS].to(self.smear_gate.weight.dtype)).float()
         return torch.addcmul(e, self.smear_lambda * torch.sigmoid(gate), before)
+
+    def value_rows(self, x: Tensor, step: Step) -> Sequence[Tensor | None]:
+        """Each layer's value embeddings (B, T, K*h) out of embedded rows; None where a layer has none."""
+        config, T = self.config, step.positions.size(1)
+        if not self.values:
+            return [None] * config.n_layer
+        tables = iter(x[:, -T:, config.n_embd :].split(config.kv_width, dim=-1))
+        return [next(tables) if layer in config.value_layers else None for layer in range(config.n_layer)]
 
     def blend(self, x: Tensor, x0: Tensor, layer: int) -> Tensor:
         """What enters a layer, of the last one's output and the embedding."""

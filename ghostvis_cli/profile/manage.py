@@ -11,10 +11,12 @@ from ghostvis_cli.profile.document import Fault
 from ghostvis_cli.profile.files import (
     NAME,
     PROJECT_FILE,
+    SUFFIXES,
     Library,
     Stored,
     UnreadableError,
     is_project,
+    on_disk,
     single_profile,
 )
 from ghostvis_cli.profile.resolve import ancestry, build, choose, merge
@@ -109,7 +111,7 @@ def begin(
 def _begin_project(library: Library, name: str, extends: str | None, *, force: bool) -> Path:
     if library.cwd is None:
         raise UsageError("the current directory is gone")
-    path = library.cwd / PROJECT_FILE
+    path = on_disk(library.cwd / PROJECT_FILE)
     files.write(path, starter(name, extends=extends, project=True).encode(), over=force)
     return path
 
@@ -120,7 +122,7 @@ def _begin_user(library: Library, name: str, extends: str | None, *, force: bool
             "there is no home directory to write to", hint="export GHOSTVIS_CONFIG_DIR=DIR, or --project"
         )
     library.user_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = library.user_dir / f"{name}.yaml"
+    path = on_disk(library.user_dir / f"{name}{SUFFIXES[0]}")
     text = starter(name, extends=extends, schema=f"../{SCHEMA_FILE}")
     files.write(path, text.encode(), mode=0o600, over=force)
     files.write(library.user_dir.parent / SCHEMA_FILE, as_text().encode())

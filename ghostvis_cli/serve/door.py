@@ -6,7 +6,6 @@ rebinding), and then its requests carry no origin that would tell.
 """
 
 import ipaddress
-from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -73,7 +72,7 @@ class Door:
 
     def _is_ours(self, host: str) -> bool:
         name = _hostname(f"//{host}")
-        ours = (self.host.lower(), *(allowed.lower() for allowed in self.allowed_hosts))
+        ours = (self.host.lower(), *(_hostname(f"//{allowed}") for allowed in self.allowed_hosts))
         return bool(name) and (is_loopback(name) or name in ours)
 
     def _lets_in(self, origin: str) -> bool:
@@ -97,26 +96,7 @@ def without_slash(scope: Scope) -> Scope:
     path = scope["path"]
     if path == "/" or not path.endswith("/"):
         return scope
-    return scope | {"path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
-
-
-def origin_of(text: str) -> str:
-    """An origin as a browser writes it; ValueError where it is none."""
-    if text in ("*", "null"):
-        return text
-    url = urlsplit(text)
-    if (
-        not url.scheme
-        or not url.hostname
-        or url.path.rstrip("/")
-        or url.query
-        or url.fragment
-        or url.username
-    ):
-        raise ValueError(f"{text!r} is no origin")
-    port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return f"{url.scheme}://{host}{port}"
+    return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
 
 
 def _hostname(url: str) -> str:
@@ -124,7 +104,3 @@ def _hostname(url: str) -> str:
         return (urlsplit(url).hostname or "").rstrip(".")
     except ValueError:
         return ""
-
-
-def as_raw(headers: dict[str, str]) -> Iterable[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

@@ -27,11 +27,11 @@ async def serve(
     load_engine: Callable[[], Awaitable[Served]],
     *,
     on_bound: Callable[[str], None],
-    on_ready: Callable[[Served], None],
+    on_ready: Callable[[str, Served], None],
 ) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code.
 
-    `on_bound` gets the base URL as soon as the port is ours, `on_ready` the model once it has generated a
+    `on_bound` gets the base URL as soon as the port is ours, `on_ready` URL and model once it has generated a
     token. `load_engine` must not block the loop: /healthz answers meanwhile, the rest says 503. What it
     raises ends the server. The first signal drains; a second one ends the process at once, with 128 plus its
     number. Cancelling drains too.
@@ -45,11 +45,12 @@ async def serve(
         loading = asyncio.create_task(_open(load_engine))
         stopping = asyncio.create_task(stop.wait())
         try:
-            on_bound(base_url(settings, listener))
+            url = base_url(settings, listener)
+            on_bound(url)
             await asyncio.wait((loading, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not stop.is_set():
                 state.open(loading.result())
-                on_ready(loading.result())
+                on_ready(url, loading.result())
                 await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _drain(server, state, serving)

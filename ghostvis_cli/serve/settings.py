@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlsplit
 
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
@@ -62,6 +63,25 @@ class ServerSettings:
         for name in ("body_pause_s", "head_timeout_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) <= 86_400:
                 raise UsageError(f"{name} must be within 0 and 86400 seconds")
+
+
+def origin_of(text: str) -> str:
+    """An origin as a browser writes it; ValueError where it is none."""
+    if text in ("*", "null"):
+        return text
+    url = urlsplit(text)
+    if (
+        not url.scheme
+        or not url.hostname
+        or url.path.rstrip("/")
+        or url.query
+        or url.fragment
+        or url.username
+    ):
+        raise ValueError(f"{text!r} is no origin")
+    port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    return f"{url.scheme}://{host}{port}"
 
 
 class Vocabulary(Protocol):

@@ -19,8 +19,7 @@ log = logging.getLogger("ghostvis.serve")
 
 KEEP_ALIVE_S = 30  # longer than clients keep idle connections (httpx: 5 s), so that the client closes first
 SPARE_FILES, MOST_CONNECTIONS = 128, 10_000
-# Connections taken in at once: asyncio takes up to so many before it looks at any, and each needs a descriptor.
-TAKEN_AT_ONCE, QUEUE = 64, 2048
+QUEUE = 2048  # connections that the system keeps until they are taken in
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 QUIET_S = 1.0  # between two lines about connections that could not be taken in
 
@@ -41,7 +40,7 @@ class Config(uvicorn.Config):
             server_header=False,
             headers=[("server", "ghostvis")],
             timeout_keep_alive=KEEP_ALIVE_S,
-            backlog=TAKEN_AT_ONCE,
+            backlog=max(1, spare_files() // 16),  # taken in at once, some of them before one is looked at
         )
         self.head_timeout_s = settings.head_timeout_s
 
@@ -143,7 +142,13 @@ class _Handler:
 
 def most_connections() -> int:
     """Below the limit of descriptors, for the process needs some for other things."""
+    return min(_files() - spare_files(), MOST_CONNECTIONS)
+
+
+def spare_files() -> int:
+    return min(SPARE_FILES, _files() // 2)
+
+
+def _files() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    return max(soft // 2, min(soft - SPARE_FILES, MOST_CONNECTIONS))
+    return 2 * MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft

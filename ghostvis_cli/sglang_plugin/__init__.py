@@ -11,6 +11,8 @@ from ghostvis_cli.errors import EngineError
 
 HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # whose pictures may be fetched, separated by commas
 BACKGROUND_VARIABLE = "GHOSTVIS_IMAGES_BACKGROUND"  # as the setting images.background
+# CUDA graphs of the vision part: for so many pictures at most; 0 none.
+GRAPHS_VARIABLE = "GHOSTVIS_VISION_GRAPHS"
 GROUP, NAME = "sglang.srt.plugins", "ghostvis"
 # SGLang imports every module of these two: the classes that `EntryClass` names, and the picture processors.
 PACKAGES = {
@@ -28,9 +30,11 @@ def register() -> None:
     if (
         parent_process() is None
     ):  # requests come in here; its children would import the whole server for nothing
-        from ghostvis_cli.sglang_plugin import guards
+        from ghostvis_cli.sglang_plugin import door, guards
 
         guards.install()
+        if (rules := door.Rules.told()) is not None:
+            door.install(rules)
 
 
 def check() -> None:

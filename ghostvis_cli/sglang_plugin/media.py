@@ -55,13 +55,13 @@ class Pictures:
         self._known: OrderedDict[bytes, Picture] = OrderedDict()
         self._lock = threading.Lock()
 
-    def load(self, source: object, name: str) -> Picture:
-        """From a data: URL, bytes, or http(s) of an allowed host.
+    def load(self, source: object, name: str, key: bytes | None = None) -> Picture:
+        """From a data: URL, bytes, or http(s) of an allowed host; `key` where it has been asked for.
 
         ValueError says what is wrong with `name`, and nothing of what the source holds or where it led.
         """
-        key = self._cache_key(source, name)
-        if key is not None and (known := self._recall(key)) is not None:
+        key = key or self.key(source, name)
+        if key is not None and (known := self.recall(key)) is not None:
             return known
         try:
             picture = self._picture(load_image(source, limits=self.limits).pil())  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ class Pictures:
             self._remember(key, picture)
         return picture
 
-    def _cache_key(self, source: object, name: str) -> bytes | None:
+    def key(self, source: object, name: str) -> bytes | None:
         """What the source is sure to be the same picture by; None for an address, whose picture may change."""
         if isinstance(source, bytes):
             return hashlib.sha256(source).digest()
@@ -82,6 +82,12 @@ class Pictures:
                 return None
         hosts = f", or an http(s) URL of {', '.join(sorted(self.hosts))}" if self.hosts else ""
         raise ValueError(f"{name} must be a data: URL{hosts}")
+
+    def recall(self, key: bytes) -> Picture | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
 
     def _refusal(self, source: object, name: str) -> str:
         if isinstance(source, str) and source[:5].lower() != "data:":
@@ -98,12 +104,6 @@ class Pictures:
             crop(image, self.size), dtype=np.uint8
         )  # a copy: torch warns of Pillow's own memory
         return Picture(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
-
-    def _recall(self, key: bytes) -> Picture | None:
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-            return self._known.get(key)
 
     def _remember(self, key: bytes, picture: Picture) -> None:
         with self._lock:

@@ -26,6 +26,20 @@ from tests.commands.processes import GHOSTVIS
 FIGURES = {"ttft_p50": 0.05, "requests_per_s": 12.5, "requests": 8.0, "cache_hit_rate": None}
 
 
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (96.0, ["96 of 120 output tokens were reasoning"]),
+        (None, ["some of 120 output tokens were reasoning"]),
+        (0.0, []),
+    ],
+)
+def test_a_report_says_how_much_of_the_output_was_reasoning(figure: float | None, said: list[str]) -> None:
+    made = report([{"requests": 12.0, "output_tokens": 120.0, "reasoning_tokens": figure}])
+    told = [line for line in lines(made) if "reasoning" in line]
+    assert told == [f"local at concurrency=1: {each}" for each in said]
+
+
 def invoke(*words: object) -> Any:
     return CliRunner().invoke(build(), ["bench", "report", *map(str, words)], prog_name="ghostvis")
 

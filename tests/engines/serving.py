@@ -86,9 +86,7 @@ class Running:
             task = asyncio.current_task()
             assert task is not None
             self.loop, self.task = asyncio.get_running_loop(), task
-            return await serve(
-                settings, load, on_bound=self._on_bound, on_ready=lambda served: self.ready.set()
-            )
+            return await serve(settings, load, on_bound=self._on_bound, on_ready=lambda *_: self.ready.set())
 
         try:
             self.outcome.set_result(asyncio.run(main()))

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def loaded(case: str) -> LoadedModel:
     return load_model(replace(reference.checkpoint(), constants=tables))
 
 
-def sequence(ids: list[int], tokens: int = 24, **sampling: object) -> Sequence:
+def sequence(ids: list[int], tokens: int = 24, **sampling: Any) -> Sequence:
     chosen = Sampling(max_tokens=tokens, ignore_eos=True, **({"temperature": 0.0} | sampling))
     return Sequence.start(Prompt(tuple(ids), (0,) * len(ids)), [], chosen, 0)
 

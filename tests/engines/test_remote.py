@@ -63,6 +63,62 @@ async def test_pictures_stay_in_their_places_and_go_as_bytes(serve: Serve) -> No
     assert b"/home/me" not in seen.body and b"internal.example" not in seen.body
 
 
+async def test_base64_that_was_made_ahead_is_what_is_sent(serve: Serve) -> None:
+    server = await serve()
+    async with engine_for(server) as engine:
+        await complete(engine, ask("what?", replace(CAT, encoded=b"MADEahead"), DOG))
+    urls = [part["image_url"]["url"] for part in server.posts[0].json["messages"][0]["content"][:2]]
+    assert urls == ["data:image/png;base64,MADEahead", DOG.data_url()]
+
+
+CALL = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({"reasoning_content": "hm"}, Chunk(reasoning="hm")),
+        ({"reasoning": "hm", "content": None}, Chunk(reasoning="hm")),
+        ({"reasoning": "hm", "reasoning_content": "hm"}, Chunk(reasoning="hm")),
+        ({"reasoning_details": ["hm"]}, Chunk(reasoning='["hm"]')),
+        ({"content": "so", "reasoning_content": ""}, Chunk("so")),
+        ({"content": "so", "reasoning": "hm"}, Chunk("so", reasoning="hm")),
+        ({"tool_calls": [CALL]}, Chunk(tool_calls=json.dumps([CALL]))),
+        ({"function_call": {"name": "f"}}, Chunk(tool_calls='{"name": "f"}')),
+        ({"refusal": "I won't"}, Chunk(refusal="I won't")),
+    ],
+)
+async def test_what_a_model_generates_beside_the_text_is_a_chunk(
+    delta: dict[str, Any], expected: Chunk, serve: Serve
+) -> None:
+    empty = {"role": "assistant", "content": "", "tool_calls": None, "refusal": None}
+    events = [{"choices": [{"index": 0, "delta": each}]} for each in (empty, delta)]
+    server = await serve(Reply((lines(*events, ending(), usage(), "[DONE]"),)))
+    async with engine_for(server) as engine:
+        first, last = [chunk async for chunk in engine.generate(ask())]
+    assert (first, first.generated) == (expected, True)
+    assert (last.generated, last.reasoning_tokens) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ({"completion_tokens_details": {"reasoning_tokens": 5}}, 5),  # OpenAI, vLLM
+        ({"reasoning_tokens": 5}, 5),  # SGLang
+        ({"completion_tokens_details": None, "reasoning_tokens": 0}, 0),
+        ({"reasoning_tokens": "many"}, None),
+        ({}, None),
+    ],
+)
+async def test_reasoning_tokens_are_what_the_server_counts(
+    reported: dict[str, Any], expected: int | None, serve: Serve
+) -> None:
+    server = await serve(Reply((lines(ending(), usage(**reported), "[DONE]"),)))
+    async with engine_for(server) as engine:
+        (last,) = [chunk async for chunk in engine.generate(ask())]
+    assert last.reasoning_tokens == expected
+
+
 @pytest.mark.parametrize(
     ("parts", "sent"),
     [
@@ -194,10 +250,20 @@ async def test_a_routing_key_is_too_short_to_tell_what_was_asked(serve: Serve) -
     assert re.fullmatch(r"[0-9a-f]{4}", routing_key(server, 0) or "")
 
 
-async def test_a_server_that_refuses_stream_options_is_asked_without_them(serve: Serve) -> None:
-    server = await serve(
-        refusal(400, {"message": "unknown field: stream_options"}), Reply((lines(ending()),))
-    )
+NOT_PERMITTED = {"detail": [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]}
+USE_NEWER = {
+    "error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}
+}
+TOO_LARGE = {"message": "'max_tokens' or 'max_completion_tokens' is too large: 5. The maximum is 4."}
+
+
+@pytest.mark.parametrize(
+    ("status", "words_"), [(400, {"message": "unknown field: stream_options"}), (422, NOT_PERMITTED)]
+)
+async def test_a_server_that_refuses_stream_options_is_asked_without_them(
+    serve: Serve, status: int, words_: Any
+) -> None:
+    server = await serve(refusal(status, words_), Reply((lines(ending()),)))
     async with engine_for(server) as engine:
         done = await complete(engine, ask())
         assert done.usage == Usage(0, 0, None)
@@ -206,6 +272,41 @@ async def test_a_server_that_refuses_stream_options_is_asked_without_them(serve:
         )
         await complete(engine, ask())
     assert ["stream_options" in seen.json for seen in server.posts] == [True, False, False]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_a_server_that_has_another_name_for_max_tokens_is_asked_by_that(
+    serve: Serve, status: int
+) -> None:
+    server = await serve(refusal(422, NOT_PERMITTED), refusal(status, USE_NEWER), Reply((HELLO,)))
+    async with engine_for(server) as engine:
+        for _ in range(2):
+            assert (await complete(engine, ask())).text == "Hello"
+    limits = [{name: seen.json[name] for name in seen.json if "tokens" in name} for seen in server.posts]
+    assert limits == [{"max_tokens": 5}] * 2 + [{"max_completion_tokens": 5}] * 2
+
+
+async def test_a_refusal_of_the_limits_value_is_not_one_of_its_name(serve: Serve) -> None:
+    server = await serve(refusal(400, TOO_LARGE))
+    async with engine_for(server) as engine:
+        with pytest.raises(RequestError, match="too large"):
+            await complete(engine, ask())
+    assert len(server.posts) == 1
+
+
+@pytest.mark.parametrize("type_", ["application/json", "application/json; charset=utf-8"])
+async def test_an_answer_that_is_no_stream_is_read_all_the_same(serve: Serve, type_: str) -> None:
+    choice = {"message": {"role": "assistant", "content": "Hello"}, "finish_reason": "length"}
+    body = {"choices": [{"index": 0, **choice}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+    reply = Reply((json.dumps(body).encode(),), headers={"Content-Type": type_})
+    answer = await answer_to(reply, serve)
+    assert (answer.text, answer.finish_reason, answer.usage.prompt_tokens) == ("Hello", "length", 7)
+
+
+async def test_an_error_with_status_200_and_no_stream_is_an_error(serve: Serve) -> None:
+    body = json.dumps({"error": {"message": "model overloaded"}}).encode()
+    with pytest.raises(RequestError, match="model overloaded"):
+        await answer_to(Reply((body,), headers={"Content-Type": "application/json"}), serve)
 
 
 async def test_what_no_server_can_be_sent_is_refused_before_anything_is_sent(serve: Serve) -> None:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def recorded(mode: str) -> list[object]:
 
 def decoder_of(case: Reference, mode: str) -> Decoder:
     """With the tables as the mode has them: upstream's on a CPU, or what training on a GPU saw."""
-    tables = "bfloat16" if mode == "fp32_bf16rot" else case.facts["rotary_tables"]
+    tables: Any = "bfloat16" if mode == "fp32_bf16rot" else case.facts["rotary_tables"]
     return load_model(replace(case.checkpoint(), constants=Constants(rotary_tables=tables))).model.decoder
 
 
@@ -137,7 +138,9 @@ def test_a_batch_of_rows_at_different_positions_decodes_like_single_rows(case: R
         decoder.trunk(decoder.embed(ids[None, :length]), step, cache)
     positions = torch.tensor(lengths)[:, None]
     x = decoder.embed(torch.stack([ids[length - reach : length + 1] for length in lengths]))
-    for known in ({}, {"first": 3, "length": len(ids)}, {"padded": True, "length": len(ids)}):
+    known: dict[str, Any]
+    plans: list[dict[str, Any]] = [{}, {"first": 3, "length": len(ids)}, {"padded": True, "length": len(ids)}]
+    for known in plans:
         together = decoder.logits(decoder.trunk(x, decoder.plan(positions, **known), cache))
         for row, length in enumerate(lengths):
             alone = decoder(decoder.embed(ids[None, : length + 1]))[0, -1]
@@ -148,7 +151,7 @@ def test_constants_beat_recognition_and_bite(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, "n7", Shape(seq=200))
     ids = torch.arange(150)[None]
 
-    def logits(**constants: object) -> torch.Tensor:
+    def logits(**constants: Any) -> torch.Tensor:
         decoder = load_model(replace(checkpoint, constants=Constants(**constants))).model.decoder
         return decoder(decoder.embed(ids))
 

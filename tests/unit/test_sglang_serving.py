@@ -305,6 +305,75 @@ def test_any_other_end_is_told_with_the_last_error_of_the_log() -> None:
     assert error.code == ExitCode.ENGINE
 
 
+DIED = "RuntimeError: Rank 0 scheduler died during initialization (exit code: -3). If exit code is -9 ..."
+TRACEBACK = ["Traceback (most recent call last):", '  File "a.py", line 1, in b', "    c()"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "words"),
+    [
+        (
+            "torch.AcceleratorError: CUDA error: device kernel image is invalid",
+            EngineError,
+            "device kernel image is invalid",
+        ),
+        (
+            "RuntimeError: CUDA error: no kernel image is available for execution",
+            EngineError,
+            "no code for this GPU",
+        ),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+            MemoryLimitError,
+            "out of memory",
+        ),
+        ("RuntimeError: CUDA error: invalid device ordinal", EngineError, "invalid device ordinal"),
+        (
+            "torch.distributed.DistBackendError: NCCL error in: a.cpp:1, unhandled system error",
+            EngineError,
+            "NCCL",
+        ),
+        ("RuntimeError: Ninja is required to load C++ extensions", EngineError, "compile code for the GPU"),
+        (
+            "ValueError: Unknown quantization method: x.",
+            EngineError,
+            "ValueError: Unknown quantization method: x.",
+        ),
+        ("AssertionError", EngineError, "AssertionError"),
+        ("zmq.error.ZMQError: Address already in use", EngineError, "a port that SGLang needs was taken"),
+    ],
+)
+def test_the_first_cause_is_told_and_not_what_followed_from_it(
+    cause: str, kind: type[Exception], words: str
+) -> None:
+    """A rank dies, another misses it, and the main process says that ranks have died."""
+    log = SGLangLog()
+    for line in (
+        "ModuleNotFoundError: No module named 'an_optional_one'",
+        "[2026-11-28 05:00:01 TP0] Scheduler hit an exception: Traceback (most recent call last):",
+        *(*TRACEBACK[1:], cause, "CUDA kernel errors might be asynchronously reported at some other call."),
+        "[2026-11-28 05:00:02 TP1] Scheduler hit an exception: Traceback (most recent call last):",
+        *(*TRACEBACK[1:], "RuntimeError: [a.cc:1] Connection closed by peer [127.0.0.1]:1"),
+        "torch.distributed.DistBackendError: NCCL error in: b.cpp:2, remote process exited",
+        *(*TRACEBACK, "ValueError: something else that is gone now"),
+        "[2026-11-28 05:00:03] Received sigquit from a child process.",
+        *(*TRACEBACK, DIED),
+    ):
+        log.feed(line)
+    error = log.failure(1)
+    assert type(error) is kind
+    assert words in error.message
+    assert "died" not in error.message
+
+
+def test_a_rank_that_was_killed_without_a_word_is_told_with_what_kills() -> None:
+    log = SGLangLog()
+    log.feed(
+        "RuntimeError: Rank 0 scheduler died during initialization (exit code: -9). If exit code is -9 ..."
+    )
+    assert "SIGKILL" in log.failure(1).message
+
+
 def test_a_kill_is_told_with_what_kills() -> None:
     """Not with what the children say of the pipes that ended with it."""
     log = SGLangLog()

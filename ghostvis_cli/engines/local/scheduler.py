@@ -7,6 +7,7 @@ after them, so that it can join without moving.
 
 from collections import deque
 from collections.abc import Sequence as Ordered
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -135,7 +136,8 @@ class Scheduler:
             self.events.append((sequence, reason))
         self.running, self.reading = [], None
         self.waiting.clear()
-        self.rows.reset()
+        with suppress(Exception):  # no memory for new rows: what the old ones hold is read by nobody
+            self.rows.reset()
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
         events, self.events = self.events, []
@@ -160,16 +162,21 @@ class Scheduler:
                 self._choose([sequence], self.model.decoder.logits(hidden[:, -1]))
 
     def _admit(self) -> Sequence | None:
-        """Give the longest-waiting sequence a row, begun with the longest known beginning of its prompt."""
-        if not self.waiting or len(self.running) >= self.max_batch:
-            return None
-        self.reading = sequence = self.waiting.popleft()
+        """The longest-waiting sequence for which there is a row."""
+        while self.waiting and len(self.running) < self.max_batch:
+            self.reading = sequence = self.waiting.popleft()
+            try:
+                self._begin(sequence)
+            except Exception as error:
+                self._fail(sequence, error)
+            else:
+                return sequence
+        return None
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Give it a row, begun with the longest known beginning of its prompt."""
         row = len(self.running)
-        try:
-            self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
-        except Exception as error:
-            self._fail(sequence, error)
-            return self._admit()
+        self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.best(sequence.identity[:most])
         live, source = max(
@@ -184,7 +191,6 @@ class Scheduler:
         elif entry is not None:
             self.rows.copy_in(row, entry.layers, shared)
         sequence.filled = sequence.cached_tokens = max(live, shared)
-        return sequence
 
     def _read_chunk(self, sequence: Sequence, start: int, end: int) -> Tensor:
         """Run positions start to end of one prompt: hidden rows (1, T, D)."""
@@ -238,6 +244,8 @@ class Scheduler:
             try:
                 self._accept(sequence, self._pick(sequence, row, greedy), row)
             except Exception as error:
+                if sequence.done:  # its row could not be closed up: that is everybody's fault
+                    raise
                 self._fail(sequence, error)
 
     def _pick(self, sequence: Sequence, logits: Tensor, greedy: int) -> int:
