@@ -6,10 +6,13 @@ Token counts come from the engine; times are the caller's, from its own clock.
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
 from ghostvis_cli.errors import ContextLengthError, UsageError, printable
 from ghostvis_cli.prompt import Message, well_formed
+
+if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.locate import Checkpoint
 
 MOST_TOKENS = 1_000_000  # that anybody asks for
 CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
@@ -227,6 +230,7 @@ class EngineInfo:
     notices: tuple[str, ...] = ()
     kv_token_bytes: int | None = None  # keys and values of one position; None: not known
     image_pixels: int | None = None  # a side of the square that the vision tower sees; None: not known
+    checkpoint: "Checkpoint | None" = None  # what was loaded into this process, its tokenizer included
 
 
 class Engine(Protocol):

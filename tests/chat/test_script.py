@@ -395,6 +395,10 @@ def test_a_full_disk_costs_a_notice_and_not_the_answer(tmp_path: Path, state: Pa
     [
         (b"\xef\xbb\xbfhi\r\nho\r\n", ["hi", "ho"]),
         (b"no line break", ["no line break"]),
+        ("\ufeffhi\r\nho".encode("utf-16-le"), ["hi", "ho"]),
+        ("\ufeffé\n".encode("utf-16-be"), ["é"]),
+        ("hi\n".encode("utf-32"), ["hi"]),
+        (b"one\rtwo\r\rthree", ["one", "two", "three"]),
         (b"a\0b\n", ["a\0b"]),
         ("Grüße, 世界 🎉\u2028same line\n".encode(), ["Grüße, 世界 🎉\u2028same line"]),
         (b"/home/x/y.png is a path\n", ["/home/x/y.png is a path"]),

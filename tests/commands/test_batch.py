@@ -1,8 +1,10 @@
 """`generate --input`, as real processes that are killed, stopped, locked out and read by others."""
 
 import json
+import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +21,19 @@ from ghostvis_cli import demo
 from ghostvis_cli.batch.run import ENGINE_ERRORS_IN_A_ROW
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.fake import FakeEngine
-from tests.commands.processes import GHOSTVIS, at, environment, hanging, run, running, saying, scripted, until
+from tests.commands.processes import (
+    GHOSTVIS,
+    at,
+    bash,
+    environment,
+    hanging,
+    run,
+    running,
+    saying,
+    scripted,
+    until,
+)
+from tests.conftest import DATA
 from tests.engines import serving
 from tests.engines.scripted import Reply, ending, lines, refusal, usage, words
 
@@ -143,6 +157,53 @@ def test_without_an_output_results_go_to_stdout_and_nothing_else_does(
     assert ended.returncode == 0 and ended.stderr == b"" and list(tmp_path.iterdir()) == []
     found = {record["id"]: record["index"] for record in map(json.loads, ended.stdout.splitlines())}
     assert found == {1: 0, "two": 1}
+
+
+def test_a_shells_streams_are_read_and_written_and_pictures_are_found_from_where_it_was_typed(
+    tmp_path: Path, server: tuple[str, ...]
+) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURE.read_bytes())
+    write(tmp_path / "rows.jsonl", {"prompt": "Hi", "images": ["a.png"]}, {"prompt": "Ho"})
+    typed = f"ghostvis generate {' '.join(server)} --quiet --input"
+    process = (
+        f"{typed} <(cat rows.jsonl) --output >(cat > out) && until [ $(wc -l < out) = 2 ]; do sleep 0.1; done"
+    )
+    assert bash(f"touch out; {process}", cwd=tmp_path).returncode == 0
+    assert {record["text"] for record in records(tmp_path / "out")} == {"\nHi", "Ho"}
+    for device in ("/dev/stdout", "/dev/fd/1"):
+        ended = bash(f"{typed} /dev/stdin --output {device} < rows.jsonl | cat", cwd=tmp_path)
+        assert {json.loads(line)["text"] for line in ended.stdout.splitlines()} == {"\nHi", "Ho"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "rows.jsonl", "out"}
+
+
+def test_an_output_that_takes_nothing_is_said_and_one_that_left_is_not(
+    tmp_path: Path, server: tuple[str, ...]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"prompt": "x " * 50} for _ in range(100)))
+    full = generate(path, Path("/dev/full"), *server)
+    assert (
+        full.returncode == 1 and "/dev/full can't be written: No space left on device" in full.stderr.decode()
+    )
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["head", "-c", "5", str(tmp_path / "pipe")], stdout=subprocess.DEVNULL):
+        left = generate(path, tmp_path / "pipe", "--quiet", *server)
+    assert (left.returncode, left.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "option", ["--base-dir={place}", "--set=model.tokenizer_path={place}/tokenizer/tokenizer.pkl"]
+)
+def test_a_run_is_refused_when_the_tokenizer_it_was_given_has_changed(tmp_path: Path, option: str) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(DATA / "text_swiglu" / "base_checkpoints" / "d4", tmp_path / "model")
+    shutil.copytree(DATA / "text_swiglu" / "tokenizer", place / "tokenizer")
+    path, out = write(tmp_path / "rows.jsonl", {"prompt": "Hi"}), tmp_path / "out.jsonl"
+    model = ("--checkpoint-path", str(tmp_path / "model"), option.format(place=place), "--max-tokens", "2")
+    assert generate(path, out, *model).returncode == 0
+    tokenizer = place / "tokenizer" / "tokenizer.pkl"
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")  # pickle reads no further than its end
+    ended = generate(path, out, *model)
+    assert ended.returncode == 2 and "model.checkpoint was" in ended.stderr.decode()
 
 
 def test_rows_from_a_pipe_can_be_resumed_too(rows: Path, tmp_path: Path, server: tuple[str, ...]) -> None:

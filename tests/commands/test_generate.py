@@ -58,6 +58,25 @@ def test_a_prompt_may_come_over_stdin(typed: str | None) -> None:
     assert asked(server) == [[("user", "Grüße\nhier")]]
 
 
+@pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path, form: str) -> None:
+    content = "Grüße 😀\n".encode(form)
+    (tmp_path / "prompt.txt").write_bytes(content)
+    (tmp_path / "key").write_bytes("abc\n".encode(form))
+    key = ("--set", f"engine.api_key_file={tmp_path / 'key'}")
+    with scripted(saying("yes")) as server:
+        assert run(*at(server), *key, "--prompt-file", str(tmp_path / "prompt.txt")).exit_code == 0
+        assert run(*at(server), "-", input=content).exit_code == 0
+    assert asked(server) == [[("user", "Grüße 😀")]] * 2
+    assert server.posts[0].headers["authorization"] == "Bearer abc"
+
+
+def test_utf_16_without_a_byte_order_mark_is_refused() -> None:
+    done = run("-", input="Hello".encode("utf-16-le"))
+    assert done.exit_code == 3 and "seems to be UTF-16 or UTF-32 without a byte order mark" in done.stderr
+    assert "hint: iconv -f UTF-16LE -t UTF-8" in done.stderr
+
+
 def test_pictures_go_to_every_prompt() -> None:
     with scripted(saying("a circle")) as server:
         done = run(*at(server), "-i", PICTURE, "what?", "where?")
