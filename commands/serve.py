@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -132,6 +132,7 @@ def serve(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -155,9 +156,10 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
     options.talk(quiet, verbose, color)
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, ())
     chosen = resolved.profile
     kind = _kind(chosen)
+    options.heed(resolved, ("local server",) if kind == "local" else ("sglang server",))
     if log_file is not None:
         output.log_to(Path(log_file), ctx.command_path)
     typed = {
@@ -266,8 +268,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
     started_s = time.perf_counter()
 
     async def load() -> Served:
-        # The engine belongs to no loop, so another one may make it; importing torch blocks for seconds.
-        engine: Any = await local_server.in_daemon_thread(lambda: asyncio.run(make_engine(profile)))
+        engine = await make_engine(profile)
         return Served(engine, getattr(engine, "tokenizer", None))
 
     def on_bound(url: str) -> None:

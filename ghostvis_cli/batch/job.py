@@ -1,12 +1,12 @@
 """One batch from its options to its exit code: check the rows, go on with the output, run what is left, sum up."""
 
-import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ghostvis_cli import endings
 from ghostvis_cli.batch.journal import Journal, Progress
 from ghostvis_cli.batch.manifest import Manifest
 from ghostvis_cli.batch.rows import Row, RunSettings
@@ -55,13 +55,14 @@ def run_job(job: Job, profile: "Profile", voice: Voice) -> int:
         rows = stack.enter_context(closing(RowFile.open(job.input, settings)))
         if job.output not in (None, STDIO):
             path = Path(str(job.output))
+            stack.enter_context(endings.unwinding())  # rows in flight are ended, and what is recorded is told
             if rows.is_file(path):
                 raise UsageError(f"--input and --output are both {path}")
             journal = stack.enter_context(closing(Journal.open(path)))
             journal.check(settings)
         elif job.retry_errors:
             raise UsageError("--retry-errors goes on with a file", hint="--output results.jsonl")
-        return asyncio.run(_Run(job, profile, voice, rows, journal).run())
+        return endings.run(_Run(job, profile, voice, rows, journal).run())
 
 
 @dataclass
@@ -116,6 +117,9 @@ class _Run:
                 self.voice.notice(f"{count} rows are recorded; the same command goes on with the rest")
             raise
         self.voice.notice(batch.summary())
+        if batch.textless:
+            more = f"; so have {batch.textless - 1:,} more" if batch.textless > 1 else ""
+            self.voice.notice(f"{batch.first_textless}{more}")
         if batch.progress.failed and self.journal is not None:
             self.voice.notice("the same command with --retry-errors runs the failed rows again")
 

@@ -5,20 +5,18 @@ The file is for people too: when a run is refused, the message names the values 
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, files
 from ghostvis_cli.batch.rows import RunSettings
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import EngineInfo
-from ghostvis_cli.errors import ModelError, OutputError, UsageError
+from ghostvis_cli.errors import ModelError, UsageError
 
 SCHEMA_VERSION = 1
 
@@ -45,18 +43,12 @@ class Manifest:
         return hashlib.sha256(self.run_hash + digest).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Whole or not at all: a new file, synced, then renamed."""
+        """OutputError where that can't be done."""
         content = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, ensure_ascii=False, indent=2)
-        new = path.with_name(path.name + ".new")
         try:
-            with new.open("w", encoding="utf-8") as file:
-                file.write(content + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-            sync_directory(path.parent)
+            files.write(path, (content + "\n").encode())
         except OSError as error:
-            raise OutputError(f"{path} can't be written: {error.strerror}") from error
+            raise files.cannot_write(path, error) from error
 
     @classmethod
     def read(cls, path: Path) -> "Manifest | None":
@@ -113,16 +105,6 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     except (OSError, zipfile.BadZipFile) as error:
         raise ModelError(f"{checkpoint.path} can't be read again: {error}") from error
     return f"sha256:{digest.hexdigest()}"
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a new or renamed entry survive a power cut, where the file system can."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _dump(value: object) -> str:

@@ -2,24 +2,23 @@
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ghostvis_cli.answer import SCHEMA_VERSION, Answer, ask
 from ghostvis_cli.batch.journal import Journal, Progress
 from ghostvis_cli.batch.rows import Row
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError
+from ghostvis_cli.profile.values import shown
+from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
-T = TypeVar("T")
 ENGINE_ERRORS_IN_A_ROW = 5  # with no answer in between: the engine is gone, not a row at fault
 FATAL = (ExitCode.BUG, ExitCode.MODEL)  # errors that say nothing about a row
 
@@ -80,6 +79,8 @@ class Batch:
     progress: Progress
     on_failure: Callable[[Row, GhostvisError], None]
     tokens: int = 0
+    textless: int = 0  # answers of this run
+    first_textless: str = ""  # which row's, and what came instead
     started_s: float = field(default_factory=time.perf_counter)
     _recorded_before: int = field(init=False)
     _engine_errors: int = 0
@@ -139,10 +140,18 @@ class Batch:
                 self._engine_errors = 0
                 await self._record(row, answer.record(self.engine.info), None)
                 self.tokens += answer.completion.usage.completion_tokens
+                self._look_for_text(row, answer)
+
+    def _look_for_text(self, row: Row, answer: Answer) -> None:
+        if line := answer.completion.notice:
+            self.textless += 1
+            self.first_textless = self.first_textless or f"row {shown(str(row.id))}: {line}"
 
     async def _answer(self, row: Row) -> Answer:
         make = partial(row.request, self.load)
-        return await ask(self.engine, await _in_daemon_thread(make) if row.pictures else make())
+        return await ask(
+            self.engine, await in_daemon_thread(make, "ghostvis-pictures") if row.pictures else make()
+        )
 
     async def _record(self, row: Row, content: dict[str, Any], code: int | None) -> None:
         about = {"schema_version": SCHEMA_VERSION, "id": row.id, "index": row.index}
@@ -165,18 +174,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _in_daemon_thread(work: Callable[[], T]) -> Awaitable[T]:
-    """Not the loop's executor: Ctrl-C must not wait for a picture from a slow server."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        future.set_running_or_notify_cancel()  # from here on it can be given a result, whoever still waits
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="ghostvis-pictures", daemon=True).start()
-    return asyncio.wrap_future(future)

@@ -14,8 +14,8 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
 
+from ghostvis_cli.addresses import is_here
 from ghostvis_cli.bench import stats
-from ghostvis_cli.bench.machine import is_loopback
 from ghostvis_cli.bench.schema import METRICS, EngineCard, Load, Report, Run, metric
 from ghostvis_cli.bench.stats import Interval
 from ghostvis_cli.errors import InputError, UsageError
@@ -275,7 +275,7 @@ def _spread(values: Sequence[float]) -> float:
 def _is_here(card: EngineCard) -> bool:
     """Whether the engine runs on the processor that the client measures."""
     if card.kind == "remote":
-        return card.address is not None and is_loopback(card.address)
+        return card.address is not None and is_here(card.address)
     return card.device.startswith("cpu")
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
+from ghostvis_cli import processor_use
+from ghostvis_cli.addresses import is_here
 from ghostvis_cli.bench import machine, metrics, workload
 from ghostvis_cli.bench.ratios import ratios
 from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
@@ -59,8 +61,11 @@ class Voice(Protocol):
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
 
 
-async def run_job(job: Job, profile: "Profile", voice: Voice) -> tuple[Report, Cut | None]:
-    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if any."""
+async def run_job(job: Job, profile: "Profile", voice: Voice, kept: ExitStack) -> tuple[Report, Cut | None]:
+    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if any.
+
+    Until `kept` is left, what would end the run waits for the report to be written.
+    """
     from ghostvis_cli.engines.factory import make_engine
 
     profiles = engine_profiles(job, profile)
@@ -76,11 +81,11 @@ async def run_job(job: Job, profile: "Profile", voice: Voice) -> tuple[Report, C
             engine = await stack.enter_async_context(made)
             for line in engine.info.notices:
                 voice.notice(line)
-            contenders.append(Contender(name, engine, _is_here(settings)))
+            contenders.append(Contender(name, engine, _is_here(settings), port=_port(settings)))
         progress = Progress()
         runs: list[Run] = []
         async with voice.progress(progress.line):
-            cut = await held_up(measure(contenders, work, plan, progress, runs))
+            cut = await held_up(measure(contenders, work, plan, progress, runs), kept)
         if cut is not None and not runs:
             cut.take_effect()
         return _report(job, work, watch, runs, contenders, profiles, cut), cut
@@ -91,7 +96,7 @@ async def measure_engine(job: Job, profile: "Profile", engine: "Engine") -> Repo
     plan = make_plan(job, profile)
     work = await asyncio.to_thread(make_workload, job, profile, plan)
     watch = machine.Watch(job.command, job.spec.seed)
-    contender = Contender(engine.info.kind, engine, _is_here(profile))
+    contender = Contender(engine.info.kind, engine, _is_here(profile), port=_port(profile))
     runs = await measure([contender], work, plan, Progress())
     return _report(job, work, watch, runs, [contender], {contender.name: profile})
 
@@ -227,7 +232,13 @@ def _allow_connections() -> None:
 def _is_here(profile: "Profile") -> bool:
     """Whether the engine's GPU is this machine's."""
     url = profile.engine.base_url
-    return profile.engine.chosen_kind != "remote" or url is None or machine.is_loopback(url)
+    return profile.engine.chosen_kind != "remote" or url is None or is_here(url)
+
+
+def _port(profile: "Profile") -> int | None:
+    """Of a server on this machine, whose processes can be looked at."""
+    url = profile.engine.base_url
+    return processor_use.local_port(url) if profile.engine.chosen_kind == "remote" and url else None
 
 
 def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 from ghostvis_cli.bench.schema import EngineCard, Manifest
 
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 PACKAGES = ("ghostvis-cli", "torch", "transformers", "sglang", "httpx2", "pillow")
 GPU_PERIOD_MS = 200
 MIB = 2**20
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-def is_loopback(url: str) -> bool:
-    """Whether what serves there runs on this machine, as far as its address tells."""
-    return urlsplit(url).hostname in LOOPBACK
 
 
 def utc_now() -> str:

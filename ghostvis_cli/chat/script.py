@@ -4,13 +4,13 @@ The first line that fails ends it, with that failure's exit code: what follows w
 is not the one the script's author had in mind.
 """
 
-import asyncio
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli import endings
 from ghostvis_cli.answer import of_record
 from ghostvis_cli.chat import slash
 from ghostvis_cli.chat.commands import attach, perform
@@ -51,7 +51,7 @@ class ScriptSurface:
 
 def run(conversation: Conversation, options: Options) -> int:
     """The whole of stdin. GhostvisError names the line that failed."""
-    return asyncio.run(_run(conversation, options))
+    return endings.run(_run(conversation, options))
 
 
 async def _run(conversation: Conversation, options: Options) -> int:
@@ -134,6 +134,7 @@ def record(conversation: Conversation) -> dict[str, Any]:
         "prompt": turn.text,
         "images": [image.name for image in turn.images],
         "text": reply.text,
+        **reply.beside.record(),
         "finish_reason": reply.finish_reason,
         "usage": asdict(reply.usage) if reply.usage else None,
         "timing": {"ttft_s": reply.ttft_s, "total_s": reply.total_s, "tokens_per_s": reply.tokens_per_s},

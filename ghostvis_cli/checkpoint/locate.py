@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ghostvis_cli.checkpoint.formats import foreign_directory
+from ghostvis_cli.checkpoint.generations import NONE_SET, Constants
 from ghostvis_cli.errors import ModelError, one_line
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import expanded, home
 
 # The name the training code writes comes first; the second is the one its README uses.
 SOURCE_DIRS: dict[str, tuple[str, ...]] = {
@@ -20,6 +22,7 @@ SOURCE_DIRS: dict[str, tuple[str, ...]] = {
 }
 MODEL_FILE = re.compile(r"^model_(\d+)\.pt$")
 DEPTH_TAG = re.compile(r"^d(\d+)")
+BASE_VARIABLE = "NANOCHAT_BASE_DIR"
 TOKENIZER = Path("tokenizer", "tokenizer.pkl")
 
 
@@ -33,6 +36,7 @@ class Checkpoint:
     step: int | None = None
     base_dir: Path | None = None  # where else its tokenizer may be
     tokenizer: Path | None = None  # the one to take, wherever it is
+    constants: Constants = NONE_SET  # set by the user instead of what the model's generation says
 
     @property
     def meta_path(self) -> Path:
@@ -57,19 +61,15 @@ class Checkpoint:
 
 def default_base_dir() -> Path:
     """`NANOCHAT_BASE_DIR`, else ~/.cache/nanochat, else (no home at all) ./.cache/nanochat."""
-    if chosen := os.environ.get("NANOCHAT_BASE_DIR"):
-        return Path(chosen)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path()
-    return home / ".cache" / "nanochat"
+    if chosen := os.environ.get(BASE_VARIABLE):
+        return expanded(chosen)
+    return (home() or Path()) / ".cache" / "nanochat"
 
 
 def steps(directory: Path) -> dict[int, Path]:
     """Step -> model file, ascending. Compared as numbers: upstream compares them as strings."""
-    found = {int(m[1]): path for path in _entries(directory) if (m := MODEL_FILE.match(path.name))}
-    return dict(sorted(found.items()))
+    named = [(int(m[1]), path) for path in _entries(directory) if (m := MODEL_FILE.match(path.name))]
+    return dict(sorted((step, path) for step, path in named if not path.is_dir()))
 
 
 def tags(base_dir: Path, source: str) -> dict[str, Path]:
@@ -77,10 +77,17 @@ def tags(base_dir: Path, source: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in SOURCE_DIRS[source]:
         for path in _entries(base_dir / name):
-            with suppress(OSError):  # a directory that may not be entered has nothing for us
-                if path.is_dir() and (steps(path) or _deepspeed(path)):
-                    found.setdefault(path.name, path)
+            with suppress(OSError, ModelError):  # a directory that may not be entered has nothing for us
+                if path.is_dir() and _adds(path, found.get(path.name)):
+                    found[path.name] = path
     return dict(sorted(found.items(), key=_tag_rank, reverse=True))
+
+
+def _adds(directory: Path, known: Path | None) -> bool:
+    """Whether it holds more than the tag's directory under the other spelling: nothing, shards, checkpoints."""
+    if known is None:
+        return bool(steps(directory)) or _deepspeed(directory)
+    return bool(steps(directory)) and not steps(known)
 
 
 def _tag_rank(item: tuple[str, Path]) -> tuple[int, bool, float]:
@@ -104,9 +111,10 @@ def find(base_dir: Path, source: str, tag: str | None = None, step: int | None =
         raise ModelError(f"no source named {source!r}", hint=f"one of {', '.join(SOURCE_DIRS)}")
     available = tags(base_dir, source)
     if not available:
-        raise ModelError(f"no {source} checkpoint under {base_dir}", hint=_what_is_there(base_dir))
-    if tag is None:
-        tag = next(iter(available))
+        gone = "" if base_dir.exists() else ", which does not exist"
+        raise ModelError(f"no {source} checkpoint under {base_dir}{gone}", hint=_what_is_there(base_dir))
+    if tag is None:  # shards alone can't be loaded, and must not stand in the way of what can
+        tag = next((tag for tag in available if steps(available[tag])), next(iter(available)))
     elif tag not in available:
         raise ModelError(
             f"no {source} checkpoint tagged {tag!r} under {base_dir}",
@@ -141,9 +149,7 @@ def from_path(path: Path, step: int | None = None, base_dir: Path | None = None)
         _refuse_deepspeed(path)
         by_step = steps(path)
         if not by_step:
-            raise ModelError(
-                f"{path} holds no model_<step>.pt", hint="name the file, or the directory it lies in"
-            )
+            raise foreign_directory(path)
         _, path = _at(path, by_step, step)
     elif step is not None:
         raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")
@@ -178,7 +184,10 @@ def _what_is_there(base_dir: Path) -> str:
     ]
     if found:
         return "there is: " + "; ".join(found)
-    return "choose another place with --base-dir DIR or NANOCHAT_BASE_DIR, or a file with --checkpoint-path"
+    return (
+        f"choose another place with --base-dir DIR or {BASE_VARIABLE}, a file with --checkpoint-path,"
+        " or the built-in model with --source demo"
+    )
 
 
 def _entries(directory: Path) -> list[Path]:

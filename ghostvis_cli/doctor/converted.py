@@ -9,12 +9,14 @@ from ghostvis_cli.convert import cache
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.doctor.finding import Finding
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import cache_dir, expanded
 from ghostvis_cli.profile import Resolved
 
 
 def converted(resolved: Resolved | None) -> Iterator[Finding]:
     """Files that were hashed before and have not been touched since are not read again."""
+    if cache_dir() is None:
+        return  # the check of directories says so
     base = cache.default_base()
     known = KnownHashes(base / "hashes.json", lambda line: None)
     chosen = chosen_directory(resolved)

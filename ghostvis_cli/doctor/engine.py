@@ -1,14 +1,15 @@
 """What would run: a server reached and asked who it is, or a model loaded here; then the round trips."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import is_this_machine, route
 from ghostvis_cli.doctor import settings
 from ghostvis_cli.doctor.finding import Finding, from_error
 from ghostvis_cli.doctor.trips import Trips
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile import EngineSettings, Profile
 
 PROBE_S = 10.0
+LOOK_S = 0.5
 NAMES = {
     "sglang": "SGLang",
     "ghostvis": "ghostvis serve",
@@ -68,6 +70,8 @@ async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGen
     async with engine:
         for finding in _identity(engine):
             yield finding
+        async for finding in _processor(engine.settings.base_url):
+            yield finding
         sees = await _takes_pictures(engine)
         if run:
             fix = REPORT if engine.server.kind == "sglang" else None
@@ -84,8 +88,6 @@ def _impatient(profile: "Profile", request_s: float) -> "Profile":
 
 
 def _way(engine: "EngineSettings") -> Iterator[Finding]:
-    from ghostvis_cli.engines.remote import route
-
     if engine.base_url is None:
         return  # the factory says so
     url, proxy = urlsplit(engine.base_url), route(engine.base_url)
@@ -94,16 +96,9 @@ def _way(engine: "EngineSettings") -> Iterator[Finding]:
     else:
         fix = f"export NO_PROXY={url.hostname}, if it should be reached directly"
         yield Finding("server", "route", "note", f"{engine.base_url}, through the proxy {proxy}", fix)
-    if url.scheme == "http" and not _is_this_machine(url.hostname or ""):
+    if url.scheme == "http" and not is_this_machine(url.hostname or ""):
         message = "plain http: key, texts and pictures can be read on the way"
         yield Finding("server", "tls", "warning", message, "https, or ssh -L 30000:localhost:30000 HOST")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _identity(engine: "RemoteEngine") -> Iterator[Finding]:
@@ -131,6 +126,24 @@ def _identity(engine: "RemoteEngine") -> Iterator[Finding]:
         yield Finding("server", "cache", "warning", "cached tokens are not reported", REPORT)
     elif server.cache_report:
         yield Finding("server", "cache", "ok", "cached tokens are reported")
+
+
+async def _processor(url: str) -> AsyncGenerator[Finding, None]:
+    """Whether the server, if it runs on this machine, is held up by a process that fills a core just now."""
+    from ghostvis_cli import processor_use
+
+    port = processor_use.local_port(url)
+    watch = processor_use.Watch(port) if port is not None else None
+    if watch is None or not watch.sees:
+        return
+    await asyncio.sleep(LOOK_S)
+    uses = watch.uses()
+    waiting = processor_use.polling(uses)  # asked by nobody it could be anything
+    if found := processor_use.limit(uses, polling=waiting):
+        yield Finding("server", "processor", "warning", found.message, found.fix)
+    else:
+        busiest = max((use.busiest for use in uses if use.pid not in waiting), default=0.0)
+        yield Finding("server", "processor", "ok", f"its busiest thread has {busiest:.0%} of a core")
 
 
 async def _takes_pictures(engine: "RemoteEngine") -> bool | None:

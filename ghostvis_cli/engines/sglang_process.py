@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from ghostvis_cli import errors
@@ -28,10 +27,8 @@ Reply = dict[str, Any]
 class Process:
     """One SGLang. Requests may run at once, all on the loop that started it."""
 
-    def __init__(
-        self, child: Child, log: SGLangLog, report: Report, scratch: TemporaryDirectory[str]
-    ) -> None:
-        self._child, self._log, self._report, self._scratch = child, log, report, scratch
+    def __init__(self, child: Child, log: SGLangLog, report: Report) -> None:
+        self._child, self._log, self._report = child, log, report
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self._listener: asyncio.Task[None] | None = None
@@ -49,16 +46,13 @@ class Process:
             if detail is not None:
                 detail(shortened(shown))
 
-        scratch = TemporaryDirectory(
-            prefix="ghostvis-sglang-", ignore_cleanup_errors=True
-        )  # its sockets' place
         ours, theirs = socket.socketpair()
         with theirs:
             # -P: a file sglang.py in the current directory is not SGLang.
             argv = [sys.executable, "-P", "-m", WORKER, str(theirs.fileno())]
-            env = os.environ | environment | {"PYTHONUNBUFFERED": "1", "TMPDIR": scratch.name}
+            env = os.environ | environment | {"PYTHONUNBUFFERED": "1"}
             child = await Child.start(argv, env, on_line, pass_fds=(theirs.fileno(),))
-        process = cls(child, log, report, scratch)
+        process = cls(child, log, report)
         process._reader, process._writer = await asyncio.open_connection(sock=ours)
         return process
 
@@ -136,7 +130,6 @@ class Process:
     async def _ended(self) -> GhostvisError:
         """Why it ended, once nothing of it is left."""
         code = await self._child.end()
-        self._scratch.cleanup()
         return self._log.failure(code)
 
     def _give_up(self, reason: GhostvisError) -> None:

@@ -6,10 +6,8 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.errors import ExitCode
@@ -18,7 +16,6 @@ from ghostvis_cli.serve.routes import ServerState, create_app
 from ghostvis_cli.serve.settings import Served, ServerSettings
 from ghostvis_cli.serve.wire import Config, Server
 
-T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -62,27 +59,6 @@ async def serve(
     if not serving.cancelled():
         serving.result()  # raises what ended it, if that was not us
     return ExitCode.OK
-
-
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """The result of blocking `work`. It holds up nobody who leaves meanwhile, as asyncio's threads do."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: Callable[[], None]) -> None:
-        if not future.done():
-            outcome()
-
-    def run() -> None:
-        try:
-            outcome = partial(future.set_result, work())
-        except BaseException as error:
-            outcome = partial(future.set_exception, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=run, name="ghostvis-load", daemon=True).start()
-    return await future
 
 
 async def _open(load_engine: Callable[[], Awaitable[Served]]) -> Served:

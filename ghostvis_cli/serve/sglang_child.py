@@ -9,13 +9,21 @@ import os
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import gettempdir
+
+from ghostvis_cli import scratch
+from ghostvis_cli.endings import undone, unwinding
 
 # Starts only once it is told to: by then the watcher knows it. Without a word, as when we are dead, it never does.
 WAITS = 'read -r _ && exec "$@"'
-# The end of its stdin without a word means that we died.
-WATCHES = 'read -r _ || kill -s KILL -- "-$0"'
+# The end of its stdin without a word means that we died. The folder goes as scratch.discard has it.
+WATCHES = """read -r _ || {
+    kill -s KILL -- "-$0"
+    for socket in "$1"/tmp*; do rm -f /dev/shm/sglang_loads_"${socket##*/}"_*.shm; done
+    rm -rf -- "$1"
+}"""
 LOOK_S, GONE_LOOKS = 0.02, 500  # 10 s from SIGKILL to the end: a GPU's memory is given back meanwhile
 LAST_WORDS_S = 2.0
 CHUNK = 65_536
@@ -24,10 +32,13 @@ CHUNK = 65_536
 class Child:
     """A running SGLang. `end` leaves nothing of it."""
 
-    def __init__(self, process: Process, watcher: Process, log: int, on_line: Callable[[str], None]) -> None:
-        self._process, self._watcher, self._log = process, watcher, log
+    def __init__(
+        self, process: Process, watcher: Process, log: int, on_line: Callable[[str], None], minding: ExitStack
+    ) -> None:
+        self._process, self._watcher, self._log, self._minding = process, watcher, log, minding
         self._reading = asyncio.create_task(self._read(on_line))
         self._ended = False
+        minding.enter_context(undone(self.kill))
 
     @classmethod
     async def start(
@@ -37,40 +48,27 @@ class Child:
         on_line: Callable[[str], None],
         pass_fds: Sequence[int] = (),
     ) -> "Child":
-        # A pipe that asyncio knows nothing of: it would report the process's end only after the pipe's, which
-        # whatever the process leaves behind may hold open.
-        log, written = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
+        """With a folder of its own for what it leaves among temporary files."""
+        with ExitStack() as stack:
+            stack.enter_context(unwinding())
+            folder = stack.enter_context(scratch.folder())
+            # Compiled code is worth keeping, and torch keeps it among temporary files.
+            kept = {"TORCHINDUCTOR_CACHE_DIR": f"{gettempdir()}/torchinductor_{os.geteuid()}"}
+            env = {**kept, **env, "TMPDIR": str(folder)}
+            process, log = await _started(argv, env, pass_fds)
+            watcher = await asyncio.create_subprocess_exec(
                 "/bin/sh",
                 "-c",
-                WAITS,
-                "sglang",
-                *argv,
+                WATCHES,
+                str(process.pid),
+                str(folder),
                 stdin=PIPE,
-                stdout=written,
-                stderr=STDOUT,
-                env=env,
-                pass_fds=pass_fds,
+                stdout=DEVNULL,
+                stderr=DEVNULL,
                 start_new_session=True,
             )
-        except BaseException:
-            os.close(log)
-            raise
-        finally:
-            os.close(written)
-        watcher = await asyncio.create_subprocess_exec(
-            "/bin/sh",
-            "-c",
-            WATCHES,
-            str(process.pid),
-            stdin=PIPE,
-            stdout=DEVNULL,
-            stderr=DEVNULL,
-            start_new_session=True,
-        )
-        await _tell(process)
-        return cls(process, watcher, log, on_line)
+            await _tell(process)
+            return cls(process, watcher, log, on_line, stack.pop_all())
 
     @property
     def pid(self) -> int:
@@ -104,6 +102,7 @@ class Child:
                 break
             await asyncio.sleep(LOOK_S)
         self._ended = True
+        self._minding.close()
         await _tell(self._watcher)
         await self._watcher.wait()
         return code
@@ -122,6 +121,35 @@ class Child:
                 on_line(begun.decode(errors="replace"))
         finally:
             transport.close()
+
+
+async def _started(
+    argv: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int]
+) -> tuple[Process, int]:
+    """The process, waiting for a word, and the reading end of its log."""
+    # A pipe that asyncio knows nothing of: it would report the process's end only after the pipe's, which
+    # whatever the process leaves behind may hold open.
+    log, written = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            WAITS,
+            "sglang",
+            *argv,
+            stdin=PIPE,
+            stdout=written,
+            stderr=STDOUT,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(log)
+        raise
+    finally:
+        os.close(written)
+    return process, log
 
 
 async def _tell(process: Process) -> None:

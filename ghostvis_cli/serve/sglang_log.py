@@ -19,8 +19,10 @@ from ghostvis_cli.errors import (
 LONGEST = 500  # characters of a line that is shown; the whole configuration is one line of 20 kB
 # Milestones of a start, and requests but for the probes.
 NOTABLE = re.compile(
-    r"Load weight (begin|end)|KV Cache is allocated|Capture cuda graph (begin|end)|Gracefully exiting"
-    r"|\"(POST|PUT|DELETE) /(?!health|freeze_gc)|Subprocess .* crashed|[Ww]atchdog timeout"
+    r"Load weight (begin|end)|KV Cache is allocated|Capture .*cuda graph (begin|end)|ghostvis: vision part"
+    r"|Gracefully exiting"
+    r"|\"(POST|PUT|DELETE) /(?!health|freeze_gc)|Subprocess .* crashed|[Ww]atchdog timeout",
+    re.IGNORECASE,
 )
 ERROR = re.compile(r"^(?:\[[^\]]*\] )?(?:[\w.]+\.)?((?:[A-Z]\w*)?(?:Error|Exception))(?:: (.+))?$")
 # What is said of an error elsewhere: of pipes that end with a process that was killed, and of a rank that is gone.

@@ -15,12 +15,12 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from ghostvis_cli import files, scratch
 from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.sglang_runtime import Value
@@ -30,11 +30,13 @@ from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
 from ghostvis_cli.serve.sglang_child import Child
 from ghostvis_cli.serve.sglang_log import SGLangLog
 from ghostvis_cli.serve.sglang_probe import About, Probe
-from ghostvis_cli.sglang_plugin import HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, GRAPHS_VARIABLE, HOSTS_VARIABLE
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
 
+NO_GRAPHS = "--disable-cuda-graph"
+NO_PREFILL_GRAPHS = (NO_GRAPHS, "--disable-prefill-cuda-graph")
 ADMIN_VARIABLE = "GHOSTVIS_ADMIN_API_KEY"
 NOWHERE = "none.invalid"  # an empty list would allow every host
 MODULE = (
@@ -70,6 +72,8 @@ class Launch:
         """The command line. What the user wrote after -- comes last, where SGLang takes it over ours."""
         values = sglang_runtime.arguments(self.profile, directory, name=self.name)
         values |= {"host": self.server.host or "0.0.0.0", "port": self.server.port}
+        if any(map(self.sglang.has, NO_PREFILL_GRAPHS)):  # SGLang would take our choice for the stronger word
+            values.pop("cuda_graph_backend_prefill", None)
         if config is not None:
             values["config"] = str(config)
         argv = [sys.executable, "-m", MODULE, *flags(values)]
@@ -81,11 +85,16 @@ class Launch:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        hosts = {HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts)}
         from ghostvis_cli.sglang_plugin.door import Rules
 
-        told = Rules.of(self.server).as_variable()
-        return {**kept, **sglang_runtime.environment(self.profile), **hosts, **told, "PYTHONUNBUFFERED": "1"}
+        ours = Rules.of(self.server).as_variable() | {
+            HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
+            BACKGROUND_VARIABLE: self.server.image_limits.background,
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self.sglang.has(NO_GRAPHS):
+            ours[GRAPHS_VARIABLE] = "0"
+        return {**kept, **sglang_runtime.environment(self.profile), **ours}
 
 
 def flags(values: Mapping[str, Value]) -> list[str]:
@@ -188,7 +197,7 @@ class _Lives:
     async def _running(self, log: SGLangLog) -> AsyncIterator[Child]:
         launch = self._launch
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="ghostvis-serve-")))
+            folder = stack.enter_context(scratch.folder())
             config, descriptors = None, []
             if self._secrets:
                 config, descriptor = _unwritten(folder / "keys.yaml", self._secrets)
@@ -277,7 +286,7 @@ def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
     for entry in directory.iterdir():
         if entry.name != file.name:
             (place / entry.name).symlink_to(entry.resolve())
-    (place / file.name).write_text(json.dumps(config | wanted), encoding="utf-8")
+    files.write(place / file.name, json.dumps(config | wanted).encode(), durable=False)
     return place
 
 

@@ -10,6 +10,9 @@ from multiprocessing import parent_process
 from ghostvis_cli.errors import EngineError
 
 HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # whose pictures may be fetched, separated by commas
+BACKGROUND_VARIABLE = "GHOSTVIS_IMAGES_BACKGROUND"  # as the setting images.background
+# CUDA graphs of the vision part: for so many pictures at most; 0 none.
+GRAPHS_VARIABLE = "GHOSTVIS_VISION_GRAPHS"
 GROUP, NAME = "sglang.srt.plugins", "ghostvis"
 # SGLang imports every module of these two: the classes that `EntryClass` names, and the picture processors.
 PACKAGES = {

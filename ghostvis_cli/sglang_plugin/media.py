@@ -17,7 +17,7 @@ from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin import HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,19 +49,19 @@ class Pictures:
         self.cache_bytes = 2**20 * (cache_size_mb() if cache_mb is None else cache_mb)
         self.hosts = allowed_hosts() if hosts is None else hosts
         # A redirect would lead from an allowed host to any other.
-        self.limits = replace(limits or ImageLimits(), max_redirects=0)
+        self.limits = replace(limits or default_limits(), max_redirects=0)
         # Keyed: a client that knows a picture must not be able to work out which cache entries are its own.
         self._key = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, Picture] = OrderedDict()
         self._lock = threading.Lock()
 
-    def load(self, source: object, name: str) -> Picture:
-        """From a data: URL, bytes, or http(s) of an allowed host.
+    def load(self, source: object, name: str, key: bytes | None = None) -> Picture:
+        """From a data: URL, bytes, or http(s) of an allowed host; `key` where it has been asked for.
 
         ValueError says what is wrong with `name`, and nothing of what the source holds or where it led.
         """
-        key = self._cache_key(source, name)
-        if key is not None and (known := self._recall(key)) is not None:
+        key = key or self.key(source, name)
+        if key is not None and (known := self.recall(key)) is not None:
             return known
         try:
             picture = self._picture(load_image(source, limits=self.limits).pil())  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ class Pictures:
             self._remember(key, picture)
         return picture
 
-    def _cache_key(self, source: object, name: str) -> bytes | None:
+    def key(self, source: object, name: str) -> bytes | None:
         """What the source is sure to be the same picture by; None for an address, whose picture may change."""
         if isinstance(source, bytes):
             return hashlib.sha256(source).digest()
@@ -82,6 +82,12 @@ class Pictures:
                 return None
         hosts = f", or an http(s) URL of {', '.join(sorted(self.hosts))}" if self.hosts else ""
         raise ValueError(f"{name} must be a data: URL{hosts}")
+
+    def recall(self, key: bytes) -> Picture | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
 
     def _refusal(self, source: object, name: str) -> str:
         if isinstance(source, str) and source[:5].lower() != "data:":
@@ -99,17 +105,16 @@ class Pictures:
         )  # a copy: torch warns of Pillow's own memory
         return Picture(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
 
-    def _recall(self, key: bytes) -> Picture | None:
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-            return self._known.get(key)
-
     def _remember(self, key: bytes, picture: Picture) -> None:
         with self._lock:
             self._known[key] = picture
             while len(self._known) * picture.pixels.nbytes > self.cache_bytes:  # all are of one size
                 self._known.popitem(last=False)
+
+
+def default_limits() -> ImageLimits:
+    background = os.environ.get(BACKGROUND_VARIABLE)
+    return ImageLimits(background=background) if background else ImageLimits()
 
 
 def allowed_hosts() -> frozenset[str]:

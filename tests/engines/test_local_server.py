@@ -3,14 +3,17 @@
 import asyncio
 import inspect
 import json
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
 from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage, complete
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
@@ -90,11 +93,9 @@ def test_a_stream_on_the_wire_is_events_and_done(server: Running) -> None:
 
 async def test_the_async_client_gets_many_answers_at_once(server: Running) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        create: Any = client.chat.completions.create
         calls = [
-            client.chat.completions.create(
-                model="fake", messages=[{"role": "user", "content": f"number {n}"}]
-            )
-            for n in range(20)
+            create(model="fake", messages=[{"role": "user", "content": f"number {n}"}]) for n in range(20)
         ]
         answers = await asyncio.gather(*calls)
     assert [answer.choices[0].message.content for answer in answers] == [f"number {n}" for n in range(20)]
@@ -199,6 +200,18 @@ def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
     assert [type(part).__name__ for part in first.parts] == ["Text", "Picture", "Text", "Picture"]
     assert (first.text, [image.width for image in first.images]) == ("a\n", [8, 8])
     assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == 2 * IMAGE_TOKENS
+
+
+def test_a_transparent_picture_of_a_request_is_laid_on_white() -> None:
+    engine, icon = Recorder(), BytesIO()
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(icon, "PNG")
+    part = image_part("data:image/png;base64," + b64encode(icon.getvalue()).decode())
+    with running(engine) as server:
+        server.client().chat.completions.create(
+            model="fake", messages=[{"role": "user", "content": [part, {"type": "text", "text": "what?"}]}]
+        )
+    [image] = engine.requests[-1].messages[-1].images
+    assert image.pil().getextrema() == ((255, 255),) * 3
 
 
 def test_text_completions_take_several_prompts_and_stream(server: Running) -> None:
@@ -493,7 +506,7 @@ def test_bodies_that_are_no_valid_request_get_400(server: Running, body: bytes) 
 
 def test_a_refusal_never_repeats_what_was_sent(server: Running) -> None:
     secret = "c2VjcmV0" * 50
-    attempts = [
+    attempts: list[dict[str, Any]] = [
         {"messages": user(image_part(f"data:image/png;base64,{secret}"))},
         {"messages": user(image_part(f"https://{secret}.example/"))},
         {"messages": user({"type": secret})},

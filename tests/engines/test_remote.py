@@ -63,6 +63,62 @@ async def test_pictures_stay_in_their_places_and_go_as_bytes(serve: Serve) -> No
     assert b"/home/me" not in seen.body and b"internal.example" not in seen.body
 
 
+async def test_base64_that_was_made_ahead_is_what_is_sent(serve: Serve) -> None:
+    server = await serve()
+    async with engine_for(server) as engine:
+        await complete(engine, ask("what?", replace(CAT, encoded=b"MADEahead"), DOG))
+    urls = [part["image_url"]["url"] for part in server.posts[0].json["messages"][0]["content"][:2]]
+    assert urls == ["data:image/png;base64,MADEahead", DOG.data_url()]
+
+
+CALL = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({"reasoning_content": "hm"}, Chunk(reasoning="hm")),
+        ({"reasoning": "hm", "content": None}, Chunk(reasoning="hm")),
+        ({"reasoning": "hm", "reasoning_content": "hm"}, Chunk(reasoning="hm")),
+        ({"reasoning_details": ["hm"]}, Chunk(reasoning='["hm"]')),
+        ({"content": "so", "reasoning_content": ""}, Chunk("so")),
+        ({"content": "so", "reasoning": "hm"}, Chunk("so", reasoning="hm")),
+        ({"tool_calls": [CALL]}, Chunk(tool_calls=json.dumps([CALL]))),
+        ({"function_call": {"name": "f"}}, Chunk(tool_calls='{"name": "f"}')),
+        ({"refusal": "I won't"}, Chunk(refusal="I won't")),
+    ],
+)
+async def test_what_a_model_generates_beside_the_text_is_a_chunk(
+    delta: dict[str, Any], expected: Chunk, serve: Serve
+) -> None:
+    empty = {"role": "assistant", "content": "", "tool_calls": None, "refusal": None}
+    events = [{"choices": [{"index": 0, "delta": each}]} for each in (empty, delta)]
+    server = await serve(Reply((lines(*events, ending(), usage(), "[DONE]"),)))
+    async with engine_for(server) as engine:
+        first, last = [chunk async for chunk in engine.generate(ask())]
+    assert (first, first.generated) == (expected, True)
+    assert (last.generated, last.reasoning_tokens) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ({"completion_tokens_details": {"reasoning_tokens": 5}}, 5),  # OpenAI, vLLM
+        ({"reasoning_tokens": 5}, 5),  # SGLang
+        ({"completion_tokens_details": None, "reasoning_tokens": 0}, 0),
+        ({"reasoning_tokens": "many"}, None),
+        ({}, None),
+    ],
+)
+async def test_reasoning_tokens_are_what_the_server_counts(
+    reported: dict[str, Any], expected: int | None, serve: Serve
+) -> None:
+    server = await serve(Reply((lines(ending(), usage(**reported), "[DONE]"),)))
+    async with engine_for(server) as engine:
+        (last,) = [chunk async for chunk in engine.generate(ask())]
+    assert last.reasoning_tokens == expected
+
+
 @pytest.mark.parametrize(
     ("parts", "sent"),
     [
@@ -339,6 +395,71 @@ async def test_a_stream_may_be_cut_anywhere_also_within_a_character(serve: Serve
     assert {answer.text for answer in answers} == {"né 👻"}
 
 
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": fields}]}
+
+
+def called(arguments: str, **more: Any) -> dict[str, Any]:
+    return delta(tool_calls=[{"index": 0, "function": {"name": "look", "arguments": arguments} | more}])
+
+
+# As json.dumps with ensure_ascii spells them, half a character in each event.
+async def test_a_character_in_two_events_is_one_character_wherever_it_stands(serve: Serve) -> None:
+    events = [
+        *words("a\ud83d", "\ude00b"),
+        delta(reasoning_content="r\ud83d"),
+        delta(reasoning_content="\ude00"),
+        delta(refusal="\ud83d"),
+        delta(refusal="\ude00!"),
+        called("\ud83d", id="x"),
+        called("\ude00", name=""),
+    ]
+    stream = b"".join(
+        b"data: " + json.dumps(each).encode() + b"\n\n" for each in [*events, ending(), usage()]
+    )
+    done = await answer_to(stream + b"data: [DONE]\n\n", serve)
+    beside = done.beside
+    assert (done.text, beside.reasoning, beside.refusal) == ("a😀b", "r😀", "😀!")
+    assert [(call.name, call.arguments) for call in beside.tool_calls] == [("look", "😀")]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (("a\ud83d",), "a\ufffd"),
+        (("\ude00b",), "\ufffdb"),
+        (("a\ud83d", "b"), "a\ufffdb"),
+        (("\ud83d\ud83d", "\ude00"), "\ufffd😀"),
+        (("x\ud83d", "", "\ude00"), "x😀"),
+    ],
+)
+async def test_half_a_character_alone_is_a_replacement_character(
+    pieces: tuple[str, ...], text: str, serve: Serve
+) -> None:
+    events = [*words(*pieces), ending(), usage()]
+    stream = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in events)
+    assert (await answer_to(stream + b"data: [DONE]\n\n", serve)).text == text
+
+
+@pytest.mark.parametrize(
+    ("events", "reason", "notice"),
+    [
+        ([delta(reasoning_content="think"), delta(reasoning="more")], "length",
+         "the answer has no text: 9 characters of reasoning came, cut off at max_tokens"),
+        ([called("{}", id="7")], "tool_calls", "the answer has no text: the model calls look"),
+        ([delta(refusal="I can't")], "content_filter", "the answer has no text: the model refused: I can't"),
+        ([], "content_filter", "the answer has no text: the server cut it off"),
+        ([], "stop", "the answer has no text: the model ended it at once"),
+        ([delta(reasoning="think"), *words("Hi")], "stop", None),
+    ],
+)  # fmt: skip
+async def test_an_answer_without_text_says_what_came_instead(
+    events: list[Any], reason: str, notice: str | None, serve: Serve
+) -> None:
+    done = await answer_to(lines(*events, ending(reason), usage(), "[DONE]"), serve)
+    assert done.notice == notice
+
+
 @pytest.mark.parametrize(
     ("sent", "understood"),
     [
@@ -459,7 +580,7 @@ async def test_a_stream_that_just_ends_is_an_error_and_not_repeated(
 ) -> None:
     server = await serve(Reply((body,) if body else (), end=end))
     async with engine_for(server, retries=3) as engine:
-        with pytest.raises(RequestError, match="closed the connection in the middle of the answer"):
+        with pytest.raises(EngineError, match="closed the connection in the middle of the answer"):
             await complete(engine, ask())
     assert len(server.posts) == 1
 

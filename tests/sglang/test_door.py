@@ -28,9 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-def ask(
-    server: Server, method: str, path: str, body: dict[str, Any] | None = None, **headers: str
-) -> httpx2.Response:
+def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     with httpx2.Client(trust_env=False, timeout=60) as client:
         return client.request(method, server.url + path, json=body, headers=named)
@@ -98,7 +96,7 @@ def test_a_prompt_that_is_too_long_has_openais_code(server: Server, path: str, s
     text: Any = "word " * 2 * CONTEXT
     with pytest.raises(openai.APIError) as refused:
         if "chat" in path:
-            made = client.chat.completions.create(
+            made: Any = client.chat.completions.create(
                 model="default", messages=[{"role": "user", "content": text}], stream=stream
             )
         else:

@@ -89,8 +89,8 @@ async def test_answers_ends_and_counts_are_the_local_engines(
 async def test_what_is_known_of_the_model_is_what_the_local_engine_knows(
     engine: SGLangEngine, local: LocalEngine
 ) -> None:
-    facts = ("device", "dtype", "trained_tokens", "image_tokens", "layout", "source", "tag", "step", "model")
-    facts += ("kv_token_bytes",)
+    facts = ["device", "dtype", "trained_tokens", "image_tokens", "kv_token_bytes"]
+    facts += ["layout", "source", "tag", "step", "model"]
     assert {name: getattr(engine.info, name) for name in facts} == {
         name: getattr(local.info, name) for name in facts
     }

@@ -43,7 +43,6 @@ class Process:
 
     def __init__(self, cache: Path, *args: str, **variables: str) -> None:
         self.mark = uuid4().hex
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("GHOSTVIS_")}
         # Models this small are many times slower on two threads than on one where others want the cores.
         own = {"GHOSTVIS_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", MARK: self.mark}
         command = [str(GHOSTVIS), "serve", "--engine", "sglang", "--device", "cpu", "--json", *args]
@@ -53,7 +52,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=kept | own | variables,
+            env=os.environ | own | variables,
             start_new_session=True,
         )
         self.out: list[str] = []

@@ -343,7 +343,7 @@ async def test_rows_added_at_the_end_are_run_and_the_others_are_not(bench: Bench
     assert (await bench.run(engine)).finished == 14 and engine.asked == 2
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(cut=st.integers(0, 10**9), tail=st.sampled_from([b"", b"\0\0\0", b"\0" * 5000 + b"\n", b'{"x": 1}\n']))
 def test_cut_anywhere_the_file_is_completed_to_every_row_once(
     tmp_path_factory: pytest.TempPathFactory, cut: int, tail: bytes

@@ -17,7 +17,7 @@ PACKAGING = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setupt
 HEAVY = {
     *("torch", "sglang", "transformers", "PIL", "prompt_toolkit", "httpx2", "pydantic"),
     *("numpy", "yaml", "rich", "starlette", "uvicorn", "tiktoken", "tokenizers", "safetensors"),
-    *("filelock", "platformdirs", "prometheus_client", "openai", "click"),
+    *("filelock", "packaging", "prometheus_client", "openai", "click"),
 }
 NAMES = [command.name for command in COMMANDS]
 
@@ -79,6 +79,14 @@ def test_every_command_of_the_table_is_a_module_and_every_module_is_in_the_table
     on_disk = {name for name in names if "_" not in name}  # bench_prefix is a part of bench
     assert {command.module for command in COMMANDS} == on_disk
     assert len(set(NAMES)) == len(NAMES)
+
+
+def test_only_the_one_writer_replaces_files() -> None:
+    """A log, a journal and shards of weights are streams, opened where they are written."""
+    others = re.compile(r"write_text|write_bytes|os\.(rename|replace)\(|mkstemp|NamedTemporaryFile")
+    sources = [*(ROOT / "ghostvis_cli").rglob("*.py"), *(ROOT / "commands").glob("*.py")]
+    found = {file.name for file in sources if others.search(file.read_text())}
+    assert found == set()
 
 
 def test_the_list_of_packages_is_what_is_on_the_disk() -> None:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import EngineError, ExitCode, MemoryLimitError, ModelError, UsageError
+from ghostvis_cli.images import ImageLimits
 from ghostvis_cli.profile import EngineSettings, Profile
 from ghostvis_cli.serve.listen import free_port
 from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
@@ -123,7 +125,7 @@ def test_ranks_on_a_cpu_get_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_arguments_become_flags() -> None:
-    values = {"tp_size": 2, "enable_metrics": True, "skip_server_warmup": False, "model_path": "a b"}
+    values: Any = {"tp_size": 2, "enable_metrics": True, "skip_server_warmup": False, "model_path": "a b"}
     assert flags(values) == ["--tp-size", "2", "--enable-metrics", "--model-path", "a b"]
 
 
@@ -164,6 +166,12 @@ def test_the_keys_stand_in_no_argument_and_no_variable(
     assert launch.secrets == {"api-key": "s3cret", "admin-api-key": "adm1n"}
     assert "s3cret" not in repr(launch)
     assert "adm1n" not in repr(launch)
+
+
+def test_the_ground_of_transparent_pictures_reaches_sglang(directory: Path) -> None:
+    server = ServerSettings(image_limits=ImageLimits(background="#102030"))
+    launch = Launch(on_cpu(), directory, "d4", server, SGLangSettings())
+    assert launch.environment()["GHOSTVIS_IMAGES_BACKGROUND"] == "#102030"
 
 
 def test_management_routes_have_a_key_of_their_own_beyond_this_machine(directory: Path) -> None:

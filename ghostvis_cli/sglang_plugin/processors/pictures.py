@@ -1,10 +1,10 @@
 """Prompt ids and pictures -> what SGLang's scheduler takes: N ids for each picture, pixels, identities."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
-import torch
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalProcessorOutput
 from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor, MultimodalSpecialTokens
 from sglang.srt.utils import ImageData
@@ -12,6 +12,9 @@ from sglang.srt.utils import ImageData
 from ghostvis_cli.sglang_plugin.expand import expand
 from ghostvis_cli.sglang_plugin.media import Picture, Pictures
 from ghostvis_cli.sglang_plugin.models.vision_language import GhostVisForConditionalGeneration
+
+HASHED_IN_LOOP = 2**18  # characters, less than a millisecond: a thread costs some tenths of one too
+T = TypeVar("T")
 
 
 class GhostVisPictureProcessor(BaseMultimodalProcessor):
@@ -24,6 +27,7 @@ class GhostVisPictureProcessor(BaseMultimodalProcessor):
         self.image_id, self.layout = hf_config.image_token_id, hf_config.image_layout
         self.rows = hf_config.vision_config.num_tokens
         self.pictures = Pictures(hf_config.vision_config.image_size)
+        self._reading: dict[bytes, asyncio.Task[Picture]] = {}
         name = self._tokenizer.convert_ids_to_tokens(self.image_id)
         self.mm_tokens = MultimodalSpecialTokens(image_token=name, image_token_id=self.image_id).build(
             _processor
@@ -43,15 +47,37 @@ class GhostVisPictureProcessor(BaseMultimodalProcessor):
         sources = [source.url if isinstance(source, ImageData) else source for source in image_data or ()]
         ids, spans = expand(self._ids(input_text), self.image_id, self.rows, len(sources), self.layout)
         self._forget_hashes(request_obj)
-        loop = asyncio.get_running_loop()
-        pictures = await asyncio.gather(
-            *(
-                loop.run_in_executor(self.io_executor, self.pictures.load, source, f"image {number}")
-                for number, source in enumerate(sources, start=1)
-            )
-        )
+        named = ((source, f"image {number}") for number, source in enumerate(sources, start=1))
+        pictures = await asyncio.gather(*(self._picture(source, name) for source, name in named))
         items = [self._item(picture, span) for picture, span in zip(pictures, spans, strict=True)]
         return MultimodalProcessorOutput(input_ids=ids, mm_items=items, im_token_id=self.image_id)
+
+    async def _picture(self, source: object, name: str) -> Picture:
+        """Known ones without a thread's help, and one that several requests ask for at once read by the first."""
+        key = await self._key(source, name)
+        if key is None:
+            return await self._read(source, name, None)
+        if (known := self.pictures.recall(key)) is not None:
+            return known
+        if key not in self._reading:
+            self._reading[key] = asyncio.create_task(self._read(source, name, key))
+            self._reading[key].add_done_callback(lambda _: self._reading.pop(key))
+            return await asyncio.shield(self._reading[key])
+        try:
+            return await asyncio.shield(self._reading[key])
+        except ValueError:  # of the first one's name for it
+            return await self._read(source, name, key)
+
+    async def _read(self, source: object, name: str, key: bytes | None) -> Picture:
+        return await self._thread(partial(self.pictures.load, source, name, key))
+
+    async def _key(self, source: object, name: str) -> bytes | None:
+        make = partial(self.pictures.key, source, name)
+        is_long = isinstance(source, str | bytes) and len(source) > HASHED_IN_LOOP
+        return await self._thread(make) if is_long else make()
+
+    async def _thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.io_executor, work)
 
     def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
@@ -67,9 +93,12 @@ class GhostVisPictureProcessor(BaseMultimodalProcessor):
 
     @staticmethod
     def _item(picture: Picture, span: tuple[int, int]) -> MultimodalDataItem:
-        """One picture, one item, one span, so that each has an identity of its own."""
-        pixels = torch.from_numpy(picture.pixels)[None]
-        item = MultimodalDataItem(modality=Modality.IMAGE, feature=pixels, offsets=[span])
+        """One picture, one item, one span, so that each has an identity of its own.
+
+        An array and no tensor: it travels within the message, where SGLang would give each tensor a file of
+        shared memory, which costs more than to copy so little and stays behind where a scheduler dies.
+        """
+        item = MultimodalDataItem(modality=Modality.IMAGE, feature=picture.pixels[None], offsets=[span])
         if hasattr(item, "set_identity"):
             item.set_identity(picture.identity)
         else:  # 0.5.17

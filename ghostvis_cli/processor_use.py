@@ -1,0 +1,187 @@
+"""How busy the processes of a server on this machine are, by /proc: the thread that fills a core limits the server.
+
+Of Linux alone, and of processes that this user may look at; of others nothing is found, and nothing is said.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ghostvis_cli.addresses import is_here
+
+PROC = Path("/proc")
+LISTENING = "0A"  # in /proc/net/tcp
+FULL = 0.9  # of a core: a thread that runs, or waits for a core, as long as this does nothing else
+CROWD = 2.5  # cores of a main process whose work is one thread's
+SHORTEST_S = 0.3
+SCHEDULER, DETOKENIZER, MAIN = "scheduler", "detokenizer", "main process"
+FIXES = {
+    MAIN: "answers in larger pieces (-- --stream-interval 8), or replicas (docs/scaling.md)",
+    DETOKENIZER: "answers in larger pieces (-- --stream-interval 8)",
+    SCHEDULER: "a GPU or a smaller model; replicas (docs/scaling.md)",
+}
+LOCAL_FIX = "SGLang on a GPU, or replicas (docs/scaling.md)"
+
+
+@dataclass(frozen=True)
+class Use:
+    """Of one process over a time: cores of all its threads together, and the busiest thread's share of one."""
+
+    pid: int
+    role: str
+    cores: float
+    busiest: float
+    is_sglang: bool
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What keeps a server from answering more, and what helps."""
+
+    message: str
+    fix: str
+
+
+class Watch:
+    """The processes behind a port of this machine, from now on."""
+
+    def __init__(self, port: int) -> None:
+        self._pids = with_children(listeners(port))
+        self._before, self._since_s = _times(self._pids), time.monotonic()
+
+    @property
+    def sees(self) -> bool:
+        return bool(self._before)
+
+    def uses(self) -> list[Use]:
+        """Until now. None of a time too short to say."""
+        wall_s, after = time.monotonic() - self._since_s, _times(self._pids)
+        if wall_s < SHORTEST_S:
+            return []
+        return [use for pid in self._pids if (use := _use(pid, self._before, after, wall_s)) is not None]
+
+
+def limit(uses: Iterable[Use], *, polling: Iterable[int] = ()) -> Limit | None:
+    """The process that fills a core, if one does. `polling`: those that would do so with nothing to do."""
+    known = [use for use in uses if use.pid not in set(polling)]
+    for use in sorted(known, key=lambda each: each.busiest, reverse=True):
+        if use.role == MAIN and use.is_sglang and use.cores > CROWD:
+            message = (
+                f"the server's {use.role} ({use.pid}) takes {use.cores:.1f} cores for what one thread does"
+            )
+            return Limit(message, "OMP_NUM_THREADS=1 in its environment")
+        if use.busiest >= FULL:
+            message = (
+                f"the server's {use.role} ({use.pid}) fills a core: no request gets faster beside others"
+            )
+            return Limit(message, FIXES[use.role] if use.is_sglang else LOCAL_FIX)
+    return None
+
+
+def polling(uses: Iterable[Use]) -> list[int]:
+    """SGLang's schedulers that fill a core: they look for work without a pause, and at rest this means nothing."""
+    return [use.pid for use in uses if use.role == SCHEDULER and use.busiest >= FULL]
+
+
+def local_port(url: str) -> int | None:
+    """The port of a server on this machine, as far as its address tells."""
+    if not is_here(url):
+        return None
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def listeners(port: int) -> list[int]:
+    """Processes that listen on a port."""
+    sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
+    found = []
+    for process in PROC.glob("[0-9]*") if sockets else ():
+        with suppress(OSError):  # gone, or another user's
+            if any(str(entry.readlink()) in sockets for entry in (process / "fd").iterdir()):
+                found.append(int(process.name))
+    return found
+
+
+def _inodes(port: int) -> Iterator[str]:
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in (PROC / "net" / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
+
+
+def with_children(pids: Iterable[int]) -> list[int]:
+    """And theirs."""
+    children: dict[int, list[int]] = {}
+    for process in PROC.glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            # Fields after the name, which may hold anything: state, parent.
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(process.name))
+    found = list(dict.fromkeys(pids))
+    for pid in found:  # grows meanwhile
+        found += [child for child in children.get(pid, ()) if child not in found]
+    return found
+
+
+def _use(
+    pid: int,
+    before: Mapping[int, Mapping[int, "_Spent"]],
+    after: Mapping[int, Mapping[int, "_Spent"]],
+    s: float,
+) -> Use | None:
+    if not before.get(pid) or not after.get(pid):
+        return None
+    nothing = _Spent(0.0, 0.0)
+    spent = [now - before[pid].get(thread, nothing) for thread, now in after[pid].items()]
+    role, is_sglang = _role(pid)
+    busiest = max(each.ran_s + each.waited_s for each in spent) / s
+    return Use(pid, role, sum(each.ran_s for each in spent) / s, busiest, is_sglang)
+
+
+def _role(pid: int) -> tuple[str, bool]:
+    with suppress(OSError):
+        title = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        for role in (SCHEDULER, DETOKENIZER):
+            if title.startswith(f"sglang::{role}"):
+                return role, True
+        return MAIN, "sglang.launch_server" in title or "sglang_worker" in title
+    return MAIN, False
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """Seconds that a thread ran, and waited for a core that others had."""
+
+    ran_s: float
+    waited_s: float
+
+    def __sub__(self, other: "_Spent") -> "_Spent":
+        return _Spent(self.ran_s - other.ran_s, self.waited_s - other.waited_s)
+
+
+def _times(pids: Iterable[int]) -> dict[int, dict[int, _Spent]]:
+    """By process and thread."""
+    found: dict[int, dict[int, _Spent]] = {}
+    for pid in pids:
+        with suppress(OSError):
+            threads = {
+                int(entry.name): _spent(Path(entry.path)) for entry in os.scandir(PROC / str(pid) / "task")
+            }
+            found[pid] = {thread: spent for thread, spent in threads.items() if spent is not None}
+    return found
+
+
+def _spent(thread: Path) -> _Spent | None:
+    with suppress(OSError, ValueError):
+        ran_ns, waited_ns, _ = map(int, (thread / "schedstat").read_text().split())
+        return _Spent(ran_ns / 1e9, waited_ns / 1e9)
+    with suppress(OSError, ValueError, IndexError):  # a kernel without schedstat
+        fields = (thread / "stat").read_text().rpartition(")")[2].split()
+        return _Spent((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 0.0)
+    return None

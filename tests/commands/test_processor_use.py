@@ -1,0 +1,99 @@
+"""A server on this machine that is made to fill a core, and one that is not: what `bench` and `doctor` say."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ghostvis_cli.processor_use import Use, limit, local_port, polling
+from tests.commands.processes import run
+
+# OpenAI's routes, and with `busy` a thread beside them that computes all the time, without the interpreter's lock.
+SERVER = """
+import asyncio, hashlib, sys, threading
+from tests.commands.processes import PAGES, saying
+from tests.engines.scripted import ScriptedServer
+
+def compute():
+    while True:
+        hashlib.sha256(bytes(2**22))
+
+async def main():
+    server = ScriptedServer(saying("Yes.", pause_s=0.1), pages=PAGES)
+    await server.start()
+    if "busy" in sys.argv:
+        threading.Thread(target=compute, daemon=True).start()
+    print(server.url, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+NOTE = "fills a core: no request gets faster beside others"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="by /proc")
+
+
+@contextmanager
+def server(*how: str) -> Iterator[str]:
+    """Its address; a process of its own."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER, *how], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_bench_names_the_servers_process_that_fills_a_core_and_what_helps() -> None:
+    with server("busy") as url:
+        done = run("bench", "--base-url", url, "--num-prompts", "8", "--concurrency", "1", "--repeat", "1")
+    said = (done.stdout + done.stderr).decode()
+    assert NOTE in said, said
+    assert "replicas (docs/scaling.md)" in said
+
+
+def test_a_bench_says_nothing_of_a_server_that_has_time() -> None:
+    with server() as url:
+        done = run("bench", "--base-url", url, "--num-prompts", "8", "--concurrency", "1", "--repeat", "1")
+    assert done.returncode == 0, done.stderr.decode()
+    assert NOTE not in (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize(("how", "line"), [("busy", NOTE), ("calm", "its busiest thread has")])
+def test_the_doctor_looks_at_a_server_of_this_machine(how: str, line: str) -> None:
+    with server(how) as url:
+        said = run("doctor", "--base-url", url, "--no-run").stdout.decode()
+    assert [one for one in said.splitlines() if " processor " in one and line in one], said
+
+
+def use(role: str, *, cores: float, busiest: float) -> Use:
+    return Use(pid=7, role=role, cores=cores, busiest=busiest, is_sglang=True)
+
+
+def test_a_main_process_on_many_cores_is_told_to_use_one_thread() -> None:
+    found = limit([use("main process", cores=9.0, busiest=0.7)])
+    assert found is not None
+    assert found.message == "the server's main process (7) takes 9.0 cores for what one thread does"
+    assert found.fix == "OMP_NUM_THREADS=1 in its environment"
+
+
+def test_a_scheduler_that_looks_for_work_all_the_time_is_not_blamed() -> None:
+    uses = [use("scheduler", cores=1.0, busiest=1.0)]
+    assert limit(uses) is not None
+    assert limit(uses, polling=polling(uses)) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("http://127.0.0.1:30000/v1", 30000),
+        ("http://localhost", 80),
+        ("https://[::1]", 443),
+        ("http://gpu-1:30000", None),
+    ],
+)
+def test_only_a_servers_own_machine_can_be_looked_at(url: str, port: int | None) -> None:
+    assert local_port(url) == port
