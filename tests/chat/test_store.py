@@ -274,7 +274,7 @@ while True:
     two.clear()
     assert back in (said(a_session()), said(two))
     Shelf(tmp_path).prune()
-    assert not [path for path in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 # What somebody else wrote
