@@ -24,7 +24,7 @@ from ghostvis_cli.bench.schema import Load, Record, Run
 from ghostvis_cli.bench.steady import fixed_work
 from ghostvis_cli.bench.workload import Item, Workload
 from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest
-from ghostvis_cli.errors import EngineError, GhostvisError
+from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
 
 T = TypeVar("T")
 
@@ -232,7 +232,7 @@ class Client:
                 await self._ask(item, request, now(), failures)
                 self._check_alive()
 
-        async with _together() as tasks:
+        async with together() as tasks:
             for n in range(concurrency):
                 tasks.create_task(work(load.ramp_up_s * n / concurrency))
 
@@ -243,7 +243,7 @@ class Client:
         places = asyncio.Semaphore(load.concurrency) if load.concurrency else None
         ready = _ready(items, again=duration_s is not None)
         self._start_s = now()
-        async with _together() as tasks:
+        async with together() as tasks:
             for (item, request), offset in zip(ready, offsets, strict=False):
                 if duration_s is not None and offset >= duration_s:
                     break
@@ -326,14 +326,21 @@ async def timed(
     engine: Engine, request: GenerateRequest, due_s: float, start_s: float
 ) -> tuple[Record, GhostvisError | None]:
     """One request to its end. `due_s` and `start_s` are times of `now`; the record counts from `start_s`."""
-    heard, error = _Heard(), None
+    heard = _Heard()
+    error: GhostvisError | None = None
     sent_s = now()
     try:
         async with aclosing(engine.generate(request)) as stream:
             async for chunk in stream:
                 heard.add(chunk, now() - start_s)
+        if heard.last is None:
+            error = RequestError("the answer ended without a reason")
     except GhostvisError as raised:
         error = raised
+    except asyncio.CancelledError:
+        if _is_cancelled():
+            raise
+        error = EngineError("the engine cancelled the request, which nobody had asked for")
     finished_s = now() - start_s
     last = heard.last
     usage = None if last is None else last.usage
@@ -359,6 +366,12 @@ async def timed(
         error_message=error.message if error else None,
     )
     return record, error
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is, and not just what it waits for: a group of tasks would take that for an end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _sleep_until(due_s: float) -> None:
@@ -395,7 +408,7 @@ def _until(end_s: float, ready: Iterator[T]) -> Iterator[T]:
 
 
 @asynccontextmanager
-async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
     """Requests under way at once. What is no GhostvisError is a bug: it ends all of them, and is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:

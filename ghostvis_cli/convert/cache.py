@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import sources, staging
@@ -241,7 +242,7 @@ def _convert(
             plan = _plan(checkpoint, dtype, layout, verify=True)
         for line in plan.notices:
             report(line)
-        report(f"converting {checkpoint.path} to {place} ({plan.weights_bytes / 1e9:.2f} GB), once")
+        report(f"converting {checkpoint.path} to {place} ({sizes.shown(plan.weights_bytes)}), once")
         progress = run.Progress(plan.weights_bytes)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(run.run, plan, place, progress)
