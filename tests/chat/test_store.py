@@ -273,6 +273,8 @@ while True:
     two = a_session()
     two.clear()
     assert back in (said(a_session()), said(two))
+    Shelf(tmp_path).prune()
+    assert not list(tmp_path.rglob(".*"))
 
 
 # What somebody else wrote

@@ -609,6 +609,29 @@ async def test_the_lock_holds_after_the_file_was_written_anew(bench: Bench) -> N
             Journal.open(bench.out)
 
 
+async def test_a_full_disk_while_failures_are_taken_out_leaves_all_of_them_and_nothing_else(
+    bench: Bench,
+) -> None:
+    """What an earlier run was killed in, the next removes."""
+    await bench.run(Failing("say 1", RequestError("no")))
+    (bench.out.parent / f".{bench.out.name}.ghostvis-0123abcd").write_bytes(b"half of it")
+    there = {bench.out.name, f"{bench.out.name}.manifest.json", bench.rows.name}
+    before = bench.out.read_bytes()
+    hashes = {record["index"]: record["row_hash"] for record in bench.records}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with closing(Journal.open(bench.out)) as journal:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"out.jsonl can't be written: File too large"):
+                journal.resume(12, hashes.__getitem__, retry_errors=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    assert bench.out.read_bytes() == before
+    assert {path.name for path in bench.out.parent.iterdir()} == there
+
+
 def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Journal.open(tmp_path / "out.jsonl")) as journal:
         journal.append([b"whole\n"])
