@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghostvis_cli import endings
+from ghostvis_cli import address_space, endings, sizes
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
 
@@ -81,6 +81,7 @@ def convert(
     color: options.Color = "auto",
 ) -> None:
     """Convert a training checkpoint for SGLang, vLLM and transformers."""
+    address_space.require_for_torch()
     from ghostvis_cli.convert import run
 
     options.talk(quiet, verbose, color)
@@ -169,7 +170,7 @@ def _prepared_to_verify(plan: "Plan") -> "Plan":
 
 def _summary(certificate: dict[str, Any]) -> str:
     verification = certificate["verification"]
-    made = f"{certificate['architecture']}, {certificate['weights_bytes'] / 1e9:.2f} GB as {certificate['dtype']}"
+    made = f"{certificate['architecture']}, {sizes.shown(certificate['weights_bytes'])} as {certificate['dtype']}"
     if verification["skipped"]:
         return f"{made}; not verified"
     figures = {check["name"]: check["value"] for check in verification["checks"]}
@@ -237,11 +238,11 @@ def _show_plan(plan: "Plan", *, json: bool) -> None:
     output.table(
         headers,
         [
-            (target.name, "x".join(map(str, target.shape)), target.change, names, f"{nbytes / 1e6:,.1f} MB")
+            (target.name, "x".join(map(str, target.shape)), target.change, names, sizes.shown(nbytes))
             for _, target, names, nbytes in rows
         ],
     )
     output.notice(
         f"{plan.architecture}: {len(rows)} tensors in {len(plan.shards)} files, "
-        f"{plan.weights_bytes / 1e9:.2f} GB as {plan.settings.dtype}"
+        f"{sizes.shown(plan.weights_bytes)} as {plan.settings.dtype}"
     )

@@ -221,6 +221,8 @@ class _Show:
             output.record(answer.record(engine.info))
         else:
             output.answer("\n" if self.stream else f"{answer.text}\n")
+        if answer.completion.notice is not None:
+            output.notice(answer.completion.notice)
         if self.stats:
             output.notice(answer.statistics())
         used = answer.completion.usage.prompt_tokens + answer.completion.usage.completion_tokens
@@ -260,10 +262,12 @@ async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show
     failures: list[GhostvisError] = []
     for task in tasks:
         try:
-            quiet_show.whole(await task, engine)
+            answer = await task
         except GhostvisError as error:
             failures.append(error)
             output.error(error)
+        else:  # what can't be written is no failure of a prompt
+            quiet_show.whole(answer, engine)
     if not failures:
         return ExitCode.OK
     return ExitCode.PARTIAL if len(failures) < len(tasks) else int(failures[0].code)

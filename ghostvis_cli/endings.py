@@ -131,12 +131,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         finally:
             _state.cancel = None
 
+    main = cancellable()
     try:
-        result = asyncio.run(cancellable())
+        result = asyncio.run(main)
     except BaseException:
         if came:
             raise Ended(came[0]) from None
         raise
+    finally:  # where there was no room even for a loop
+        main.close()
+        work.close()
     if came:
         raise Ended(came[0])
     return result
@@ -157,7 +161,7 @@ def is_free() -> bool:
 
 def ask_to_stop(ending: Ending) -> bool:
     """For signal handlers. Whether what is under way has a way of its own, for which there is no hurry."""
-    own = _state.needs[-1].stop if _state.needs else None
+    own = _own_stop()
     if stop := own or _state.cancel:
         stop(ending)
     else:
@@ -166,7 +170,12 @@ def ask_to_stop(ending: Ending) -> bool:
 
 
 def can_stop() -> bool:
-    return bool(_state.cancel or (_state.needs and _state.needs[-1].stop))
+    return bool(_state.cancel or _own_stop())
+
+
+def _own_stop() -> Stop | None:
+    """Of the innermost block that has one."""
+    return next((need.stop for need in reversed(_state.needs) if need.stop), None)
 
 
 def undo_all() -> None:

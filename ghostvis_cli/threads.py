@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from ghostvis_cli.errors import MemoryLimitError
-
 T = TypeVar("T")
 
 
@@ -30,20 +28,5 @@ def in_daemon_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    start(threading.Thread(target=run, name=name, daemon=True))
+    threading.Thread(target=run, name=name, daemon=True).start()
     return asyncio.wrap_future(future)
-
-
-def start(thread: threading.Thread) -> None:
-    """MemoryLimitError where there is no room for it: a thread's stack is taken from the address space at once."""
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise no_room() from error
-
-
-def no_room() -> MemoryLimitError:
-    return MemoryLimitError(
-        "out of memory: no room for another thread",
-        hint="raise the limit (ulimit -v, ulimit -u, a container's pids), or set OMP_NUM_THREADS=1",
-    )

@@ -117,6 +117,9 @@ class _Run:
                 self.voice.notice(f"{count} rows are recorded; the same command goes on with the rest")
             raise
         self.voice.notice(batch.summary())
+        if batch.textless:
+            more = f"; so have {batch.textless - 1:,} more" if batch.textless > 1 else ""
+            self.voice.notice(f"{batch.first_textless}{more}")
         if batch.progress.failed and self.journal is not None:
             self.voice.notice("the same command with --retry-errors runs the failed rows again")
 

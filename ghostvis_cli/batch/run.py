@@ -13,6 +13,7 @@ from ghostvis_cli.batch.journal import Journal, Progress
 from ghostvis_cli.batch.rows import Row
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError
+from ghostvis_cli.profile.values import shown
 from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Batch:
     progress: Progress
     on_failure: Callable[[Row, GhostvisError], None]
     tokens: int = 0
+    textless: int = 0  # answers of this run
+    first_textless: str = ""  # which row's, and what came instead
     started_s: float = field(default_factory=time.perf_counter)
     _recorded_before: int = field(init=False)
     _engine_errors: int = 0
@@ -137,6 +140,12 @@ class Batch:
                 self._engine_errors = 0
                 await self._record(row, answer.record(self.engine.info), None)
                 self.tokens += answer.completion.usage.completion_tokens
+                self._look_for_text(row, answer)
+
+    def _look_for_text(self, row: Row, answer: Answer) -> None:
+        if line := answer.completion.notice:
+            self.textless += 1
+            self.first_textless = self.first_textless or f"row {shown(str(row.id))}: {line}"
 
     async def _answer(self, row: Row) -> Answer:
         make = partial(row.request, self.load)

@@ -134,6 +134,7 @@ def record(conversation: Conversation) -> dict[str, Any]:
         "prompt": turn.text,
         "images": [image.name for image in turn.images],
         "text": reply.text,
+        **reply.beside.record(),
         "finish_reason": reply.finish_reason,
         "usage": asdict(reply.usage) if reply.usage else None,
         "timing": {"ttft_s": reply.ttft_s, "total_s": reply.total_s, "tokens_per_s": reply.tokens_per_s},

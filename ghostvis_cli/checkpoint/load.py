@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.checkpoint import generations
+from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
 from ghostvis_cli.checkpoint.locate import SOURCE_DIRS, Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.errors import ModelError, one_line
+from ghostvis_cli.errors import ModelError, limit_reached, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,8 @@ def _read(path: Path) -> dict[str, Any]:
             hint=f"""copy it there, or write {{"model_config": {{"n_head": N}}}} to {path}""",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+        unreadable = ModelError(f"{path} can't be read: {error}")
+        raise limit_reached(error) or instead(path, "{", "[") or unreadable from error
     if not isinstance(meta, dict):
         raise ModelError(f"{path} is not a JSON object")
     return meta
@@ -125,7 +127,8 @@ def _open(path: Path) -> "dict[str, Tensor]":
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} is damaged or not safe to load: {reason}") from error
+        damaged = ModelError(f"{path} is damaged or not safe to load: {reason}")
+        raise limit_reached(error) or damaged from error
     try:
         return clean_names(unwrap(content, torch.Tensor))
     except ModelError as error:

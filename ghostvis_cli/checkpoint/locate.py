@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ghostvis_cli.checkpoint.formats import foreign_directory
 from ghostvis_cli.checkpoint.generations import NONE_SET, Constants
 from ghostvis_cli.errors import ModelError, one_line
 from ghostvis_cli.paths import expanded, home
@@ -148,9 +149,7 @@ def from_path(path: Path, step: int | None = None, base_dir: Path | None = None)
         _refuse_deepspeed(path)
         by_step = steps(path)
         if not by_step:
-            raise ModelError(
-                f"{path} holds no model_<step>.pt", hint="name the file, or the directory it lies in"
-            )
+            raise foreign_directory(path)
         _, path = _at(path, by_step, step)
     elif step is not None:
         raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")

@@ -12,7 +12,7 @@ import typer.main
 from ghostvis_cli.cli import app, guard, output
 from ghostvis_cli.cli.registry import COMMANDS, Command
 from ghostvis_cli.endings import Ended
-from ghostvis_cli.errors import GhostvisError, MemoryLimitError, OutputError, UsageError
+from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, limit_reached
 
 # Typer carries its own Click and exports this much of it: the class of every parsing error.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
@@ -71,11 +71,9 @@ def _errors_become_messages() -> Iterator[None]:
         raise guard.ReaderGone from None
     except CLICK_ERROR as error:
         _fail(_usage_error(error))
-    except MemoryError:
-        _fail(
-            MemoryLimitError("out of memory", hint="fewer prompts, smaller pictures or a lower --max-tokens")
-        )
     except Exception as error:
+        if limit := limit_reached(error):
+            _fail(limit, show_traceback=output.verbose())
         if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
             _fail(OutputError(f"the output could not be written: {error.strerror}"))
         reason = str(error).strip().partition("\n")[0]

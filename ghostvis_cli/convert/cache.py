@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.convert import sources
+from ghostvis_cli.convert import sources, staging
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
@@ -96,6 +97,7 @@ def converted(
     """The cached directory of a checkpoint. Made here, by one run at a time, if it isn't there whole."""
     base = default_base() if base is None else base
     _make(base)
+    staging.clear_unfinished(base)
     known = KnownHashes(base / "hashes.json", report)
     place = base / _name(checkpoint, dtype, layout, known)
     with _alone(place, report):
@@ -240,7 +242,7 @@ def _convert(
             plan = _plan(checkpoint, dtype, layout, verify=True)
         for line in plan.notices:
             report(line)
-        report(f"converting {checkpoint.path} to {place} ({plan.weights_bytes / 1e9:.2f} GB), once")
+        report(f"converting {checkpoint.path} to {place} ({sizes.shown(plan.weights_bytes)}), once")
         progress = run.Progress(plan.weights_bytes)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(run.run, plan, place, progress)

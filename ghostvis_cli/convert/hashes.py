@@ -8,7 +8,7 @@ from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 
-from ghostvis_cli import files
+from ghostvis_cli import files, sizes
 
 NOTABLE_BYTES = 2 * 10**9  # seconds to read
 # A file changed so recently may change again without a new time: it is not remembered yet.
@@ -34,7 +34,7 @@ class KnownHashes:
             return str(found[-1])
         if stat.st_size > NOTABLE_BYTES:
             self._report(
-                f"reading {path} ({stat.st_size / 1e9:.1f} GB) to see whether it was converted before"
+                f"reading {path} ({sizes.shown(stat.st_size)}) to see whether it was converted before"
             )
         with path.open("rb") as file:
             digest = file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.header import read_header
 from ghostvis_cli.checkpoint.keys import Classified, clean_names
@@ -115,7 +115,7 @@ class Progress:
         if self.stage != "writing":
             return self.stage
         share = self.written_bytes / max(1, self.total_bytes)
-        return f"writing {share:4.0%} of {self.total_bytes / 1e9:.2f} GB"
+        return f"writing {share:4.0%} of {sizes.shown(self.total_bytes)}"
 
 
 class CancelledError(Exception):

@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, sizes
 from ghostvis_cli.doctor.finding import Finding, Status
 from ghostvis_cli.paths import PLACES, Kind, cache_dir, directory, variable
 
@@ -224,7 +224,7 @@ def _converted() -> Iterator[Finding]:
     from ghostvis_cli.convert import cache
 
     if size_bytes := cache.size_bytes():
-        message = f"{size_bytes / 1e9:.2f} GB of models converted for SGLang in {cache.default_base()}"
+        message = f"{sizes.shown(size_bytes)} of models converted for SGLang in {cache.default_base()}"
         yield Finding(
             "directories", "converted", "note", message, f"rm -r {cache.default_base()}, to have it back"
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from ghostvis_cli import address_space
 from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, UsageError
@@ -48,6 +49,7 @@ async def _local(profile: "Profile") -> "LocalEngine":
 
 
 def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
+    address_space.require_for_torch()
     try:
         from ghostvis_cli.engines.local import LocalEngine, LocalSettings
     except ModuleNotFoundError as error:

@@ -72,7 +72,7 @@ class Door:
 
     def _is_ours(self, host: str) -> bool:
         name = _hostname(f"//{host}")
-        ours = (self.host.lower(), *(allowed.lower() for allowed in self.allowed_hosts))
+        ours = (self.host.lower(), *(_hostname(f"//{allowed}") for allowed in self.allowed_hosts))
         return bool(name) and (is_loopback(name) or name in ours)
 
     def _lets_in(self, origin: str) -> bool:
@@ -96,7 +96,7 @@ def without_slash(scope: Scope) -> Scope:
     path = scope["path"]
     if path == "/" or not path.endswith("/"):
         return scope
-    return scope | {"path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
+    return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
 
 
 def _hostname(url: str) -> str:

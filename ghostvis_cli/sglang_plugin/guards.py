@@ -12,7 +12,7 @@ from typing import Any
 
 from ghostvis_cli.convert.tokenizer import escaped
 
-MODEL_TYPES = ("ghostvis", "nanochat", "qwen3")
+MODEL_TYPES = ("ghostvis", "ghostvis_nanochat", "nanochat", "qwen3")
 KEYS = ("api_key", "admin_api_key")
 MOST_TOPS, MOST_ANSWERS = 256, 128  # OpenAI's routes are documented for 20 and 128
 

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pexpect
 import pyte
@@ -21,7 +21,7 @@ from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.fake import FakeEngine
 from tests.commands.processes import GHOSTVIS, at, environment, hanging, run, running, saying, scripted, until
 from tests.engines import serving
-from tests.engines.scripted import refusal
+from tests.engines.scripted import Reply, ending, lines, refusal, usage, words
 
 LOCAL = ("--source", "demo", "--temperature", "0")
 PICTURE = Path(demo.__file__).parent / "red-circle.png"
@@ -224,6 +224,41 @@ def test_a_server_that_goes_away_ends_the_run_with_code_5_and_no_row_is_blamed(t
         assert len(server.posts) == 2 + ENGINE_ERRORS_IN_A_ROW
     assert ended.returncode == 5 and "2 of 30 rows are recorded; the same" in ended.stderr.decode()
     assert [record["id"] for record in records(out)] == [0, 1]
+
+
+@pytest.mark.parametrize("end", ["reset", "whole"])
+def test_a_server_that_dies_in_the_middle_of_answers_leaves_their_rows_to_the_next_run(
+    tmp_path: Path, end: Literal["reset", "whole"]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"id": n, "prompt": "Hi"} for n in range(3)))
+    out, begun = tmp_path / "out.jsonl", (lines(*words("half an")),)
+    with scripted(saying("one"), Reply(begun, end=end)) as server:
+        ended = generate(path, out, "--concurrency", "1", *at(server))
+    assert ended.returncode == 5 and "in the middle of the answer" in ended.stderr.decode()
+    assert [record["id"] for record in records(out)] == [0]
+    with scripted(saying("two")) as server:
+        assert generate(path, out, "--concurrency", "1", *at(server)).returncode == 0
+    assert [record["text"] for record in records(out)] == ["one", "two", "two"]
+
+
+def test_an_error_that_the_server_reported_in_the_middle_stays_recorded(tmp_path: Path) -> None:
+    path, out = write(tmp_path / "rows.jsonl", {"id": 1, "prompt": "Hi"}), tmp_path / "out.jsonl"
+    with scripted(Reply((lines(*words("half"), {"error": {"message": "CUDA error"}}),))) as server:
+        assert generate(path, out, *at(server)).returncode == 6
+    assert "CUDA error" in records(out)[0]["error"]["message"]
+
+
+def test_rows_without_text_are_told_of_and_their_records_hold_what_came(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"id": n, "prompt": "Hi"} for n in range(3)))
+    thought = lines(
+        {"choices": [{"delta": {"reasoning_content": "hm"}}]}, ending("length"), usage(), "[DONE]"
+    )
+    with scripted(saying("text"), Reply((thought,))) as server:
+        ended = generate(path, tmp_path / "out.jsonl", "--concurrency", "1", *at(server))
+    assert ended.returncode == 0
+    assert "row '1': the answer has no text: 2 characters of reasoning came, cut off" in ended.stderr.decode()
+    assert "so have 1 more" in ended.stderr.decode()
+    assert [record.get("reasoning") for record in records(tmp_path / "out.jsonl")] == [None, "hm", "hm"]
 
 
 def test_when_every_row_fails_the_code_is_theirs(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ghostvis_cli import demo
 from ghostvis_cli.cli.app import build
 from tests.commands.processes import at, hanging, saying, scripted
 from tests.conftest import DATA
-from tests.engines.scripted import ScriptedServer, refusal
+from tests.engines.scripted import Reply, ScriptedServer, ending, lines, refusal, usage
 
 PICTURE = str(demo.BASE_DIR.parent / "red-circle.png")
 FAULTS = DATA / "faults"
@@ -136,6 +136,16 @@ def test_streamed_and_whole_answers_are_the_same_bytes() -> None:
     with scripted(saying("Hel", "lo\n", "you", "")) as server:
         streamed, whole = run(*at(server), "--stream", "hi"), run(*at(server), "--no-stream", "hi")
     assert streamed.stdout == whole.stdout == "Hello\nyou\n"
+
+
+def test_an_answer_without_text_says_what_came_instead() -> None:
+    call = {"index": 0, "id": "7", "function": {"name": "look", "arguments": "{}"}}
+    events = ({"choices": [{"delta": {"tool_calls": [call]}}]}, ending("tool_calls"), usage(), "[DONE]")
+    with scripted(Reply((lines(*events),))) as server:
+        shown, record = run(*at(server), "hi"), run(*at(server), "--json", "hi")
+    assert (shown.exit_code, shown.stdout) == (0, "\n")
+    assert "ghostvis: the answer has no text: the model calls look" in shown.stderr
+    assert json.loads(record.stdout)["tool_calls"] == [{"id": "7", "name": "look", "arguments": "{}"}]
 
 
 def test_a_record_says_what_answered_and_what_it_cost() -> None:

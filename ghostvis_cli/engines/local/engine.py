@@ -25,7 +25,7 @@ from ghostvis_cli.errors import EngineError, GhostvisError, UsageError
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.decoder import Decoder
 from ghostvis_cli.model.preprocess import preprocess
-from ghostvis_cli.threads import in_daemon_thread, start
+from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from ghostvis_cli.engines.local.scheduler import Picture
@@ -100,7 +100,7 @@ class LocalEngine:
         self._ended: GhostvisError | None = None  # why the step thread runs no more
         self._threads = _choose_threads(loaded.model, settings)
         self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
-        start(self._thread)
+        self._thread.start()
 
     @classmethod
     async def load(cls, checkpoint: Checkpoint, settings: LocalSettings = LocalSettings()) -> "LocalEngine":
