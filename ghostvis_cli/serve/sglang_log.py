@@ -50,6 +50,7 @@ def _fault(pattern: str, error: type[GhostvisError], message: str, hint: str) ->
 
 # In this order: causes before what follows from them.
 FAULTS = (
+    _fault(r"ValueError: ghostvis: (.*)", UsageError, "{0}", "leave that option out"),
     _fault(
         r"(?:launch_server\.py|sglang serve|launch_server): error: (.+)",
         UsageError,
