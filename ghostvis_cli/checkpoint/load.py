@@ -69,10 +69,10 @@ def inspect(checkpoint: Checkpoint) -> Classified:
 
 def _meta_of_base(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The meta file of the base run that a later stage's checkpoint descends from, where it lies beside it."""
-    *_, tag, _name = checkpoint.path.absolute().parts
-    directory = checkpoint.path.absolute().parent.parent.parent / SOURCE_DIRS["base"][0] / tag
+    stage = checkpoint.path.absolute().parent
+    places = (stage.parent.parent / SOURCE_DIRS["base"][0] / stage.name, stage.parent / "base")
     try:
-        found = sorted(directory.glob("meta_*.json"))
+        found = sorted(path for place in places for path in place.glob("meta_*.json"))
         return _read(found[-1]) if found else None
     except (ModelError, OSError):
         return None  # it would only date the model
