@@ -107,7 +107,7 @@ def test_a_file_is_called_what_it_is_with_what_to_do(case: str, tmp_path: Path) 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_torchscript_program_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model_000001.pt"
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     with pytest.raises(ModelError, match="TorchScript"):
         read_header(path)
 
