@@ -151,9 +151,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(cache: Path) -> Iterator[Process]:
     """The demo model, with a key, started again when it falls."""
-    args = ["--source", "demo", "--port", "0", "--restart", "on-failure", "--temperature", "0.5"]
-    args += ["--max-tokens", "5", "--cors-origin", PAGE]
-    with serving(cache, *args, GHOSTVIS_API_KEY=KEY) as process:
+    args = ("--source", "demo", "--port", "0", "--restart", "on-failure", "--temperature", "0.5")
+    limits = ("--max-tokens", "5", "--cors-origin", PAGE)
+    with serving(cache, *args, *limits, GHOSTVIS_API_KEY=KEY) as process:
         process.until("ready after")
         eventually(lambda: bool(process.out))
         yield process
