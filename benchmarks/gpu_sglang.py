@@ -39,6 +39,7 @@ from ghostvis_cli.prompt import Message
 
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Where is the red one?")
 NEW_TOKENS = 32
+READY_S = 400
 SHOWN = ("requests_per_s", "ttft_p50", "e2e_p50")
 # Room for several servers on one device; their starts then do not have to take turns. Fewer graphs start sooner.
 SHARED = ("--max-total-tokens", "49152", "--cuda-graph-max-bs-decode", "64")
@@ -57,6 +58,7 @@ class State:
 EAGER = ("--disable-prefill-cuda-graph", "--stream-interval", "1")
 NO_CACHES = {"GHOSTVIS_PICTURE_CACHE_MB": "0", "SGLANG_VLM_CACHE_SIZE_MB": "0"}
 CROWD = {"OMP_NUM_THREADS": str(os.cpu_count())}
+WORKERS = ("--tokenizer-worker-num", "4")
 STATES = {
     "no cuDNN": State(CROWD | {"GHOSTVIS_VISION_GRAPHS": "0"}, flags=EAGER),
     "graphs": State(CROWD, flags=("--stream-interval", "1")),
@@ -64,6 +66,8 @@ STATES = {
     "now": State(),
     "breakable": State(flags=("--cuda-graph-backend-prefill", "breakable")),
     "no caches": State(NO_CACHES, flags=("--disable-radix-cache",)),
+    "4 workers": State(flags=WORKERS),
+    "4 w no caches": State(NO_CACHES, flags=(*WORKERS, "--disable-radix-cache")),
     "tp 2": State(options=("--tensor-parallel-size", "2")),
     "dp 2": State(options=("--data-parallel-size", "2")),
     "stock": State({"SGLANG_PLUGINS": "none"}, plain=True),
@@ -162,7 +166,16 @@ def _started(model: Path, name: str, flags: Sequence[str], logs: Path) -> Iterat
             "0",
             "--json",
         ]
-        argv += ["--log-file", str(log), *state.options, "--", *flags, *state.flags]
+        argv += [
+            "--log-file",
+            str(log),
+            "--ready-timeout",
+            str(READY_S),
+            *state.options,
+            "--",
+            *flags,
+            *state.flags,
+        ]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=os.environ | state.environment)
     try:
         assert process.stdout is not None
