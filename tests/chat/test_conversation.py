@@ -168,7 +168,7 @@ def wordy(count: int) -> str:
 async def test_the_server_s_refusal_says_how_much_would_have_to_go() -> None:
     conversation = talking(FakeEngine(context_tokens=300))
     await heard(conversation.send(wordy(40)))
-    with pytest.raises(TooLongError, match="do not fit") as caught:
+    with pytest.raises(TooLongError, match="the model has 300 positions") as caught:
         await heard(conversation.send(wordy(70)))
     assert caught.value.drop == 1 and "drop-oldest" in (caught.value.hint or "")
     assert conversation.session.draft == wordy(70)
