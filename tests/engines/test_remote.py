@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob, Usage, complete
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob, ToolCall, Usage, complete
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings, Server
 from ghostvis_cli.errors import EngineError, ExitCode, InputError, RequestError, UsageError
@@ -83,8 +83,8 @@ CALL = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
         ({"reasoning_details": ["hm"]}, Chunk(reasoning='["hm"]')),
         ({"content": "so", "reasoning_content": ""}, Chunk("so")),
         ({"content": "so", "reasoning": "hm"}, Chunk("so", reasoning="hm")),
-        ({"tool_calls": [CALL]}, Chunk(tool_calls=json.dumps([CALL]))),
-        ({"function_call": {"name": "f"}}, Chunk(tool_calls='{"name": "f"}')),
+        ({"tool_calls": [CALL]}, Chunk(tool_calls=(ToolCall(name="f", arguments="{}"),))),
+        ({"function_call": {"name": "f"}}, Chunk(tool_calls=(ToolCall(name="f"),))),
         ({"refusal": "I won't"}, Chunk(refusal="I won't")),
     ],
 )
