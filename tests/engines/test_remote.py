@@ -83,7 +83,7 @@ CALL = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
         ({"reasoning_details": ["hm"]}, Chunk(reasoning='["hm"]')),
         ({"content": "so", "reasoning_content": ""}, Chunk("so")),
         ({"content": "so", "reasoning": "hm"}, Chunk("so", reasoning="hm")),
-        ({"tool_calls": [CALL]}, Chunk(tool_calls=(ToolCall(0, name="f", arguments="{}"),))),
+        ({"tool_calls": [CALL]}, Chunk(tool_calls=(ToolCall(name="f", arguments="{}"),))),
         ({"function_call": {"name": "f"}}, Chunk(tool_calls=(ToolCall(name="f"),))),
         ({"refusal": "I won't"}, Chunk(refusal="I won't")),
     ],
