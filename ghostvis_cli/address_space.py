@@ -8,7 +8,7 @@ from pathlib import Path
 from ghostvis_cli import sizes
 from ghostvis_cli.errors import MemoryLimitError
 
-TORCH_BYTES = 700 * 10**6  # that the libraries of a CPU build take, and a little to work in
+TORCH_BYTES = 800 * 10**6  # that the libraries of a CPU build take, and a little to work in
 M_ARENA_MAX = -8  # of glibc
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
