@@ -167,10 +167,7 @@ def _started(model: Path, name: str, flags: Sequence[str], logs: Path) -> Iterat
             "--json",
         ]
         argv += [
-            "--log-file",
-            str(log),
-            "--ready-timeout",
-            str(READY_S),
+            *("--log-file", str(log), "--ready-timeout", str(READY_S)),
             *state.options,
             "--",
             *flags,

@@ -49,6 +49,8 @@ MODULE = (
     "sglang.launch_server"  # in 0.5.17 and 0.5.23 alike; `sglang serve` would guess the kind of model first
 )
 OF_WORKERS = "ghostvis_cli.sglang_plugin.launch"
+# Without an answer for so long a worker is replaced; SGLang's 10 s can be less than its imports take.
+PATIENCE_VARIABLE, WORKERS_PATIENCE_S = "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120"
 ABORTED_S = 12.0  # SGLang looks for the end of its requests every 5 s
 RESTART_S, LONGEST_RESTART_S = 1.0, 60.0
 STARTS_IN_VAIN = 5
@@ -111,6 +113,7 @@ class Launch:
             ours[GRAPHS_VARIABLE] = "0"
         if self.sglang.tokenizer_workers > 1:
             ours |= {WORKERS_VARIABLE: "1", PICTURE_KEY_VARIABLE: token_hex(32)}
+            ours[PATIENCE_VARIABLE] = os.environ.get(PATIENCE_VARIABLE, WORKERS_PATIENCE_S)
         return {**kept, **sglang_runtime.environment(self.profile), **ours}
 
 
