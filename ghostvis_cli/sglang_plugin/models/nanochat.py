@@ -247,10 +247,11 @@ class GhostVisNanoChatForCausalLM(nn.Module):
         for name, tensor in complete(weights, self.expected()):
             *path, module, _ = name.split(".")
             if module in PROJECTIONS:
-                parameter = parameters[name.replace(module, "qkv_proj")]
+                parameter: Any = parameters[name.replace(module, "qkv_proj")]
                 parameter.weight_loader(parameter, self._turned(module, tensor), PROJECTIONS[module])
             elif module in ("gate", "value_embed"):
-                self.model.layers[int(path[2])].self_attn.load(module, tensor)
+                attention: Any = self.model.layers[int(path[2])].self_attn
+                attention.load(module, tensor)
             else:
                 parameter = parameters[name]
                 getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
