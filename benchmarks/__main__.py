@@ -11,12 +11,12 @@ from pathlib import Path
 
 MARK = 'if __name__ == "__main__":'
 FIRST = ("startup", "demo_run")  # of seconds each; the others take minutes
-NEED_CUDA = ("gpu", "gpu_sglang")
+NOT_ALONE = ("gpu", "gpu_sglang", "sglang_soak")  # they need CUDA, or a server that runs
 
 
 def programs() -> list[str]:
     found = [file.stem for file in sorted(Path(__file__).parent.glob("*.py")) if MARK in file.read_text()]
-    found = [name for name in found if name != "__main__" and name not in NEED_CUDA]
+    found = [name for name in found if name != "__main__" and name not in NOT_ALONE]
     return sorted(found, key=lambda name: name not in FIRST)
 
 

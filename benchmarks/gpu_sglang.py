@@ -1,149 +1,334 @@
-"""SGLang against the local engine on one CUDA device: the same answers in bfloat16, and what shared pictures save.
+"""SGLang in its states on one machine, side by side: requests/s, time to the first token, and whose processor time.
 
-    python -m benchmarks.gpu_sglang [demo|d32] [-- SGLANG FLAGS]
+    python -m benchmarks.gpu_sglang [--model d32|d32-text|demo|tiny|tiny-text] [--states A,B] [-- SGLANG FLAGS]
 
-d32 is a vision model of the real sizes (2.1 billion parameters, CLIP ViT-L/14 at 224 pixels) with random weights,
-made here. Two servers share the device, with the radix cache and without, and are measured as in claims.py.
+One server a state, all started at once and measured in turns (`ghostvis bench`, repeats of pairs): each row has a
+seed of its own, so that every picture is new to every server. Ratios are to the first state, with their 95 %
+interval. Beside each rate: seconds of processor time for a request, of the main process with its threads and of the
+detokenizer; the scheduler's are no figure, because it looks for work without a pause. Then answers: each state
+against the local engine, and against the first state. d32 is a vision model of the real sizes (2.1 billion
+parameters, CLIP ViT-L/14 at 224 pixels), d32-text its decoder; weights are random.
 """
 
+import argparse
 import asyncio
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlsplit
 
-from benchmarks.claims import COMMAND, Amount, measure_caches, measure_engines, server
-from benchmarks.report import machine
+from benchmarks.claims import COMMAND, bench
+from benchmarks.random_model import MODELS, make
+from benchmarks.report import Spread, machine
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
 from ghostvis_cli.images import EncodedImage, load_image
+from ghostvis_cli.processor_use import DETOKENIZER, MAIN, SHORTEST_S, Use, Watch
 from ghostvis_cli.prompt import Message
 
-MEMORY_SHARE = 0.35  # of the device, for each of the two servers
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Where is the red one?")
 NEW_TOKENS = 32
-# In flight: few enough that a picture is mostly known when the next question about it comes, and many.
-AMOUNTS = (Amount(requests=40, concurrency=4, repeats=8), Amount(requests=100, concurrency=32, repeats=8))
+READY_S = 400
+SHOWN = ("requests_per_s", "ttft_p50", "e2e_p50")
+# Room for several servers on one device; their starts then do not have to take turns. Fewer graphs start sooner.
+SHARED = ("--max-total-tokens", "49152", "--cuda-graph-max-bs-decode", "64")
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Of a d32 vision model (format specification, 2.2)."""
+class State:
+    """What differs from `ghostvis serve` as it is. `plain`: SGLang's own command, without our plug-in."""
 
-    layers: int = 32
-    width: int = 2048
-    kv: int = 1024
-    mlp: int = 5529
-    vocabulary: int = 65536
-    tower_layers: int = 24
-    tower: int = 1024
-    patches: int = 257
-    proj: int = 2048
-
-    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        D, W, P = self.width, self.tower, self.proj
-        yield "transformer.wte.weight", (self.vocabulary, D)
-        yield "lm_head.weight", (self.vocabulary, D)
-        for i in range(self.layers):
-            for name, rows in {"c_q": D, "c_k": self.kv, "c_v": self.kv, "c_proj": D}.items():
-                yield f"transformer.h.{i}.attn.{name}.weight", (rows, D)
-            for name in ("c_q", "c_k", "c_v"):
-                yield f"transformer.h.{i}.attn.{name}.bias", (self.kv if name != "c_q" else D,)
-            yield f"transformer.h.{i}.mlp.c_gate.weight", (self.mlp, D)
-            yield f"transformer.h.{i}.mlp.c_up.weight", (self.mlp, D)
-            yield f"transformer.h.{i}.mlp.c_proj.weight", (D, self.mlp)
-        root = "vision_encoder.encoder"
-        yield f"{root}.embeddings.class_embedding", (W,)
-        yield f"{root}.embeddings.patch_embedding.weight", (W, 3, 14, 14)
-        yield f"{root}.embeddings.position_embedding.weight", (self.patches, W)
-        for norm in ("pre_layrnorm", "post_layernorm"):
-            yield from _both(f"{root}.{norm}", (W,))
-        for i in range(self.tower_layers):
-            layer = f"{root}.encoder.layers.{i}"
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                yield from _both(f"{layer}.self_attn.{name}", (W, W))
-            for norm in ("layer_norm1", "layer_norm2"):
-                yield from _both(f"{layer}.{norm}", (W,))
-            yield from _both(f"{layer}.mlp.fc1", (4 * W, W))
-            yield from _both(f"{layer}.mlp.fc2", (W, 4 * W))
-        yield "vision_resampler.queries", (1, 64, W)
-        for i in range(2):
-            layer = f"vision_resampler.layers.{i}"
-            for norm in ("norm1", "norm2"):
-                yield from _both(f"{layer}.{norm}", (W,))
-            yield f"{layer}.cross_attn.in_proj_weight", (3 * W, W)
-            yield f"{layer}.cross_attn.in_proj_bias", (3 * W,)
-            yield from _both(f"{layer}.cross_attn.out_proj", (W, W))
-            yield from _both(f"{layer}.mlp.0", (4 * W, W))
-            yield from _both(f"{layer}.mlp.2", (W, 4 * W))
-        yield from _both("vision_projector.mlp.0", (P, W))
-        yield from _both("vision_projector.mlp.3", (D, P))
-        yield from _both("vision_projector.mlp.4", (D,))
+    environment: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()  # of ghostvis serve
+    flags: tuple[str, ...] = ()  # of SGLang
+    plain: bool = False
 
 
-def _both(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", shape
-    yield f"{name}.bias", shape[:1]
+EAGER = ("--disable-prefill-cuda-graph", "--stream-interval", "1")
+NO_CACHES = {"GHOSTVIS_PICTURE_CACHE_MB": "0", "SGLANG_VLM_CACHE_SIZE_MB": "0"}
+CROWD = {"OMP_NUM_THREADS": str(os.cpu_count())}
+WORKERS = ("--tokenizer-worker-num", "4")
+STATES = {
+    "no cuDNN": State(CROWD | {"GHOSTVIS_VISION_GRAPHS": "0"}, flags=EAGER),
+    "graphs": State(CROWD, flags=("--stream-interval", "1")),
+    "one thread": State(flags=("--stream-interval", "1")),
+    "now": State(),
+    "breakable": State(flags=("--cuda-graph-backend-prefill", "breakable")),
+    "no caches": State(NO_CACHES, flags=("--disable-radix-cache",)),
+    "4 workers": State(flags=WORKERS),
+    "4 w no caches": State(NO_CACHES, flags=(*WORKERS, "--disable-radix-cache")),
+    "tp 2": State(options=("--tensor-parallel-size", "2")),
+    "dp 2": State(options=("--data-parallel-size", "2")),
+    "stock": State({"SGLANG_PLUGINS": "none"}, plain=True),
+}
 
 
-def make_d32(folder: Path) -> Checkpoint:
-    """Random weights of a scale at which activations stay in range."""
-    import torch
+@dataclass(frozen=True)
+class Row:
+    """A workload. Without questions it is text of so many words, of which its prompt has some more tokens."""
 
-    torch.manual_seed(0)
-    state = {}
-    for name, shape in Sizes().shapes():
-        if "norm" in name or name.startswith("vision_projector.mlp.4"):
-            tensor = torch.full(shape, float(name.endswith("weight")), device="cuda")
-        elif len(shape) == 1:
-            tensor = torch.zeros(shape, device="cuda")
-        else:
-            fan_in = max(1, torch.Size(shape[1:]).numel())
-            tensor = torch.randn(shape, device="cuda") * (1.0 if "wte" in name else fan_in**-0.5)
-        state[name] = tensor.bfloat16().cpu()
-    torch.save(state, folder / "model_000001.pt")
-    config: dict[str, Any] = {"sequence_len": 2048, "vocab_size": 65536, "n_layer": 32, "n_head": 16}
-    config |= {
-        "n_kv_head": 8,
-        "n_embd": 2048,
-        "mlp_type": "swiglu",
-        "rope_theta": 10000.0,
-        "attention_bias": True,
-    }
-    config |= {"vision_encoder_name": "clip_vit_l14", "vision_encoder_heads": 16, "vision_image_size": 224}
-    config |= {"vision_num_tokens": 64, "vision_resampler_mode": "perceiver", "vision_resampler_depth": 2}
-    config |= {"vision_resampler_heads": 8, "vision_proj_hidden": 2048}
-    meta = {"step": 1, "layout": "inline", "model_config": config}
-    (folder / "meta_000001.json").write_text(json.dumps(meta))
-    shutil.copy(demo.BASE_DIR / "tokenizer" / "tokenizer.pkl", folder)
-    return locate.from_path(folder, None, folder)
+    questions: int = 0
+    size: str = "512x384"
+    output: int = 16
+    concurrency: int = 32
+    words: int = 128
+
+    @property
+    def name(self) -> str:
+        about = (
+            f"{self.questions} questions a picture, {self.size}"
+            if self.questions
+            else f"text of {self.words} words"
+        )
+        return f"{about}, {self.output} tokens, {self.concurrency} in flight"
+
+    def options(self, requests: int) -> list[str]:
+        count = requests if self.concurrency > 1 else max(4, requests // 10)
+        shared = ["--concurrency", str(self.concurrency), "--output-len", str(self.output)]
+        if not self.questions:
+            return [*shared, "--num-prompts", str(count), "--prompt-len", str(self.words)]
+        pictures = max(1, count // self.questions)
+        return [
+            *shared,
+            "--images",
+            str(pictures),
+            "--questions",
+            str(self.questions),
+            "--image-size",
+            self.size,
+        ]
 
 
-def pictures() -> list[EncodedImage]:
-    return [load_image(path) for path in sorted(demo.BASE_DIR.parent.glob("*.*g"))]
+PICTURES = (
+    Row(1),
+    Row(4),
+    Row(10),
+    Row(1, "2000x1500"),
+    Row(10, "2000x1500"),
+    Row(10, output=100),
+    Row(1, concurrency=1),
+)
+TEXTS = (Row(), Row(output=100), Row(concurrency=1))
 
 
-def requests(images: Sequence[EncodedImage]) -> list[GenerateRequest]:
-    sampling = Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True, logprobs=5)
-    return [
-        GenerateRequest((Message.of("user", question, [image]),), sampling=sampling)
-        for image in images
-        for question in QUESTIONS
+@dataclass(frozen=True)
+class Server:
+    state: str
+    url: str
+
+    @property
+    def port(self) -> int:
+        return int(urlsplit(self.url).netloc.rpartition(":")[2])
+
+
+# --- servers
+
+
+@contextmanager
+def serving(model: Path, states: Sequence[str], flags: Sequence[str], logs: Path) -> Iterator[list[Server]]:
+    """One server a state, started together, each ready. States that do not start are told and left out."""
+    with ExitStack() as stack:
+        starting = [(state, stack.enter_context(_started(model, state, flags, logs))) for state in states]
+        servers = [
+            Server(state, url) for state, out in starting if (url := _url(state, out, logs)) is not None
+        ]
+        if not servers:
+            raise SystemExit("no server started")
+        yield servers
+
+
+@contextmanager
+def _started(model: Path, name: str, flags: Sequence[str], logs: Path) -> Iterator[IO[str]]:
+    """Its stdout, which will be one line."""
+    state, log = STATES[name], logs / f"{name.replace(' ', '-')}.log"
+    if state.plain:
+        argv = _plain(model, [*flags, *state.flags], log)
+    else:
+        argv = [
+            *COMMAND,
+            "serve",
+            "--engine",
+            "sglang",
+            "--checkpoint-path",
+            str(model),
+            "--port",
+            "0",
+            "--json",
+        ]
+        argv += [
+            *("--log-file", str(log), "--ready-timeout", str(READY_S)),
+            *state.options,
+            "--",
+            *flags,
+            *state.flags,
+        ]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=os.environ | state.environment)
+    try:
+        assert process.stdout is not None
+        yield process.stdout
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _plain(model: Path, flags: Sequence[str], log: Path) -> list[str]:
+    """A script that runs SGLang's own server and says its address once it is ready."""
+    from ghostvis_cli.serve.listen import free_port
+    from ghostvis_cli.serve.settings import ServerSettings
+
+    port = free_port(ServerSettings(port=0))
+    server = [
+        sys.executable,
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        str(model),
+        "--port",
+        str(port),
+        *flags,
     ]
+    script = f"""
+import json, signal, subprocess, sys, time, urllib.request
+process = subprocess.Popen({server!r}, stdout=open({str(log)!r}, "wb"), stderr=subprocess.STDOUT)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+try:
+    while process.poll() is None:
+        try:
+            urllib.request.urlopen("http://127.0.0.1:{port}/health")
+            break
+        except OSError:
+            time.sleep(1)
+    print(json.dumps({{"url": "http://127.0.0.1:{port}"}}), flush=True)
+    process.wait()
+finally:
+    process.terminate()
+    process.wait()
+"""
+    return [sys.executable, "-c", script]
 
 
-async def local_answers(checkpoint: Checkpoint, asked: Sequence[GenerateRequest]) -> list[Completion]:
+def _url(state: str, out: IO[str], logs: Path) -> str | None:
+    line = out.readline()
+    if not line:
+        log = (logs / f"{state.replace(' ', '-')}.log").read_text(errors="replace")
+        print(f"the server in the state {state!r} ended:\n{log[-3000:]}", flush=True)
+        return None
+    return str(json.loads(line)["url"])
+
+
+# --- rates
+
+
+def measure(servers: Sequence[Server], row: Row, seed: int, given: argparse.Namespace, reports: Path) -> None:
+    """One row: the states in turn, each asked the same that nobody asked before."""
+    first, *others = servers
+    options = ["--base-url", first.url, *(word for each in others for word in ("--against", each.url))]
+    options += [*row.options(given.requests), "--repeat", str(given.repeats), "--seed", str(seed)]
+    watches, started_s = [Watch(server.port) for server in servers], time.monotonic()
+    report = bench(reports / f"{seed}.json", *options)
+    wall_s = time.monotonic() - started_s
+    print(f"\n{row.name}", flush=True)
+    for server, watch, engine in zip(servers, watches, report["engines"], strict=True):
+        runs = [run["figures"] for run in report["runs"] if run["engine"] == engine["name"]]
+        asked = sum(run["requests"] or 0 for run in runs) or 1
+        spent = {role: 1000 * wall_s * cores / asked for role, cores in _cores(watch).items()}
+        rate, ttft, e2e = (Spread.of([run[name] or 0 for run in runs]) for name in SHOWN)
+        print(
+            f"  {server.state:<12} {rate.show(1)} requests/s, TTFT {1000 * ttft.median:.1f} ms, "
+            f"whole {1000 * e2e.median:.1f} ms; main {spent.get(MAIN, 0):.2f} ms, "
+            f"detokenizer {spent.get(DETOKENIZER, 0):.2f} ms a request{_ratio(report, engine['name'])}",
+            flush=True,
+        )
+    for note in report["notes"]:
+        print(f"    {note}", flush=True)
+
+
+def _cores(watch: Watch) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for use in watch.uses():
+        found[use.role] = found.get(use.role, 0.0) + use.cores
+    return found
+
+
+def _ratio(report: Mapping[str, Any], engine: str) -> str:
+    """To the first state; nothing for itself."""
+    for each in report["extra"].get("ratios", ()):
+        if each["figure"] == "requests_per_s" and engine in (
+            each.get("engine"),
+            each.get("b"),
+            each.get("other"),
+        ):
+            return (
+                f"; {each['value']:.2f} times the first ({each['low'] or 0:.2f} to {each['high'] or 0:.2f})"
+            )
+    return ""
+
+
+@contextmanager
+def profiled(server: Server, name: str, place: Path) -> Iterator[None]:
+    """py-spy on each of the server's processes: where the lock is held and what the scheduler does."""
+    spies = []
+    for use in _seen(server):
+        out = place / f"{name}-{use.role.split()[0]}-{use.pid}.txt"
+        kind = ["--gil"] if use.role == MAIN else []
+        command = [
+            "py-spy",
+            "record",
+            "--nonblocking",
+            "--format",
+            "raw",
+            "--rate",
+            "200",
+            *kind,
+            "--duration",
+            "60",
+        ]
+        spies.append(
+            subprocess.Popen(
+                [*command, "--output", str(out), "--pid", str(use.pid)], stderr=subprocess.DEVNULL
+            )
+        )
+    try:
+        yield
+    finally:
+        for spy in spies:
+            spy.send_signal(signal.SIGINT)
+            spy.wait()
+
+
+def _seen(server: Server) -> list[Use]:
+    watch = Watch(server.port)
+    time.sleep(SHORTEST_S)
+    return watch.uses()
+
+
+# --- answers
+
+
+def requests(sees: bool) -> list[GenerateRequest]:
+    sampling = Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True, logprobs=5)
+    pictures = [[load_image(path)] for path in sorted(demo.BASE_DIR.parent.glob("*.*g"))] if sees else [[]]
+    asked = [Message.of("user", question, images) for images in pictures for question in QUESTIONS]
+    return [GenerateRequest((message,), sampling=sampling) for message in asked]
+
+
+async def local_answers(
+    checkpoint: Checkpoint, asked: Sequence[GenerateRequest], device: str
+) -> list[Completion]:
     from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 
-    async with await LocalEngine.load(checkpoint, LocalSettings(device="cuda", dtype="bfloat16")) as engine:
+    async with await LocalEngine.load(checkpoint, LocalSettings(device=device, dtype="bfloat16")) as engine:
         return [await complete(engine, request) for request in asked]
 
 
@@ -151,33 +336,44 @@ def served_answer(url: str, request: GenerateRequest, ids: Sequence[int]) -> tup
     """Ids and log-probabilities by SGLang's own route, from the very ids that the local engine was given."""
     import httpx2
 
+    images: Sequence[EncodedImage] = request.messages[0].images
     body = {
         "input_ids": list(ids),
-        "image_data": [image.data_url() for image in request.messages[0].images],
         "sampling_params": {"max_new_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True},
         "return_logprob": True,
     }
-    answer = httpx2.post(f"{url}/generate", json=body, timeout=120).raise_for_status().json()
+    if images:
+        body["image_data"] = [image.data_url() for image in images]
+    answer = httpx2.post(f"{url}/generate", json=body, timeout=300).raise_for_status().json()
     tokens = answer["meta_info"]["output_token_logprobs"]
     return [token[1] for token in tokens], [token[0] for token in tokens]
 
 
-def compare(url: str, checkpoint: Checkpoint) -> None:
-    """Tokens until the first difference, and the logprobs up to and including it, where both saw the same text."""
+def compare(servers: Sequence[Server], checkpoint: Checkpoint, device: str, *, sees: bool) -> None:
+    """Of every state: tokens until it leaves the local engine's answer, and how close the choice was there."""
     from ghostvis_cli.checkpoint.tokenizer import Tokenizer
     from ghostvis_cli.prompt import VISION_ROW, render_for_reply
 
-    tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
-    asked = requests(pictures())
-    known = asyncio.run(local_answers(checkpoint, asked))
-    equal, alike, differences, margins = 0, 0, [], []
-    for request, reference in zip(asked, known, strict=True):
-        # One row: the plug-in makes 64 of a mark.
-        ids = [
-            tokenizer.image_id if id_ == VISION_ROW else id_
-            for id_ in render_for_reply(request.messages, tokenizer, "inline", 1).ids
-        ]
-        tokens, logprobs = served_answer(url, request, ids)  # type: ignore[arg-type]
+    tokenizer, asked = Tokenizer.load(checkpoint.tokenizer_path), requests(sees)
+    known = asyncio.run(local_answers(checkpoint, asked, device))
+    rendered = [render_for_reply(one.messages, tokenizer, "inline", 1).ids for one in asked]
+    # One row: the plug-in makes 64 of a mark.
+    prompts = [[tokenizer.image_id if id_ == VISION_ROW else id_ for id_ in ids] for ids in rendered]
+    print(f"\nanswers of {NEW_TOKENS} tokens to {len(asked)} questions", flush=True)
+    of_first: list[list[int]] = []
+    for server in servers:
+        served = [served_answer(server.url, *each) for each in zip(asked, prompts, strict=True)]  # type: ignore[arg-type]
+        of_first = of_first or [tokens for tokens, _ in served]
+        same = sum(tokens == first for (tokens, _), first in zip(served, of_first, strict=True))
+        print(
+            f"  {server.state:<12} {same} equal to the first state's; {agreement(known, served)}", flush=True
+        )
+
+
+def agreement(known: Sequence[Completion], served: Sequence[tuple[list[int], list[float]]]) -> str:
+    """Tokens until the first difference, and log-probabilities until there, where both saw the same text."""
+    equal, alike, differences, margins = 0, 0, [0.0], []
+    for reference, (tokens, logprobs) in zip(known, served, strict=True):
         pairs = list(zip(reference.token_ids, tokens, strict=True))
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
         equal, alike = equal + (same == len(pairs)), alike + same
@@ -185,36 +381,73 @@ def compare(url: str, checkpoint: Checkpoint) -> None:
         if same < len(pairs):
             best, second, *_ = sorted((p for _, p in reference.logprobs[same].top), reverse=True)
             margins.append(best - second)
-    print(
-        f"{equal} of {len(asked)} answers of {NEW_TOKENS} tokens equal, {alike} tokens before a difference; "
-        f"|logprob difference| max {max(differences):.3f}, mean {sum(differences) / len(differences):.4f}; "
-        f"margin where they part: {', '.join(f'{m:.3f}' for m in margins) or '-'}",
-        flush=True,
+    return (
+        f"{equal} equal to the local engine's, {alike} tokens before a difference; |logprob difference| max "
+        f"{max(differences):.3f}; margin where they part: {', '.join(f'{m:.3f}' for m in margins) or '-'}"
     )
 
 
 def main() -> None:
-    size, *flags = [arg for arg in sys.argv[1:] if arg != "--"] or ["demo"]
-    import torch
-
-    print(f"{machine()}, {torch.cuda.get_device_name()}", flush=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=("demo", *MODELS), default="d32")
+    parser.add_argument("--states", default="now,no caches", help=", ".join(STATES))
+    parser.add_argument("--rows", default="all", help="numbers of rows, from 0; none for the answers alone")
+    parser.add_argument("--requests", type=int, default=320, help="of a run")
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 10**6 * 100, help="of the first row")
+    parser.add_argument(
+        "--profile", default="", help="rows to measure again in the first state, under py-spy"
+    )
+    parser.add_argument("--no-answers", action="store_true")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--reports", type=Path, help="folder for reports, logs and the model, which is used again"
+    )
+    split = [*sys.argv, "--"].index("--")
+    given, flags = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    print(f"{machine()}{_gpu()}; {given}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        checkpoint = make_d32(place) if size == "d32" else locate.find(demo.BASE_DIR, "sft", None, None)
-        logs = Path(os.environ.get("OUT", folder))
-        directory = place / "converted"
+        place = given.reports or Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        checkpoint, directory = model(given, place)
+        states = [name.strip() for name in given.states.split(",")]
+        shared = (*SHARED[: 2 if given.device == "cpu" else None], *flags)
+        started_s = time.monotonic()
+        with serving(directory, states, shared, place) as servers:
+            print(f"{len(servers)} servers ready after {time.monotonic() - started_s:.0f} s", flush=True)
+            rows = TEXTS if given.model.endswith("-text") else (*PICTURES, *TEXTS)
+            numbers = {"all": list(range(len(rows))), "none": []}.get(given.rows)
+            chosen = map(int, given.rows.split(",")) if numbers is None else numbers
+            for number in chosen:
+                measure(servers, rows[number], given.seed + number, given, place)
+            for number in map(int, given.profile.split(",")) if given.profile else ():
+                with profiled(servers[0], f"profile-{number}", place):
+                    measure(servers[:1], rows[number], given.seed + 50 + number, given, place)
+            if not given.no_answers:
+                compare(servers, checkpoint, given.device, sees=not given.model.endswith("-text"))
+
+
+def model(given: argparse.Namespace, place: Path) -> tuple[Checkpoint, Path]:
+    """The checkpoint, and what it converts to."""
+    folder, directory = place / given.model, place / f"{given.model}-converted"
+    if given.model == "demo":
+        checkpoint = locate.find(demo.BASE_DIR, "sft", None, None)
+    elif folder.exists():
+        checkpoint = locate.from_path(folder, None, folder)
+    else:
+        checkpoint = make(MODELS[given.model], folder, given.device)
+    if not directory.exists():
         convert = ["convert", str(checkpoint.path), "--out", str(directory), "--no-verify", "--quiet"]
         subprocess.run([*COMMAND, *convert], check=True)
-        model = ["--checkpoint-path", str(directory), "--gpu-memory-utilization", str(MEMORY_SHARE)]
-        with server(model, logs / f"{size}-radix.log", flags=flags) as cached:
-            compare(cached, checkpoint)
-            with server(
-                model, logs / f"{size}-none.log", flags=[*flags, "--disable-radix-cache"]
-            ) as uncached:
-                for amount in AMOUNTS:
-                    print(f"{size}, {amount}", flush=True)
-                    measure_caches(cached, uncached, amount, logs)
-            measure_engines(cached, ["--checkpoint-path", str(checkpoint.path)], [], AMOUNTS[0], logs)
+    return checkpoint, directory
+
+
+def _gpu() -> str:
+    import torch
+
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
 
 
 if __name__ == "__main__":

@@ -221,6 +221,8 @@ class _Show:
             output.record(answer.record(engine.info))
         else:
             output.answer("\n" if self.stream else f"{answer.text}\n")
+        if answer.completion.notice is not None:
+            output.notice(answer.completion.notice)
         if self.stats:
             output.notice(answer.statistics())
         used = answer.completion.usage.prompt_tokens + answer.completion.usage.completion_tokens

@@ -50,12 +50,15 @@ def models(
         if record["error"]:
             output.notice(record["error"])
         output.detail(record["path"])
+        for name, constant in (record["constants"] or {}).items():
+            output.detail(f"  {name} {constant['value']} ({constant['origin']})")
 
 
 def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
     """One checkpoint; a damaged or foreign one is listed with the reason it can't be used."""
     from ghostvis_cli.checkpoint import load
-    from ghostvis_cli.errors import one_line
+    from ghostvis_cli.errors import ModelError, one_line
+    from ghostvis_cli.model.generations import PLAIN
 
     record: dict[str, Any] = {
         "source": source,
@@ -68,6 +71,8 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
         "vision": None,
         "layout": None,
         "context_tokens": None,
+        "generation": None,
+        "constants": None,
         "error": None,
     }
     try:
@@ -80,6 +85,11 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
             "vision": config.vision is not None,
             "layout": config.layout,
             "context_tokens": config.decoder.sequence_len,
+            "generation": None if config.decoder.generation is PLAIN else config.decoder.generation.name,
+            "constants": {
+                name: {"value": value, "origin": origin}
+                for name, (value, origin) in classified.constants.items()
+            },
         }
     except OSError as error:  # a link that leads nowhere
         record["error"] = f"{checkpoint.path}: {one_line(error)}"

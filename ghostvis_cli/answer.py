@@ -48,6 +48,7 @@ class Answer:
             "schema_version": SCHEMA_VERSION,
             "id": f"gen-{uuid.uuid4().hex}",
             "text": completion.text,
+            **completion.beside.record(),
             "token_ids": list(completion.token_ids),
             "finish_reason": completion.finish_reason,
             "usage": asdict(usage),

@@ -49,7 +49,7 @@ def write(
     """
     place = target(path)
     straight = over and is_special(place)
-    writing = _straight(place) if straight else replacing(place, mode=mode, durable=durable, over=over)
+    writing = _through(place) if straight else replacing(place, mode=mode, durable=durable, over=over)
     try:
         with writing as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
             file.writelines((content,) if isinstance(content, bytes) else content)
@@ -120,7 +120,14 @@ def _descriptor(place: Path) -> int | None:
 
 
 @contextmanager
-def _straight(place: Path) -> Iterator[int]:
+def straight(path: Path) -> Iterator[int]:
+    """A descriptor to write to what `is_special`, piece by piece."""
+    with _through(target(path)) as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def _through(place: Path) -> Iterator[int]:
     number = _descriptor(place)
     # A duplicate goes on where the stream is; opening a redirected stdout anew would begin at its start.
     descriptor = os.dup(number) if number is not None else _opened(place)

@@ -374,9 +374,10 @@ def _decode_data_url(url: str, limits: ImageLimits) -> bytes:
     if not header.lower().endswith(";base64"):
         return content
     if len(content) * 3 // 4 <= limits.max_bytes:
-        with suppress(binascii.Error):  # nearly all: a hundred times as fast as to look for what is odd
+        with suppress(binascii.Error):  # nearly all of them; what is odd takes longer
             return binascii.a2b_base64(content, strict_mode=True)
-    content = re.sub(rb"[\s=]+", b"", content).translate(bytes.maketrans(b"-_", b"+/"))
+    # Not by a regular expression: of 40 MB that would stop every other thread for seconds.
+    content = content.translate(bytes.maketrans(b"-_", b"+/"), b" \t\n\r\f\v=")
     if len(content) * 3 // 4 > limits.max_bytes:
         raise _too_large("data: URL", limits)
     try:

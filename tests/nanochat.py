@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from tests.conftest import DATA
+from tests.conftest import DATA, Reference
 
 TOKENIZER = DATA / "n7_smear" / "tokenizer"
 VOCABULARY = 300  # the tokenizer's
@@ -57,9 +57,26 @@ class Shape:
     kv_heads: int = 2
     width: int = 64
     rows: int = 320  # of the tables: padded to a multiple of 64
+    vocabulary: int = VOCABULARY
     seq: int = 32
     pattern: str = "SL"
     stored: torch.dtype = torch.bfloat16  # of the tables: float32 where a CPU trained it
+
+
+SHAPE = Shape()
+
+
+class Eyes:
+    """The recorded vision model's eyes and tokenizer, for a decoder of its width."""
+
+    def __init__(self) -> None:
+        reference = Reference("vlm_clip_hf")
+        checkpoint = reference.checkpoint()
+        state = torch.load(checkpoint.path, weights_only=True)
+        self.state = {name: tensor for name, tensor in state.items() if name.startswith("vision_")}
+        stored = json.loads(checkpoint.meta_path.read_text())["model_config"]
+        self.config = {name: value for name, value in stored.items() if name.startswith("vision_")}
+        self.tokenizer = checkpoint.tokenizer_path.parent
 
 
 def state_of(name: str, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
@@ -94,25 +111,29 @@ def state_of(name: str, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-def write(place: Path, name: str, shape: Shape = Shape(), seed: int = 0, **meta: Any) -> Checkpoint:
-    """A base directory with one such checkpoint."""
+def write(
+    place: Path, name: str, shape: Shape = SHAPE, seed: int = 0, eyes: Eyes | None = None, **meta: Any
+) -> Checkpoint:
+    """A base directory with one such checkpoint, of a vision model where `eyes` are given."""
     directory = place / "base_checkpoints" / f"d{shape.layers}"
     directory.mkdir(parents=True)
-    torch.save(state_of(name, shape, seed), directory / "model_000010.pt")
+    torch.save(state_of(name, shape, seed) | (eyes.state if eyes else {}), directory / "model_000010.pt")
     config: dict[str, Any] = {
         "sequence_len": shape.seq,
-        "vocab_size": VOCABULARY,
+        "vocab_size": shape.vocabulary,
         "n_layer": shape.layers,
         "n_head": shape.heads,
         "n_kv_head": shape.kv_heads,
         "n_embd": shape.width,
     }
+    if eyes:
+        config |= eyes.config
     if OF[name].windows:
         config["window_pattern"] = shape.pattern
     settings = {"eval_tokens": (80 if name == "n5" else 40) * 524288}
     content = {"step": 10, "model_config": config, "user_config": settings, "max_seq_len": shape.seq} | meta
     (directory / "meta_000010.json").write_text(json.dumps(content))
-    shutil.copytree(TOKENIZER, place / "tokenizer")
+    shutil.copytree(eyes.tokenizer if eyes else TOKENIZER, place / "tokenizer")
     return Checkpoint(directory / "model_000010.pt", "base", f"d{shape.layers}", 10, place)
 
 
@@ -120,13 +141,19 @@ def rms(x: Tensor) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + 2.0**-23).sqrt()
 
 
-def plain_logits(state: dict[str, Tensor], name: str, shape: Shape, ids: list[int]) -> Tensor:
-    """(T, V) float64."""
+def plain_logits(
+    state: dict[str, Tensor], name: str, shape: Shape, ids: list[int], pictures: Tensor | None = None
+) -> Tensor:
+    """(T, V) float64. Negative ids are pictures' rows (n, D), in order: without a value embedding."""
     of = OF[name]
     s = {key: value.double() for key, value in state.items()}
     T, L, H, K = len(ids), shape.layers, shape.heads, shape.kv_heads
     h = shape.width // H
-    e = rms(s["transformer.wte.weight"][ids])
+    e = s["transformer.wte.weight"][ids].clone()
+    is_picture = torch.tensor(ids) < 0
+    if pictures is not None:
+        e[is_picture] = pictures.double()
+    e = rms(e)
     x = e.clone()
     if of.smear:
         for p in range(1, T):
@@ -140,6 +167,7 @@ def plain_logits(state: dict[str, Tensor], name: str, shape: Shape, ids: list[in
         q, k, v = ((n @ s[f"{b}attn.c_{one}.weight"].T).view(T, -1, h) for one in "qkv")
         if f"value_embeds.{i}.weight" in s:
             gate = of.scale * torch.sigmoid(n[:, : of.channels] @ s[f"{b}attn.ve_gate.weight"].T)
+            gate[is_picture] = 0
             v = v + gate[..., None] * s[f"value_embeds.{i}.weight"][ids].view(T, K, h)
         cos, sin = tables(of, shape, name, T, h)
         q, k = (of.m * rms(turn(each, cos, sin)) for each in (q, k))
@@ -156,7 +184,7 @@ def plain_logits(state: dict[str, Tensor], name: str, shape: Shape, ids: list[in
             middle = x
     if of.smear:
         x = x - s["backout_lambda"] * middle
-    z = (rms(x) @ s["lm_head.weight"].T)[:, :VOCABULARY]
+    z = (rms(x) @ s["lm_head.weight"].T)[:, : shape.vocabulary]
     return of.cap * torch.tanh(z / of.cap)
 
 

@@ -141,7 +141,7 @@ class Journal:
         content = b"".join(lines)
         with self._in_use:
             try:
-                _write(self._descriptor, content)
+                write_all(self._descriptor, content)
                 os.fsync(self._descriptor)
             except OSError as error:
                 with suppress(OSError):
@@ -185,7 +185,7 @@ class Journal:
             with files.replacing(self.path) as new, self.path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     if number not in lines:
-                        _write(new, line)
+                        write_all(new, line)
                 descriptor = os.dup(new)
         except OSError as error:
             raise files.cannot_write(self.path, error) from error
@@ -209,7 +209,7 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _write(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]

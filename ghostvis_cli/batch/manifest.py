@@ -14,6 +14,7 @@ from typing import Any
 
 from ghostvis_cli import __version__, files
 from ghostvis_cli.batch.rows import RunSettings
+from ghostvis_cli.checkpoint.generations import NONE_SET
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import EngineInfo
 from ghostvis_cli.errors import ModelError, UsageError
@@ -85,13 +86,14 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "") 
 def model_identity(info: EngineInfo) -> dict[str, Any]:
     """What decides a model's answers. For a local one its content, wherever it lies; for a server what it says."""
     same = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
-    if info.kind == "local":
-        return {**same, "checkpoint": fingerprint(Checkpoint(Path(info.model)))}
+    if info.checkpoint is not None:
+        return {**same, "checkpoint": fingerprint(info.checkpoint)}
     return {**same, "name": info.model, "source": info.source, "tag": info.tag, "step": info.step}
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over every tensor's CRC-32 (a torch file is a zip and holds them), the meta file and the tokenizer.
+    """SHA-256 over every tensor's CRC-32 (a torch file is a zip and holds them), the meta file, the tokenizer and
+    what the user set of the model's constants.
 
     Reads kilobytes of a file of gigabytes; changes when one weight does, and not when the file is moved.
     """
@@ -102,6 +104,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
                 digest.update(f"{entry.filename}:{entry.file_size}:{entry.CRC}\n".encode())
         for path in (checkpoint.meta_path, checkpoint.tokenizer_path):
             digest.update(path.read_bytes() if path.exists() else b"-")
+        if checkpoint.constants != NONE_SET:
+            digest.update(repr(checkpoint.constants).encode())
     except (OSError, zipfile.BadZipFile) as error:
         raise ModelError(f"{checkpoint.path} can't be read again: {error}") from error
     return f"sha256:{digest.hexdigest()}"

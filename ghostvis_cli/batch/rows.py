@@ -158,7 +158,7 @@ def _openai(row: Json) -> tuple[str, Json, bool]:
     url, body = row.get("url"), row.get("body")
     if row.get("method", "POST") != "POST":
         raise InputError(f"method is POST, not {shown(str(row['method']))}")
-    if url not in BODIES:
+    if not isinstance(url, str) or url not in BODIES:
         raise InputError(f"url is {CHAT_URL} or {TEXT_URL}, not {shown(str(url))}")
     if not isinstance(body, dict):
         raise InputError(f"body is a JSON object, not {_kind(body)}")

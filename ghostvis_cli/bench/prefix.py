@@ -10,7 +10,6 @@ The proof is that they agree. Pairs are interleaved, so what slows a machine dow
 request runs at a time, so no queue is measured. In place of a picture a text works too (--text).
 """
 
-import asyncio
 import hashlib
 import json
 import time
@@ -21,6 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ghostvis_cli.bench import metrics, stats
+from ghostvis_cli.bench.run import together
 from ghostvis_cli.bench.schema import Record, Report, WorkloadSummary
 from ghostvis_cli.bench.stats import Interval
 from ghostvis_cli.bench.stopping import Cut, held_up
@@ -176,11 +176,12 @@ ROUNDS = ("one by one", "all at once")
 async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
     ask = rows.fresh()
     requests = [ask.question() for _ in range(rows.settings.questions)]
-    records: list[Record]
     if name == "one by one":
         records = [await _asked(engine, request) for request in requests]
     else:
-        records = await asyncio.gather(*(_asked(engine, request) for request in requests))
+        async with together() as tasks:
+            asked = [tasks.create_task(_asked(engine, request)) for request in requests]
+        records = [each.result() for each in asked]
     tokens = records[0].image_tokens or engine.info.image_tokens
     records = [
         replace(record, image_tokens=tokens, images_seen=min(n, 1)) for n, record in enumerate(records)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from ghostvis_cli import endings
 from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
-from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, Engine, GenerateRequest
+from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Beside, Chunk, Engine, GenerateRequest
 from ghostvis_cli.errors import (
     EngineError,
     GhostvisError,
@@ -175,6 +175,8 @@ class Conversation:
         if coming.worth_keeping:
             self.last = coming.reply()
             self.session.answer(self.last)
+            if self.last.notice is not None:
+                self.note(self.last.notice)
         else:
             self.session.take_back()
         self.save()
@@ -295,33 +297,34 @@ class _Coming:
         self.model, self.last = model, Chunk()
         self._started = time.perf_counter()
         self._first: float | None = None
-        self._pieces: list[str] = []
-        self._tokens = 0
+        self._chunks: list[Chunk] = []
 
     def add(self, chunk: Chunk) -> None:
         if self._first is None and chunk.generated:
             self._first = time.perf_counter()
-        self._pieces.append(chunk.text)
-        self._tokens += len(chunk.token_ids)
+        self._chunks.append(chunk)
         self.last = chunk
 
     @property
     def worth_keeping(self) -> bool:
         """Some words, or an end that the model chose."""
-        return any(self._pieces) or self.last.finish_reason in ("stop", "length")
+        return any(chunk.text for chunk in self._chunks) or self.last.finish_reason in ("stop", "length")
 
     def reply(self) -> Reply:
         usage = self.last.usage
         return Reply(
-            # A server may send half a surrogate pair, which could be neither saved nor sent again.
-            text="".join(self._pieces).encode(errors="replace").decode(),
+            text="".join(chunk.text for chunk in self._chunks),
             finish_reason=self.last.finish_reason or "abort",
             usage=usage,
-            completion_tokens=usage.completion_tokens if usage else self._tokens,
+            completion_tokens=usage.completion_tokens if usage else self._tokens(),
             ttft_s=self._first - self._started if self._first is not None else None,
             total_s=time.perf_counter() - self._started,
             model=self.model,
+            beside=Beside.of(self._chunks),
         )
+
+    def _tokens(self) -> int:
+        return sum(len(chunk.token_ids) for chunk in self._chunks)
 
 
 def _for_chat(resolved: "Resolved") -> "Profile":

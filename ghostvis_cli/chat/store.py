@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from ghostvis_cli import files
 from ghostvis_cli.chat import transcript
 from ghostvis_cli.chat.session import Session, Turn
+from ghostvis_cli.encoding import lines, pieces_of
 from ghostvis_cli.errors import InputError, LockedError, UsageError, one_line, printable
 from ghostvis_cli.paths import expanded
 
@@ -212,7 +213,8 @@ def read_file(path: Path, limits: "ImageLimits", *, name: str | None = None) -> 
         with _opened(expanded(path)) as file:
             if os.fstat(file.fileno()).st_size > LARGEST_BYTES:
                 raise InputError(f"{name}: larger than {LARGEST_BYTES / 2**30:g} GiB")
-            return transcript.read(file, name, limits, beside)
+            content = (line or b"" for line in lines(pieces_of(file), name, LARGEST_BYTES))
+            return transcript.read(content, name, limits, beside)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"{name} can't be read: {one_line(error)}") from error
 

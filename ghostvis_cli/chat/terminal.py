@@ -174,7 +174,7 @@ class Terminal:
                 raise UsageError(f"no editor {editor[0]!r}: {error.strerror}", hint=hint) from error
             if code != 0:
                 return None
-            return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+            return file.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n")
 
     def clipboard(self) -> Clip:
         from ghostvis_cli.chat import clipboard

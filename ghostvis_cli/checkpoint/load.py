@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.checkpoint import generations
+from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
 from ghostvis_cli.checkpoint.locate import SOURCE_DIRS, Checkpoint
@@ -47,7 +48,8 @@ def _read(path: Path) -> dict[str, Any]:
             hint=f"""copy it there, or write {{"model_config": {{"n_head": N}}}} to {path}""",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise limit_reached(error) or ModelError(f"{path} can't be read: {error}") from error
+        unreadable = ModelError(f"{path} can't be read: {error}")
+        raise limit_reached(error) or instead(path, "{", "[") or unreadable from error
     if not isinstance(meta, dict):
         raise ModelError(f"{path} is not a JSON object")
     return meta
@@ -67,10 +69,10 @@ def inspect(checkpoint: Checkpoint) -> Classified:
 
 def _meta_of_base(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The meta file of the base run that a later stage's checkpoint descends from, where it lies beside it."""
-    *_, tag, _name = checkpoint.path.absolute().parts
-    directory = checkpoint.path.absolute().parent.parent.parent / SOURCE_DIRS["base"][0] / tag
+    stage = checkpoint.path.absolute().parent
+    places = (stage.parent.parent / SOURCE_DIRS["base"][0] / stage.name, stage.parent / "base")
     try:
-        found = sorted(directory.glob("meta_*.json"))
+        found = sorted(path for place in places for path in place.glob("meta_*.json"))
         return _read(found[-1]) if found else None
     except (ModelError, OSError):
         return None  # it would only date the model

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ghostvis_cli.checkpoint.formats import foreign_directory
 from ghostvis_cli.checkpoint.generations import NONE_SET, Constants
 from ghostvis_cli.errors import ModelError, one_line
 from ghostvis_cli.paths import expanded, home
@@ -23,6 +24,7 @@ MODEL_FILE = re.compile(r"^model_(\d+)\.pt$")
 DEPTH_TAG = re.compile(r"^d(\d+)")
 BASE_VARIABLE = "NANOCHAT_BASE_DIR"
 TOKENIZER = Path("tokenizer", "tokenizer.pkl")
+EXPERIMENTS, EXPERIMENTS_VARIABLE = "experiments", "NANOCHAT_EXPERIMENTS_DIR"
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,12 @@ def steps(directory: Path) -> dict[int, Path]:
 def tags(base_dir: Path, source: str) -> dict[str, Path]:
     """Tag -> directory that holds at least one checkpoint, the tag upstream would choose first."""
     found: dict[str, Path] = {}
-    for name in SOURCE_DIRS[source]:
-        for path in _entries(base_dir / name):
-            with suppress(OSError, ModelError):  # a directory that may not be entered has nothing for us
-                if path.is_dir() and _adds(path, found.get(path.name)):
-                    found[path.name] = path
+    places = [(path.name, path) for name in SOURCE_DIRS[source] for path in _entries(base_dir / name)]
+    places += [(path.name, path / source) for path in _entries(_experiment(base_dir))]
+    for tag, path in places:
+        with suppress(OSError, ModelError):  # a directory that may not be entered has nothing for us
+            if path.is_dir() and _adds(path, found.get(tag)):
+                found[tag] = path
     return dict(sorted(found.items(), key=_tag_rank, reverse=True))
 
 
@@ -87,6 +90,12 @@ def _adds(directory: Path, known: Path | None) -> bool:
     if known is None:
         return bool(steps(directory)) or _deepspeed(directory)
     return bool(steps(directory)) and not steps(known)
+
+
+def _experiment(base_dir: Path) -> Path:
+    """Where nanochat of July 2026 keeps `<tag>/<source>/`, of the experiment that its environment names."""
+    experiments = os.environ.get(EXPERIMENTS_VARIABLE) or base_dir / EXPERIMENTS
+    return Path(experiments, os.environ.get("NANOCHAT_EXPERIMENT") or "default")
 
 
 def _tag_rank(item: tuple[str, Path]) -> tuple[int, bool, float]:
@@ -148,9 +157,7 @@ def from_path(path: Path, step: int | None = None, base_dir: Path | None = None)
         _refuse_deepspeed(path)
         by_step = steps(path)
         if not by_step:
-            raise ModelError(
-                f"{path} holds no model_<step>.pt", hint="name the file, or the directory it lies in"
-            )
+            raise foreign_directory(path)
         _, path = _at(path, by_step, step)
     elif step is not None:
         raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")
@@ -161,9 +168,16 @@ def _describe(path: Path) -> Checkpoint:
     """Source and tag as far as the place of the file tells them."""
     where = path.resolve()
     by_dir = {name: source for source, names in SOURCE_DIRS.items() for name in names}
-    source = by_dir.get(where.parent.parent.name)
+    stage, above = where.parent.name, where.parent.parent.name
+    source, tag = by_dir.get(above), stage
+    elsewhere = os.environ.get(EXPERIMENTS_VARIABLE)
+    in_experiment = EXPERIMENTS in where.parts or (
+        elsewhere and where.is_relative_to(Path(elsewhere).resolve())
+    )
+    if in_experiment and stage in SOURCE_DIRS:
+        source, tag = stage, above
     number = MODEL_FILE.match(path.name)
-    return Checkpoint(path, source, where.parent.name if source else None, int(number[1]) if number else None)
+    return Checkpoint(path, source, tag if source else None, int(number[1]) if number else None)
 
 
 def _deepspeed(directory: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.checkpoint import pickles
+from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.errors import InputError, ModelError, limit_reached, one_line
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Tokenizer:
             raise ModelError(f"tokenizer {path}: {error.message}", hint=error.hint) from None
         except Exception as error:  # a hostile pickle can fail in any way at all
             damaged = ModelError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})")
-            raise limit_reached(error) or damaged from error
+            raise limit_reached(error) or instead(path) or damaged from error
 
     def _try_out(self) -> None:
         """A split pattern that can't be compiled, or loses text, shows here and not in an answer."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.convert import sources
+from ghostvis_cli.convert import sources, staging
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
@@ -97,6 +97,7 @@ def converted(
     """The cached directory of a checkpoint. Made here, by one run at a time, if it isn't there whole."""
     base = default_base() if base is None else base
     _make(base)
+    staging.clear_unfinished(base)
     known = KnownHashes(base / "hashes.json", report)
     place = base / _name(checkpoint, dtype, layout, known)
     with _alone(place, report):

@@ -1,7 +1,7 @@
 """A directory that appears whole or not at all: made under another name beside its place, synced, then renamed.
 
 Killed at any moment, the place holds what it held before or all of what is new. What a killed run leaves beside it
-is cleared away by the next one for the same place.
+is cleared away by the next one for a place beside it.
 """
 
 import fcntl
@@ -12,16 +12,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from glob import escape
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeAlias
 
 from ghostvis_cli import files, sizes
+from ghostvis_cli.checkpoint.formats import CERTIFICATE as CERTIFICATE
 from ghostvis_cli.endings import held_up, undone
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, printable
 
-CERTIFICATE = "parity.json"
+UNFINISHED = ".converting-"  # in the name of a directory that is being made
 NAMED = 5  # names in one message
 Identity: TypeAlias = tuple[int, int]  # device and inode
 
@@ -195,7 +195,12 @@ def _clear_leftovers(place: Path) -> None:
             files.rename_new(aside, place)
         elif not strangers(aside):
             shutil.rmtree(aside, ignore_errors=True)
-    for directory in place.parent.glob(f"{escape(_prefix(place))}*"):
+    clear_unfinished(place.parent)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed conversions left there, for whichever place they were meant."""
+    for directory in folder.glob(f".*{UNFINISHED}*"):
         lock = _locked(directory)
         if lock is None:  # a run is writing it
             continue
@@ -220,7 +225,7 @@ def _locked(directory: Path) -> int | None:
 
 
 def _prefix(place: Path) -> str:
-    return f".{place.name}.converting-"
+    return f".{place.name}{UNFINISHED}"
 
 
 def _aside(place: Path) -> Path:

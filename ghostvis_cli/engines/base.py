@@ -6,10 +6,13 @@ Token counts come from the engine; times are the caller's, from its own clock.
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
-from ghostvis_cli.errors import ContextLengthError, UsageError
+from ghostvis_cli.errors import ContextLengthError, UsageError, printable
 from ghostvis_cli.prompt import Message, well_formed
+
+if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.locate import Checkpoint
 
 MOST_TOKENS = 1_000_000  # that anybody asks for
 CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
@@ -130,10 +133,20 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that a server's model wants called, or a piece of that; pieces of one index belong together."""
+
+    index: int = 0
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer. The last one has a finish reason and the usage, and may have no text.
 
-    `reasoning`, `tool_calls` (as JSON) and `refusal` are what a server generates beside the text.
+    Servers may send more than text: `reasoning` before it, a `refusal` or `tool_calls` in its place.
     `reasoning_tokens` comes with the usage; None: the server does not report it.
     """
 
@@ -143,14 +156,60 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     reasoning: str = ""
-    tool_calls: str = ""
     refusal: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     reasoning_tokens: int | None = None
 
     @property
     def generated(self) -> bool:
         """Whether the model made any of it: a first token is one of any kind."""
-        return bool(self.text or self.token_ids or self.reasoning or self.tool_calls or self.refusal)
+        return bool(self.text or self.token_ids or self.reasoning or self.refusal or self.tool_calls)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What an answer holds besides its text."""
+
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Self:
+        calls: dict[int, ToolCall] = {}
+        for piece in (piece for chunk in chunks for piece in chunk.tool_calls):
+            so_far = calls.get(piece.index, ToolCall(piece.index))
+            calls[piece.index] = ToolCall(
+                piece.index,
+                so_far.id or piece.id,
+                so_far.name + piece.name,
+                so_far.arguments + piece.arguments,
+            )
+        return cls(
+            "".join(chunk.reasoning for chunk in chunks),
+            "".join(chunk.refusal for chunk in chunks),
+            tuple(calls[index] for index in sorted(calls)),
+        )
+
+    def notice(self, text: str, finish_reason: FinishReason) -> str | None:
+        """A line for people where there is no text."""
+        return None if text else f"the answer has no text: {self._instead(finish_reason)}"
+
+    def _instead(self, finish_reason: FinishReason) -> str:
+        if self.refusal:
+            return f"the model refused: {printable(self.refusal)}"
+        if self.tool_calls:
+            return f"the model calls {printable(', '.join(call.name for call in self.tool_calls))}"
+        if self.reasoning:
+            cut = ", cut off at max_tokens" if finish_reason == "length" else ""
+            return f"{len(self.reasoning)} characters of reasoning came{cut}"
+        return "the server cut it off" if finish_reason == "abort" else "the model ended it at once"
+
+    def record(self) -> dict[str, Any]:
+        """Fields of a JSON record: what there is of it."""
+        calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in self.tool_calls]
+        fields = {"reasoning": self.reasoning, "refusal": self.refusal, "tool_calls": calls}
+        return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True)
@@ -171,6 +230,7 @@ class EngineInfo:
     notices: tuple[str, ...] = ()
     kv_token_bytes: int | None = None  # keys and values of one position; None: not known
     image_pixels: int | None = None  # a side of the square that the vision tower sees; None: not known
+    checkpoint: "Checkpoint | None" = None  # what was loaded into this process, its tokenizer included
 
 
 class Engine(Protocol):
@@ -202,6 +262,12 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     usage: Usage
+    beside: Beside = field(default_factory=Beside)
+
+    @property
+    def notice(self) -> str | None:
+        """A line for people about an answer without text."""
+        return self.beside.notice(self.text, self.finish_reason)
 
 
 def gather(chunks: Sequence[Chunk]) -> Completion:
@@ -214,6 +280,7 @@ def gather(chunks: Sequence[Chunk]) -> Completion:
         logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
         finish_reason=last.finish_reason,
         usage=last.usage,
+        beside=Beside.of(chunks),
     )
 
 

@@ -68,11 +68,12 @@ class RefusedError(RequestError):
         self.status = status
 
 
-class BrokenOffError(RequestError):
-    """The connection ended, and the answer has not."""
+class BrokenOffError(EngineError):
+    """The connection ended, and the answer has not: the server is gone, and has said nothing of the request."""
 
     def __init__(self, where: str) -> None:
-        super().__init__(f"{where} closed the connection in the middle of the answer")
+        message = f"{where} closed the connection in the middle of the answer"
+        super().__init__(message, hint="read the server's log: it may have died")
 
 
 class _TemporaryError(Exception):

@@ -7,15 +7,24 @@ and leave as `data:` URLs: the server is never given a path or an address to ope
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import uuid4
 
 import httpx2
 
-from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, TokenLogprob, Usage
+from ghostvis_cli.engines.base import (
+    Chunk,
+    EngineInfo,
+    FinishReason,
+    GenerateRequest,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from ghostvis_cli.engines.connection import (
     DONE,
     BrokenOffError,
@@ -25,6 +34,7 @@ from ghostvis_cli.engines.connection import (
     now,
     said,
 )
+from ghostvis_cli.engines.text_stream import SurrogateJoiner
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
@@ -42,12 +52,8 @@ UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not b
 LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
-# What a model generates beside the text, by the names that servers have for it.
-BESIDE = {
-    "reasoning": ("reasoning_content", "reasoning", "reasoning_details"),
-    "tool_calls": ("tool_calls", "function_call"),
-    "refusal": ("refusal",),
-}
+# The thoughts before an answer, by the names that servers have for them.
+REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
 OUR_WORDS = ("dtype", "layout", "source", "tag")
 OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_token_bytes")
@@ -110,9 +116,8 @@ class RemoteEngine:
             if answer.finish_reason is None:
                 raise BrokenOffError(self._connection.where)
             usage = self._usage(answer, request)
-            yield Chunk(
-                "",
-                answer.late_token_ids,
+            yield replace(
+                answer.rest(),
                 finish_reason=answer.finish_reason,
                 usage=usage,
                 reasoning_tokens=answer.reasoning_tokens,
@@ -403,6 +408,7 @@ class _Answer:
     usage: Usage | None = None
     reasoning_tokens: int | None = None
     late_token_ids: tuple[int, ...] = ()
+    joiners: defaultdict[str, SurrogateJoiner] = field(default_factory=lambda: defaultdict(SurrogateJoiner))
 
     def read(self, payload: dict[str, Any]) -> Chunk | None:
         if payload.get("usage"):
@@ -417,22 +423,50 @@ class _Answer:
                 name = reason["type"] if isinstance(reason, dict) else reason
                 self.finish_reason = FINISH_REASONS.get(name, "stop")
             said = choice.get("delta") or choice.get("message") or {}  # the second where nothing is streamed
-            text = choice.get("text") or said.get("content") or ""
-            beside: dict[str, Any] = {name: _first_of(said, keys) for name, keys in BESIDE.items()}
             ids = tuple(choice.get("token_ids") or ())
             given = choice.get("logprobs")
-            logprobs = _logprobs(given, ids) if given else ()
-            if not isinstance(text, str):
-                raise TypeError("text that is no text")
-            if text or ids or logprobs or any(beside.values()):
-                return Chunk(text, ids, logprobs, **beside)
+            chunk = Chunk(
+                self._joined("text", choice.get("text") or said.get("content")),
+                ids,
+                _logprobs(given, ids) if given else (),
+                reasoning=self._joined("reasoning", _first_of(said, REASONING)),
+                refusal=self._joined("refusal", said.get("refusal")),
+                tool_calls=tuple(map(self._tool_call, _tool_calls(said))),
+            )
+            if chunk.generated or chunk.logprobs:
+                return chunk
         return None
+
+    def rest(self) -> Chunk:
+        """What was held back until the end."""
+        rest = {name: joiner.finish() for name, joiner in self.joiners.items()}
+        text, reasoning, refusal = (rest.pop(name, "") for name in ("text", "reasoning", "refusal"))
+        calls = tuple(ToolCall(int(index), arguments=half) for index, half in rest.items() if half)
+        return Chunk(text, self.late_token_ids, reasoning=reasoning, refusal=refusal, tool_calls=calls)
+
+    def _joined(self, name: str, text: Any) -> str:
+        if not text:
+            return ""
+        if not isinstance(text, str):
+            raise TypeError(f"{name} that is no text")
+        return self.joiners[name].push(text)
+
+    def _tool_call(self, call: dict[str, Any]) -> ToolCall:
+        index, function = int(call.get("index") or 0), call.get("function") or {}
+        arguments = self._joined(str(index), function.get("arguments"))
+        return ToolCall(index, str(call.get("id") or ""), str(function.get("name") or ""), arguments)
 
 
 def _first_of(delta: dict[str, Any], keys: tuple[str, ...]) -> str:
     """The first of these that is not empty; servers send the same twice under two names."""
     value = next(filter(None, map(delta.get, keys)), "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tool_calls(delta: dict[str, Any]) -> list[dict[str, Any]]:
+    """In their present form, or in the one before it."""
+    old = delta.get("function_call")
+    return delta.get("tool_calls") or ([{"function": old}] if old else [])
 
 
 def _reasoning_tokens(usage: dict[str, Any]) -> int | None:

@@ -133,7 +133,7 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
         "tp_size": engine.tensor_parallel_size,
         "dp_size": engine.data_parallel_size,
         "mem_fraction_static": engine.gpu_memory_utilization,
-        "context_length": engine.context_length,
+        "context_length": engine.context_length or _windowed_context(profile, config),
         "schedule_policy": engine.schedule_policy,
         "attention_backend": engine.attention_backend,
         "random_seed": profile.sampling.seed,
@@ -149,6 +149,15 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
     if template.exists():  # else SGLang may guess one from words in the path
         found["chat_template"] = str(template)
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _windowed_context(profile: "Profile", config: Mapping[str, Any]) -> int | None:
+    """The trained length, where longer contexts need windows of two lengths and the attention kernels have one."""
+    text, engine = config.get("text_config", config), profile.engine
+    two_lengths = len(set(text.get("window_sizes") or ())) > 1
+    if not two_lengths or is_cpu(engine.device) or engine.attention_backend == "fa3":
+        return None
+    return int(text["trained_positions"])
 
 
 def _device(profile: "Profile", config: Mapping[str, Any]) -> dict[str, Value | None]:

@@ -116,20 +116,19 @@ def merge(layers: Sequence[Layer]) -> dict[str, Value]:
 
 
 def _decided(layers: Sequence[Layer], notices: list[str]) -> list[Layer]:
-    """The layers without what a choice above them replaces: --source beats a server, --base-url a checkpoint.
+    """The layers without what the last one, the typed, replaces: --source beats a server, --base-url a checkpoint.
 
-    Only what is typed or in the environment does so; what it replaces is told.
+    What it replaces is told. A variable replaces nothing so: it may be there for other commands.
     """
+    rivals = _rivals(layers[-1])  # the path that loses -> what it loses to
     kept: list[Layer] = []
-    rivals: dict[str, str] = {}  # the path that loses -> what it loses to
-    for layer in reversed(layers):
+    for layer in layers[:-1]:
         lost = [path for path in layer if path in rivals and _counts(path, layer[path].value)]
         notices += [
             f"{spelled(path, layer[path].origin)} is not used: {rivals[path]} decides" for path in lost
         ]
         kept.append({path: value for path, value in layer.items() if path not in lost})
-        rivals |= _rivals(kept[-1])
-    return kept[::-1]
+    return [*kept, layers[-1]]
 
 
 def _counts(path: str, value: object) -> bool:
@@ -137,21 +136,20 @@ def _counts(path: str, value: object) -> bool:
     return value == "remote" if path == "engine.kind" else value is not None
 
 
-def _rivals(layer: Layer) -> dict[str, str]:
-    """What lower layers can't choose any more, and why. Nothing where this one names a server and a checkpoint."""
-    given = {path: value for path, value in layer.items() if value.origin.place in ("flag", "environment")}
-    chosen = [path for path, value in given.items() if value.value not in (None, "auto")]
-    kind = given["engine.kind"].value if "engine.kind" in given else None
+def _rivals(typed: Layer) -> dict[str, str]:
+    """What lower layers can't choose any more, and why. Nothing where a server and a checkpoint are both typed."""
+    chosen = [path for path, value in typed.items() if value.value not in (None, "auto")]
+    kind = typed["engine.kind"].value if "engine.kind" in typed else None
     server = [
         path for path in chosen if path == "engine.base_url" or (path, kind) == ("engine.kind", "remote")
     ]
     here = [path for path in chosen if path in CHECKPOINT or (path == "engine.kind" and kind != "remote")]
+    losers: tuple[str, ...] = ()
     if server and not here:
-        return dict.fromkeys(CHECKPOINT, spelled(server[0], given[server[0]].origin))
-    if here and not server:
-        losers = [path for path in ("engine.base_url", "engine.kind") if path not in given]
-        return dict.fromkeys(losers, spelled(here[0], given[here[0]].origin))
-    return {}
+        losers = CHECKPOINT
+    elif here and not server:
+        losers = tuple(path for path in ("engine.base_url", "engine.kind") if path not in typed)
+    return {path: spelled(each, typed[each].origin) for path in losers for each in (server or here)[:1]}
 
 
 def spelled(path: str, origin: Origin) -> str:

@@ -5,13 +5,13 @@ of this machine or chosen, and so must the `Host` that it took us for: a name of
 rebinding), and then its requests carry no origin that would tell.
 """
 
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from ghostvis_cli.addresses import is_loopback, is_this_machine
 from ghostvis_cli.serve.api_errors import ApiError
 
 EXPOSED = "x-request-id, retry-after"
@@ -72,8 +72,8 @@ class Door:
 
     def _is_ours(self, host: str) -> bool:
         name = _hostname(f"//{host}")
-        ours = (self.host.lower(), *(allowed.lower() for allowed in self.allowed_hosts))
-        return bool(name) and (is_loopback(name) or name in ours)
+        ours = (self.host.lower(), *(_hostname(f"//{allowed}") for allowed in self.allowed_hosts))
+        return name != "" and (is_this_machine(name) or name in ours)
 
     def _lets_in(self, origin: str) -> bool:
         return (
@@ -83,20 +83,12 @@ class Door:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """localhost, a name below it, or an address of this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 def without_slash(scope: Scope) -> Scope:
     """/v1/models/ is /v1/models: a redirect would lead to http:// behind a proxy that speaks TLS."""
     path = scope["path"]
     if path == "/" or not path.endswith("/"):
         return scope
-    return scope | {"path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
+    return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
 
 
 def _hostname(url: str) -> str:

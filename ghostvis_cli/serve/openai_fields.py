@@ -77,8 +77,9 @@ _SAMPLING = frozenset((
 # hard a model that does not reason should reason.
 _IGNORED = frozenset((
     "user", "metadata", "store", "service_tier", "parallel_tool_calls", "prediction", "reasoning_effort",
-    "reasoning", "verbosity", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "rid",
-    "request_id", "priority", "separate_reasoning", "stream_reasoning", "cache_prompt", "keep_alive", "ttl",
+    "reasoning", "verbosity", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    "safety_identifier", "rid", "request_id", "priority", "separate_reasoning", "stream_reasoning",
+    "cache_prompt", "keep_alive", "ttl",
     "custom_labels",
 ))  # fmt: skip
 
@@ -86,7 +87,8 @@ _IGNORED = frozenset((
 _NEUTRAL: Values = {
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "logit_bias": ({},), "frequency_penalty": (0,),
-    "presence_penalty": (0,), "modalities": (["text"],), "audio": (), "web_search_options": (), "best_of": (1,),
+    "presence_penalty": (0,), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (),
+    "best_of": (1,),
     "echo": (False,), "suffix": ("",), "min_tokens": (0,), "stop_token_ids": ([],), "stop_regex": ([], ""),
     "regex": (), "ebnf": (), "json_schema": (), "structural_tag": (), "skip_special_tokens": (True,),
     "no_stop_trim": (False,), "include_stop_str_in_output": (False,), "spaces_between_special_tokens": (True,),

@@ -39,7 +39,6 @@ log = logging.getLogger("ghostvis.serve")
 
 OPEN_PATHS = ("/healthz", "/readyz", "/health")  # for probes, which carry no key
 NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
-BODIES_AT_ONCE = 2  # of the largest size, being received and read; smaller ones are more
 READER_THREADS = 4  # pictures decoded at once; more would only cost memory
 # Of all streams together: beyond it, tokens of a stream that come soon after each other share an event. A write
 # makes the engine's thread wait for the interpreter, and with many streams that is what would slow them all.
@@ -55,7 +54,7 @@ class ServerState:
         self.served: Served | None = None
         self.draining = False
         self.gate = Gate(settings.max_waiting)
-        self.bodies = Bodies(BODIES_AT_ONCE * settings.max_body_bytes)
+        self.bodies = Bodies(settings.max_body_bytes)  # as much as one may have, all of them together
         self.metrics = Metrics()
         self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="ghostvis-reader")
 

@@ -1,7 +1,7 @@
 """What a server is told and what it serves: settings, and the loaded model. Imports nothing heavy."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
@@ -131,10 +131,18 @@ class SGLangSettings:
     @property
     def node_rank(self) -> int:
         """Of a model spread over machines; only rank 0 answers requests."""
-        with suppress(ValueError, IndexError):
-            return int(self.options[self.options.index("--node-rank") + 1])
-        found = [option.partition("=")[2] for option in self.options if option.startswith("--node-rank=")]
-        return int(found[-1]) if found and found[-1].isdigit() else 0
+        return self._number("--node-rank", 0)
+
+    @property
+    def tokenizer_workers(self) -> int:
+        """Processes at which requests come in."""
+        return self._number("--tokenizer-worker-num", 1)
+
+    def _number(self, name: str, default: int) -> int:
+        """The last value of an option, as SGLang takes it; `default` where it is not there or no number."""
+        found = [option.partition("=")[2] for option in self.options if option.startswith(f"{name}=")]
+        found += [value for option, value in pairwise(self.options) if option == name]
+        return int(found[-1]) if found and found[-1].isdigit() else default
 
 
 # Options of SGLang that would get past our checks, and what to type instead.
@@ -146,5 +154,4 @@ OURS = {
     "--api-key": KEY_HINT,
     "--admin-api-key": "export GHOSTVIS_ADMIN_API_KEY=$(openssl rand -hex 16)",
     "--config": "give its settings as options after --",
-    "--tokenizer-worker-num": "more of them would not load the ghostvis plug-in",
 }

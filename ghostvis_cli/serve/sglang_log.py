@@ -61,6 +61,7 @@ def _fault(
 
 # In this order: causes before what follows from them.
 FAULTS = (
+    _fault(r"ValueError: ghostvis: (.*)", UsageError, "{0}", "leave that option out"),
     _fault(
         r"(?:launch_server\.py|sglang serve|launch_server): error: (.+)",
         UsageError,

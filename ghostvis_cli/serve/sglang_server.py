@@ -24,13 +24,19 @@ from ghostvis_cli import files, scratch
 from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.sglang_runtime import Value
-from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError
+from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, UsageError
 from ghostvis_cli.serve.listen import free_port, is_loopback_only, url_of
 from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
 from ghostvis_cli.serve.sglang_child import Child
 from ghostvis_cli.serve.sglang_log import SGLangLog
 from ghostvis_cli.serve.sglang_probe import About, Probe
-from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, GRAPHS_VARIABLE, HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin import (
+    BACKGROUND_VARIABLE,
+    GRAPHS_VARIABLE,
+    HOSTS_VARIABLE,
+    PICTURE_KEY_VARIABLE,
+    WORKERS_VARIABLE,
+)
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
@@ -42,6 +48,9 @@ NOWHERE = "none.invalid"  # an empty list would allow every host
 MODULE = (
     "sglang.launch_server"  # in 0.5.17 and 0.5.23 alike; `sglang serve` would guess the kind of model first
 )
+OF_WORKERS = "ghostvis_cli.sglang_plugin.launch"
+# Without an answer for so long a worker is replaced; SGLang's 10 s can be less than its imports take.
+PATIENCE_VARIABLE, WORKERS_PATIENCE_S = "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120"
 ABORTED_S = 12.0  # SGLang looks for the end of its requests every 5 s
 RESTART_S, LONGEST_RESTART_S = 1.0, 60.0
 STARTS_IN_VAIN = 5
@@ -60,6 +69,13 @@ class Launch:
     sglang: SGLangSettings
     admin_key: str | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.sglang.tokenizer_workers > 1 and self.secrets:
+            raise UsageError(
+                "SGLang checks no key with --tokenizer-worker-num above 1",
+                hint="one tokenizer worker; or no key, --host 127.0.0.1 and a proxy that checks it",
+            )
+
     @property
     def secrets(self) -> dict[str, str]:
         """By the names of SGLang's options. Beyond this machine the management routes always have a key."""
@@ -76,7 +92,8 @@ class Launch:
             values.pop("cuda_graph_backend_prefill", None)
         if config is not None:
             values["config"] = str(config)
-        argv = [sys.executable, "-m", MODULE, *flags(values)]
+        module = MODULE if self.sglang.tokenizer_workers == 1 else OF_WORKERS
+        argv = [sys.executable, "-m", module, *flags(values)]
         if sglang_runtime.is_at_least(0, 5, 23):
             argv += ["--allowed-media-domains", *(self.server.allowed_image_hosts or (NOWHERE,))]
         return [*argv, *self.sglang.options]
@@ -94,6 +111,9 @@ class Launch:
         }
         if self.sglang.has(NO_GRAPHS):
             ours[GRAPHS_VARIABLE] = "0"
+        if self.sglang.tokenizer_workers > 1:
+            ours |= {WORKERS_VARIABLE: "1", PICTURE_KEY_VARIABLE: token_hex(32)}
+            ours[PATIENCE_VARIABLE] = os.environ.get(PATIENCE_VARIABLE, WORKERS_PATIENCE_S)
         return {**kept, **sglang_runtime.environment(self.profile), **ours}
 
 

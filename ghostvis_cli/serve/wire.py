@@ -40,9 +40,7 @@ class Config(uvicorn.Config):
             server_header=False,
             headers=[("server", "ghostvis")],
             timeout_keep_alive=KEEP_ALIVE_S,
-            backlog=max(
-                1, spare_files() // 16
-            ),  # taken in a turn of the loop; the first is looked at some turns on
+            backlog=max(1, spare_files() // 16),  # taken in at once, some of them before one is looked at
         )
         self.head_timeout_s = settings.head_timeout_s
 

@@ -13,6 +13,8 @@ HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # whose pictures may be fetched
 BACKGROUND_VARIABLE = "GHOSTVIS_IMAGES_BACKGROUND"  # as the setting images.background
 # CUDA graphs of the vision part: for so many pictures at most; 0 none.
 GRAPHS_VARIABLE = "GHOSTVIS_VISION_GRAPHS"
+# Set where requests come in at several processes: each needs the guards, and one key to know pictures by.
+WORKERS_VARIABLE, PICTURE_KEY_VARIABLE = "GHOSTVIS_TOKENIZER_WORKERS", "GHOSTVIS_PICTURE_KEY"
 GROUP, NAME = "sglang.srt.plugins", "ghostvis"
 # SGLang imports every module of these two: the classes that `EntryClass` names, and the picture processors.
 PACKAGES = {
@@ -27,9 +29,8 @@ def register() -> None:
 
     for variable, package in PACKAGES.items():
         os.environ.setdefault(variable, package)
-    if (
-        parent_process() is None
-    ):  # requests come in here; its children would import the whole server for nothing
+    # Requests come in here; other children would import the whole server for nothing.
+    if parent_process() is None or WORKERS_VARIABLE in os.environ:
         from ghostvis_cli.sglang_plugin import door, guards
 
         guards.install()

@@ -45,6 +45,8 @@ NEUTRAL = {
 TOO_LONG = re.compile(
     r"longer than the model's context|(maximum|model's) context length|maximum allowed length"
 )
+OUT_OF_RANGE = re.compile(r"'?([a-z_]+)'? must be ")
+SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 
 
 @dataclass(frozen=True)
@@ -228,11 +230,15 @@ def _refused(refusal: ApiError) -> JSONResponse:
 
 
 def with_code(response: Any, *_: Any, **__: Any) -> Any:
-    """SGLang's refusal of what is too long has no code of OpenAI's, by which clients know it."""
-    said = json.loads(response.body)
-    if response.status_code != 400 or not TOO_LONG.search(str(said.get("message"))):
+    """SGLang's refusals have no code of OpenAI's for what is too long, and name no field that is out of range."""
+    if response.status_code != 400:
         return response
-    said |= {"code": "context_length_exceeded", "type": "invalid_request_error"}
+    said = json.loads(response.body)
+    message = str(said.get("message"))
+    if TOO_LONG.search(message):
+        said |= {"code": "context_length_exceeded", "type": "invalid_request_error"}
+    elif (named := OUT_OF_RANGE.match(message)) and said.get("param") is None:
+        said |= {"param": SPELLED.get(named[1], named[1])}
     return JSONResponse(said, response.status_code)
 
 

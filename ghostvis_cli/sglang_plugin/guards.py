@@ -3,16 +3,15 @@
 * Its scheduler, and with it the server, ends at a prompt's id outside the vocabulary (or reads what another request
   cached under it), at embeddings that came as JSON, and at some numbers out of range.
 * Text that never was in a chat template would lose its typed `<|bos|>` to the token: a raw prompt, the beginning of
-  a reply, and a prompt with pictures, which goes from ids to text and back.
+  a reply, and a prompt with pictures, which would go from ids to text and back.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 from ghostvis_cli.convert.tokenizer import escaped
 
-MODEL_TYPES = ("ghostvis", "nanochat", "qwen3")
+MODEL_TYPES = ("ghostvis", "ghostvis_nanochat", "nanochat", "qwen3")
 KEYS = ("api_key", "admin_api_key")
 MOST_TOPS, MOST_ANSWERS = 256, 128  # OpenAI's routes are documented for 20 and 128
 
@@ -74,12 +73,12 @@ def refuse_unknown_ids(ids: Sequence[int], vocab_size: int) -> None:
         raise ValueError(f"token ids must be within 0 and {vocab_size - 1}")
 
 
-def keep_typed_specials(result: Any, chat: Any, *_: Any, **__: Any) -> Any:
-    """The prompt of a chat with pictures: text that gives the very ids again when it is encoded."""
-    tokenizer, config = chat.tokenizer_manager.tokenizer, chat.tokenizer_manager.model_config
+def keep_typed_specials(result: Any, chat: Any, request: Any, *_: Any, **__: Any) -> Any:
+    """A chat for a model with pictures leaves as the ids it was rendered to, where SGLang would send their text."""
+    config = chat.tokenizer_manager.model_config
     if config.hf_config.model_type == "ghostvis" and isinstance(result.prompt_ids, list):
         refuse_unknown_ids(result.prompt_ids, config.vocab_size)  # a client may send them here too
-        result.prompt = spelled(result.prompt_ids, set(tokenizer.all_special_ids), tokenizer.decode)
+        request.input_ids = result.prompt_ids
     return result
 
 
@@ -105,12 +104,3 @@ def begin_as_training_did(result: tuple[Any, Any], completion: Any, *_: Any, **_
 def _reads_escapes(tokenizer: Any) -> bool:
     """Whether it is a converted directory's, which takes the marks away again."""
     return tokenizer is not None and tokenizer.decode(tokenizer.encode(escaped("<"))) == "<"
-
-
-def spelled(ids: Sequence[int], specials: set[int], decode: Callable[[list[int]], str]) -> str:
-    """Ids as text: special tokens by name, everything else escaped so that it stays what it is."""
-    pieces = []
-    for special, run in groupby(ids, key=specials.__contains__):
-        text = decode(list(run))
-        pieces.append(text if special else escaped(text))
-    return "".join(pieces)

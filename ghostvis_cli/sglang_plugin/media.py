@@ -17,7 +17,7 @@ from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
+from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Pictures:
         # A redirect would lead from an allowed host to any other.
         self.limits = replace(limits or default_limits(), max_redirects=0)
         # Keyed: a client that knows a picture must not be able to work out which cache entries are its own.
-        self._key = secrets.token_bytes(32)
+        self._key = identity_key()
         self._known: OrderedDict[bytes, Picture] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -121,6 +121,12 @@ def allowed_hosts() -> frozenset[str]:
     """Of GHOSTVIS_ALLOWED_IMAGE_HOSTS, separated by commas; none by default."""
     names = os.environ.get(HOSTS_VARIABLE, "").split(",")
     return frozenset(name.strip().lower() for name in names if name.strip())
+
+
+def identity_key() -> bytes:
+    """Of this process, or the one that several share, so that a picture is the same whichever of them reads it."""
+    shared = os.environ.get(PICTURE_KEY_VARIABLE)
+    return bytes.fromhex(shared) if shared else secrets.token_bytes(32)
 
 
 def cache_size_mb() -> float:

@@ -31,11 +31,12 @@ class ExactRotary(nn.Module):
 
     cos_sin_cache: Tensor
 
-    def __init__(self, head_dim: int, positions: int, theta: float) -> None:
+    def __init__(self, head_dim: int, positions: int, theta: float, *, rounded: bool = True) -> None:
         super().__init__()
         self.head_dim = head_dim
         angle = rotary_angles(head_dim, theta, positions)
-        table = torch.cat((angle.cos(), angle.sin()), dim=-1).bfloat16()
+        table = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        table = table.bfloat16() if rounded else table
         self.register_buffer("cos_sin_cache", table.to(torch.get_default_device()), persistent=False)
 
     def forward(

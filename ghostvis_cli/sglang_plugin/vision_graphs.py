@@ -95,11 +95,10 @@ def captured(compute: Compute, size: int, device: torch.device) -> VisionGraphs 
             f"ghostvis: vision part without CUDA graphs ({GRAPHS_VARIABLE}=0); attention without cuDNN"
         )
         return None
-    torch.cuda.synchronize(device)
-    started_s, free = time.perf_counter(), torch.cuda.mem_get_info(device)[0]
+    started_s, before = time.perf_counter(), torch.cuda.memory_reserved(device)
     graphs = VisionGraphs(compute, size, largest, device)
     torch.cuda.synchronize(device)
-    taken, took_s = free - torch.cuda.mem_get_info(device)[0], time.perf_counter() - started_s
+    taken, took_s = torch.cuda.memory_reserved(device) - before, time.perf_counter() - started_s
     logger.info(
         f"ghostvis: vision part has CUDA graphs of 1 to {largest} pictures, {taken / 2**30:.2f} GiB, "
         f"{took_s:.1f} s; attention without cuDNN"

@@ -2,7 +2,8 @@
 
 import asyncio
 from base64 import b64encode
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from ghostvis_cli.bench.lengths import Sizes
 from ghostvis_cli.bench.run import GIVE_UP, Contender, Plan, Progress, measure
 from ghostvis_cli.bench.schema import Load, Run
 from ghostvis_cli.bench.workload import Gallery
-from ghostvis_cli.engines.base import GenerateRequest
+from ghostvis_cli.engines.base import Chunk, GenerateRequest
 from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
 from ghostvis_cli.images import EncodedImage
 from tests.bench.virtual import TimedEngine, measured, run, workload
@@ -77,8 +78,8 @@ def test_reasoning_that_can_not_be_told_in_tokens_is_not_reported() -> None:
 
 def test_reasoning_that_is_never_sent_is_no_part_of_the_time_per_token() -> None:
     found = one(Load(1), TimedEngine(first_s=0.5, gap_s=0.01, hides=40))
-    assert found.figures["tpot_p50"] == EXACT(0.01)
-    assert found.figures["itl_token_p50"] == EXACT(0.01)
+    for name in ("tpot_p50", "itl_token_p50"):
+        assert found.figures[name] == EXACT(0.01)
     assert found.figures["reasoning_tokens"] == 12 * 40
     unsent = "480 reasoning tokens were never sent, so ttft holds the time that they took"
     assert found.notes == (f"a at concurrency=1: {unsent}",)
@@ -253,6 +254,26 @@ def test_a_bug_is_raised_at_once_and_loses_no_request_that_had_ended(load: Load)
     assert found.cut_short and engine.running == 0
     in_flight = engine.most_running if load.concurrency is None else load.concurrency
     assert len(engine.sent) - in_flight - 1 <= len(found.records) < len(engine.sent) < 200
+
+
+@pytest.mark.parametrize("load", [Load(2), Load(None, 100.0, "constant")])
+def test_a_request_that_the_engine_cancels_itself_has_failed(load: Load) -> None:
+    def failing(request: GenerateRequest) -> BaseException | None:
+        return asyncio.CancelledError() if len(engine.sent) > 4 else None
+
+    engine = TimedEngine(first_s=0.0, failing=failing)
+    found = one(load, engine, requests=8)
+    assert (len(engine.sent), len(found.records)) == (8, 8)
+    assert found.failures["engine"] >= 4 and "nobody had asked for" in found.notes[0]
+
+
+def test_an_answer_that_just_stops_has_failed() -> None:
+    class Stopping(TimedEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            async with aclosing(super().generate(request)) as stream:
+                yield await anext(stream)
+
+    assert one(Load(2), Stopping(), requests=8).failures == {"request": 8}
 
 
 class Slow(Gallery):

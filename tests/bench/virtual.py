@@ -55,7 +55,7 @@ class TimedEngine:
     gap_s: float = 0.01
     tokens_per_chunk: int = 1
     stall: tuple[float, float] | None = None
-    failing: Callable[[GenerateRequest], Exception | None] = lambda request: None
+    failing: Callable[[GenerateRequest], BaseException | None] = lambda request: None
     counts_tokens: bool = True
     names_ids: bool = True
     thinks: int = 0  # of the first tokens, so many are reasoning

@@ -273,6 +273,8 @@ while True:
     two = a_session()
     two.clear()
     assert back in (said(a_session()), said(two))
+    Shelf(tmp_path).prune()
+    assert not list(tmp_path.rglob(".*"))
 
 
 # What somebody else wrote
@@ -300,7 +302,8 @@ PNG = sha256(Path(RED).read_bytes()).hexdigest()
     ("rows", "says"),
     [
         ([], "empty"),
-        ([b"\xff\xfe"], "line 1: not a line of JSON"),
+        ([b"\xff\xfe"], "empty"),
+        ([b"\xff\xfd"], "line 1: not a line of JSON"),
         ([b"\0" * 5000], "line 1: not a line of JSON"),
         ([b"[" * 200_000], "line 1: not a line of JSON"),
         ([b'{"schema_version": ' + b"9" * 5000 + b"}"], "line 1: not a line of JSON"),

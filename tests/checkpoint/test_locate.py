@@ -139,3 +139,20 @@ def test_shards_under_one_spelling_do_not_hide_checkpoints_under_the_other(tmp_p
 def test_a_directory_named_like_a_checkpoint_is_none(tmp_path: Path) -> None:
     touch(tmp_path, "base_checkpoints/d8/model_000900.pt/data.pkl", "base_checkpoints/d4/model_000100.pt")
     assert locate.find(tmp_path, "base").tag == "d4"
+
+
+def test_an_experiment_of_july_2026_is_found_with_its_stages_and_its_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "experiments" / "default"
+    touch(place, "tokenizer/tokenizer.pkl", "d12/base/model_000100.pt", "d12/sft/model_000020.pt")
+    touch(tmp_path / "experiments" / "other", "d24_fp8 (second try)/rl/model_000005.pt")
+    found = locate.find(tmp_path, "sft")
+    assert (found.tag, found.step, found.path) == ("d12", 20, place / "d12" / "sft" / "model_000020.pt")
+    assert found.tokenizer_path == place / "tokenizer" / "tokenizer.pkl"
+    by_path = locate.from_path(found.path)
+    assert (by_path.source, by_path.tag) == ("sft", "d12")
+    monkeypatch.setenv("NANOCHAT_EXPERIMENT", "other")
+    assert locate.find(tmp_path, "rl").tag == "d24_fp8 (second try)"
+    monkeypatch.setenv("NANOCHAT_EXPERIMENTS_DIR", str(tmp_path / "experiments"))
+    assert locate.find(tmp_path / "nowhere", "rl").step == 5

@@ -296,6 +296,13 @@ def test_a_typed_server_beats_a_configured_model(monkeypatch: pytest.MonkeyPatch
     assert "GHOSTVIS_CHECKPOINT_PATH is not used: --base-url decides" in done.stderr
 
 
+def test_a_variable_takes_no_profiles_server_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("ghostvis.yaml").write_text("profiles: {default: {engine: {base_url: 'http://127.0.0.1:9'}}}")
+    monkeypatch.setenv("GHOSTVIS_BASE_DIR", str(BASE))
+    done = run("generate", "hi")
+    assert done.exit_code == 2 and "a remote engine does not read GHOSTVIS_BASE_DIR" in done.stderr
+
+
 def test_several_engines_are_measured_with_a_server_and_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(saying("yes")) as server:
         monkeypatch.setenv("GHOSTVIS_BASE_URL", server.url)

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ghostvis_cli.cli.app import build
+from ghostvis_cli.engines.base import Sampling
 from tests.conftest import DATA
 from tests.engines.serving import PATIENCE_S
 
@@ -101,6 +102,16 @@ def test_json_tells_address_and_process_and_the_key_is_shown_nowhere() -> None:
         with pytest.raises(openai.AuthenticationError):
             server.client("wrong").models.list()
         assert server.client("s3cret-s3cret").models.list().data
+        stream = server.client("s3cret-s3cret").chat.completions.create(
+            model=record["model"],
+            messages=[{"role": "user", "content": "hi"}],
+            stream=True,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+        tokens, limit = 0, Sampling().max_tokens
+        while tokens <= limit:  # which nobody named for this server
+            tokens += len(next(stream).choices[0].to_dict().get("token_ids", ()))
+        stream.close()
         code, out, err = server.end()
     assert code == 0
     assert "GET /v1/models 401" in err

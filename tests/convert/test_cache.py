@@ -163,8 +163,13 @@ def test_a_killed_conversion_leaves_nothing_that_would_be_used(checkpoint, tmp_p
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert killed.returncode == -9
     assert all(entry.startswith(".") for entry in entries(base))
+    left = [entry for entry in base.iterdir() if entry.is_dir()]
     place = cache.converted(checkpoint, "float32", None, report=Listener(), base=base)
     assert entries(base) == [place.name]
+    for directory in left:  # of another checkpoint: gone as well, where nothing has to be converted
+        directory.with_name(f".x{directory.name}").mkdir()
+    assert cache.converted(checkpoint, "float32", None, report=Listener(), base=base) == place
+    assert left and entries(base) == [place.name]
 
 
 def test_what_is_missing_of_a_checkpoint_is_told_as_ever(checkpoint, tmp_path: Path) -> None:

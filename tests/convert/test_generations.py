@@ -18,7 +18,7 @@ from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run
 from tests.conftest import DATA, Reference
 from tests.convert.conversions import converted
-from tests.nanochat import OF, Shape, write
+from tests.nanochat import OF, Eyes, Shape, write
 
 transformers = pytest.importorskip("transformers")
 CASES = sorted(path.name for path in DATA.glob("n[2-9]_*"))
@@ -155,3 +155,70 @@ def test_the_directory_alone_needs_nothing_of_this_project(
     )
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout) == reference.greedy("short40/naive")
+
+
+@pytest.mark.parametrize("by_layer", [False, True], ids=["whole", "by layer"])
+@pytest.mark.parametrize("layout", ["inline", "prepend_slots"])
+def test_a_vision_model_on_a_later_decoder_passes_its_own_certificate(
+    layout: str, by_layer: bool, tmp_path: Path
+) -> None:
+    place = write(tmp_path / "in", "n7", Shape(rows=1024, vocabulary=1024, seq=100), eyes=Eyes())
+    plan = run.plan(place, run.ConvertSettings(dtype="float32", layout=layout, by_layer=by_layer))
+    certificate = run.run(plan, tmp_path / "out", run.Progress(plan.weights_bytes))
+    figures = {check["name"]: check["value"] for check in certificate["verification"]["checks"]}
+    assert certificate["architecture"] == "GhostVisForConditionalGeneration"
+    assert figures["max |logit difference|"] <= TOLERANCE
+    assert any(
+        "picture" in case["case"] and case["same_ids"] for case in certificate["verification"]["cases"]
+    )
+
+
+ALONE_WITH_PICTURES = """
+import sys
+sys.modules["ghostvis_cli"] = None
+from transformers import AutoModelForImageTextToText, AutoProcessor
+directory, picture = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(directory, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+asked = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+a, b = (model.generate(**inputs, use_cache=cached, **asked) for cached in (True, False))
+assert (a == b).all()
+print(a[0, inputs["input_ids"].shape[1] :].tolist())
+"""
+
+
+def test_a_vision_model_on_a_later_decoder_answers_alone_as_the_local_engine_does(tmp_path: Path) -> None:
+    from ghostvis_cli import demo
+    from ghostvis_cli.convert.observed import pixels_of
+    from ghostvis_cli.engines.base import Sampling
+    from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+    from ghostvis_cli.images import load_image
+    from ghostvis_cli.prompt import Message, render_for_reply
+
+    checkpoint = write(tmp_path / "in", "n7", Shape(rows=1024, vocabulary=1024, seq=100), eyes=Eyes())
+    directory = converted(checkpoint, tmp_path / "out", layout="inline")
+    loaded = load_model(checkpoint)
+    rows = loaded.model.config.vision.num_tokens
+    message = Message.of("user", "What is it?", [load_image(str(demo.EXAMPLES[0]))])
+    prompt = render_for_reply([message], loaded.tokenizer, "inline", rows)
+    pixels = list(pixels_of(prompt, loaded.model.config).numpy())
+    sequence = Sequence.start(prompt, pixels, Sampling(max_tokens=12, temperature=0, ignore_eos=True), rows)
+    scheduler = Scheduler(loaded.model, loaded.tokenizer)
+    with torch.inference_mode():
+        scheduler.submit(sequence)
+        while scheduler.busy:
+            scheduler.step()
+    answer = subprocess.run(
+        [sys.executable, "-c", ALONE_WITH_PICTURES, str(directory), str(demo.EXAMPLES[0])],
+        env=os.environ | {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == sequence.output

@@ -175,7 +175,9 @@ def test_a_failure_half_way_leaves_what_was_there(checkpoint, tmp_path: Path) ->
 
 
 def test_what_a_killed_run_left_is_cleared_away_and_a_running_ones_is_not(checkpoint, tmp_path: Path) -> None:
-    (tmp_path / ".out.converting-dead").mkdir()
+    for name in (".out.converting-dead", ".other place.converting-dead"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half of it")
     with staging.staged(tmp_path / "out", 0) as running:
         converted(checkpoint, tmp_path / "out")
         assert running.exists()

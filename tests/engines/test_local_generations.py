@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from ghostvis_cli import demo
 from ghostvis_cli.checkpoint.generations import Constants
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.convert.tensors import one_thread
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.local.decode import Padded, one_step
 from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
-from ghostvis_cli.prompt import Prompt
+from ghostvis_cli.images import load_image
+from ghostvis_cli.model.preprocess import preprocess
+from ghostvis_cli.prompt import Message, Prompt, render_for_reply
 from tests.conftest import DATA, Reference
-from tests.nanochat import VOCABULARY, Shape, write
+from tests.nanochat import VOCABULARY, Eyes, Shape, plain_logits, write
 
 CASES = sorted(path.name for path in DATA.glob("n[2-9]_*"))
 
@@ -101,3 +104,58 @@ def test_a_crowd_with_shared_beginnings_answers_as_each_would_alone(name, padded
     crowd = [sequence(ids, tokens) for ids, tokens in zip(prompts, lengths, strict=True)]
     assert run(scheduler, *crowd) == alone
     assert any(each.cached_tokens for each in crowd)
+
+
+EYES = Shape(rows=1024, vocabulary=1024, seq=40)
+
+
+@pytest.mark.parametrize("layout", ["inline", "prepend"])
+@pytest.mark.parametrize("name", ["n4", "n7"])
+def test_pictures_go_before_a_later_decoder_and_their_last_row_is_a_neighbour(name, layout, tmp_path) -> None:
+    """Nobody has trained one: that pictures' rows have no value embedding, and are smeared, is ours to say."""
+    model = load_model(write(tmp_path, name, EYES, eyes=Eyes()))
+    image = load_image(str(demo.EXAMPLES[0]))
+    prompt = render_for_reply(
+        [Message.of("user", "What is it?", [image])],
+        model.tokenizer,
+        layout,
+        model.model.config.vision.num_tokens,
+    )
+    vision = model.model.config.vision
+    pixels = preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
+    rows = model.model.encode_images(torch.from_numpy(pixels)[None])[0]
+    wanted = list(prompt.ids)
+    for _ in range(6):
+        state = torch.load(tmp_path / "base_checkpoints" / "d3" / "model_000010.pt", weights_only=True)
+        wanted.append(int(plain_logits(state, name, EYES, wanted, rows)[-1].argmax()))
+    for prefill in (3, 512):  # 3: chunks end within and right behind the picture
+        sampling = Sampling(max_tokens=6, temperature=0, ignore_eos=True)
+        scheduler = Scheduler(model.model, model.tokenizer, prefill_tokens=prefill)
+        for _ in range(2):
+            asked = Sequence.start(prompt, [pixels], sampling, vision.num_tokens)
+            assert run(scheduler, asked) == [wanted[len(prompt.ids) :]]
+    assert asked.cached_tokens == len(prompt.ids) - 1
+
+
+@pytest.mark.parametrize("name", ["n7"])
+def test_a_picture_in_the_cache_is_the_neighbour_of_the_text_behind_it(name, tmp_path) -> None:
+    """The cut is right behind the picture: its row is looked up again, not computed as a token's."""
+    model = load_model(write(tmp_path, name, EYES, eyes=Eyes()))
+    vision = model.model.config.vision
+    image = load_image(str(demo.EXAMPLES[0]))
+    pixels = preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
+
+    def asked(text: str) -> Sequence:
+        prompt = render_for_reply(
+            [Message.of("user", text, [image])], model.tokenizer, "prepend", vision.num_tokens
+        )
+        ids = prompt.ids[: vision.num_tokens] + prompt.ids[vision.num_tokens + (text != "first") :]
+        sampling = Sampling(max_tokens=8, temperature=0, ignore_eos=True)
+        return Sequence.start(replace(prompt, ids=ids), [pixels], sampling, vision.num_tokens)
+
+    scheduler = Scheduler(model.model, model.tokenizer)
+    run(scheduler, asked("first"))
+    again = asked("second")  # without its first token: nothing but the picture is shared
+    given = run(scheduler, again)
+    assert again.cached_tokens == vision.num_tokens
+    assert given == run(Scheduler(model.model, model.tokenizer, prefix_cache_bytes=0), asked("second"))

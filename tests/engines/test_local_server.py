@@ -1,6 +1,7 @@
 """What the local server answers and refuses, over a real socket: the official openai client and raw HTTP."""
 
 import asyncio
+import inspect
 import json
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterator
@@ -27,6 +28,7 @@ from ghostvis_cli.errors import (
 from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message
 from ghostvis_cli.serve.admission import interleaved
+from ghostvis_cli.serve.openai_fields import BODY, Kind
 from ghostvis_cli.serve.settings import Served
 from tests.engines.serving import (
     PATIENCE_S,
@@ -391,6 +393,20 @@ def test_fields_within_a_message_are_held_to_the_same(
 ) -> None:
     status, body = server.chat(messages=[{"role": "user", **message}])
     assert (status, body["error"]["param"]) == (400, f"messages[0].{param}")
+
+
+@pytest.mark.parametrize(
+    ("create", "kind"),
+    [
+        (openai.resources.chat.completions.Completions.create, "chat"),
+        (openai.resources.completions.Completions.create, "text"),
+    ],
+)
+def test_every_parameter_of_the_openai_client_has_its_place_in_the_tables(create: Any, kind: Kind) -> None:
+    of_the_client_itself = {"self", "timeout", "extra_headers", "extra_query", "extra_body"}
+    known = BODY[kind]
+    parameters = set(inspect.signature(create).parameters) - of_the_client_itself
+    assert parameters <= known.read | known.ignored | set(known.neutral)
 
 
 def test_what_clients_send_along_is_no_reason_to_refuse(server: Running) -> None:

@@ -140,7 +140,7 @@ def test_web_pages_of_other_hosts_are_kept_out_without_a_key(server: Running) ->
     ("host", "status"),
     [
         *((name, 200) for name in ("localhost", "localhost:9", "127.0.0.1:30000", "[::1]:5")),
-        *((name, 200) for name in ("a.localhost", "LOCALHOST.")),
+        *((name, 200) for name in ("a.localhost", "LOCALHOST.", "0.0.0.0:30000")),
         *((name, 403) for name in ("evil.example", "evil.example:80", "127.0.0.1.evil.example")),
         *((name, 403) for name in ("10.0.0.1", "[", "")),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob, Usage, complete
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob, ToolCall, Usage, complete
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings, Server
 from ghostvis_cli.errors import EngineError, ExitCode, InputError, RequestError, UsageError
@@ -83,8 +83,8 @@ CALL = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
         ({"reasoning_details": ["hm"]}, Chunk(reasoning='["hm"]')),
         ({"content": "so", "reasoning_content": ""}, Chunk("so")),
         ({"content": "so", "reasoning": "hm"}, Chunk("so", reasoning="hm")),
-        ({"tool_calls": [CALL]}, Chunk(tool_calls=json.dumps([CALL]))),
-        ({"function_call": {"name": "f"}}, Chunk(tool_calls='{"name": "f"}')),
+        ({"tool_calls": [CALL]}, Chunk(tool_calls=(ToolCall(name="f", arguments="{}"),))),
+        ({"function_call": {"name": "f"}}, Chunk(tool_calls=(ToolCall(name="f"),))),
         ({"refusal": "I won't"}, Chunk(refusal="I won't")),
     ],
 )
@@ -395,6 +395,71 @@ async def test_a_stream_may_be_cut_anywhere_also_within_a_character(serve: Serve
     assert {answer.text for answer in answers} == {"né 👻"}
 
 
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": fields}]}
+
+
+def called(arguments: str, **more: Any) -> dict[str, Any]:
+    return delta(tool_calls=[{"index": 0, "function": {"name": "look", "arguments": arguments} | more}])
+
+
+# As json.dumps with ensure_ascii spells them, half a character in each event.
+async def test_a_character_in_two_events_is_one_character_wherever_it_stands(serve: Serve) -> None:
+    events = [
+        *words("a\ud83d", "\ude00b"),
+        delta(reasoning_content="r\ud83d"),
+        delta(reasoning_content="\ude00"),
+        delta(refusal="\ud83d"),
+        delta(refusal="\ude00!"),
+        called("\ud83d", id="x"),
+        called("\ude00", name=""),
+    ]
+    stream = b"".join(
+        b"data: " + json.dumps(each).encode() + b"\n\n" for each in [*events, ending(), usage()]
+    )
+    done = await answer_to(stream + b"data: [DONE]\n\n", serve)
+    beside = done.beside
+    assert (done.text, beside.reasoning, beside.refusal) == ("a😀b", "r😀", "😀!")
+    assert [(call.name, call.arguments) for call in beside.tool_calls] == [("look", "😀")]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (("a\ud83d",), "a\ufffd"),
+        (("\ude00b",), "\ufffdb"),
+        (("a\ud83d", "b"), "a\ufffdb"),
+        (("\ud83d\ud83d", "\ude00"), "\ufffd😀"),
+        (("x\ud83d", "", "\ude00"), "x😀"),
+    ],
+)
+async def test_half_a_character_alone_is_a_replacement_character(
+    pieces: tuple[str, ...], text: str, serve: Serve
+) -> None:
+    events = [*words(*pieces), ending(), usage()]
+    stream = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in events)
+    assert (await answer_to(stream + b"data: [DONE]\n\n", serve)).text == text
+
+
+@pytest.mark.parametrize(
+    ("events", "reason", "notice"),
+    [
+        ([delta(reasoning_content="think"), delta(reasoning="more")], "length",
+         "the answer has no text: 9 characters of reasoning came, cut off at max_tokens"),
+        ([called("{}", id="7")], "tool_calls", "the answer has no text: the model calls look"),
+        ([delta(refusal="I can't")], "content_filter", "the answer has no text: the model refused: I can't"),
+        ([], "content_filter", "the answer has no text: the server cut it off"),
+        ([], "stop", "the answer has no text: the model ended it at once"),
+        ([delta(reasoning="think"), *words("Hi")], "stop", None),
+    ],
+)  # fmt: skip
+async def test_an_answer_without_text_says_what_came_instead(
+    events: list[Any], reason: str, notice: str | None, serve: Serve
+) -> None:
+    done = await answer_to(lines(*events, ending(reason), usage(), "[DONE]"), serve)
+    assert done.notice == notice
+
+
 @pytest.mark.parametrize(
     ("sent", "understood"),
     [
@@ -515,7 +580,7 @@ async def test_a_stream_that_just_ends_is_an_error_and_not_repeated(
 ) -> None:
     server = await serve(Reply((body,) if body else (), end=end))
     async with engine_for(server, retries=3) as engine:
-        with pytest.raises(RequestError, match="closed the connection in the middle of the answer"):
+        with pytest.raises(EngineError, match="closed the connection in the middle of the answer"):
             await complete(engine, ask())
     assert len(server.posts) == 1
 

@@ -139,7 +139,8 @@ def test_a_batch_of_rows_at_different_positions_decodes_like_single_rows(case: R
     positions = torch.tensor(lengths)[:, None]
     x = decoder.embed(torch.stack([ids[length - reach : length + 1] for length in lengths]))
     known: dict[str, Any]
-    for known in ({}, {"first": 3, "length": len(ids)}, {"padded": True, "length": len(ids)}):
+    plans: list[dict[str, Any]] = [{}, {"first": 3, "length": len(ids)}, {"padded": True, "length": len(ids)}]
+    for known in plans:
         together = decoder.logits(decoder.trunk(x, decoder.plan(positions, **known), cache))
         for row, length in enumerate(lengths):
             alone = decoder(decoder.embed(ids[None, : length + 1]))[0, -1]

@@ -72,6 +72,12 @@ def test_what_sglang_follows_and_what_means_nothing_pass(server: Server) -> None
     assert ask(server, "POST", "/v1/completions", {**body, "max_completion_tokens": 1}).status_code == 400
 
 
+@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "repetition_penalty"])
+def test_a_value_out_of_range_is_refused_by_its_fields_name(server: Server, field: str) -> None:
+    answer = chat(server, **{field: -5})
+    assert (answer.status_code, answer.json()["param"]) == (400, field)
+
+
 def test_without_a_limit_an_answer_takes_the_rest_of_the_context(server: Server) -> None:
     """Also on the route where SGLang would end it after 16 tokens."""
     for path, asked in (

@@ -34,6 +34,7 @@ GHOSTVIS = Path(sys.executable).with_name("ghostvis")
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
 PATIENCE_S = 300.0  # a start on a machine that many others use: seen 170 s
 KEY = "s3cret-of-the-tests"
+PAGE = "https://app.example"
 MARK = "SERVE_TEST"  # a variable that everything below one `ghostvis` inherits
 
 
@@ -151,7 +152,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(cache: Path) -> Iterator[Process]:
     """The demo model, with a key, started again when it falls."""
     args = ("--source", "demo", "--port", "0", "--restart", "on-failure", "--temperature", "0.5")
-    with serving(cache, *args, GHOSTVIS_API_KEY=KEY) as process:
+    limits = ("--max-tokens", "5", "--cors-origin", PAGE)
+    with serving(cache, *args, *limits, GHOSTVIS_API_KEY=KEY) as process:
         process.until("ready after")
         eventually(lambda: bool(process.out))
         yield process
@@ -183,6 +185,16 @@ def test_a_picture_is_seen_counted_and_cached(server: Process) -> None:
     details = again["usage"]["prompt_tokens_details"]
     assert details["image_tokens"] == 64
     assert details["cached_tokens"] == again["usage"]["prompt_tokens"] - 1
+
+
+def test_its_own_limit_holds_for_answers_and_its_origins_for_pages(server: Process) -> None:
+    """The rest of what SGLang's server is told is tried in test_door.py."""
+    answer = server.post({"messages": picture_question(), "ignore_eos": True})
+    assert answer.json()["usage"]["completion_tokens"] == 5
+    asking = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+    url = f"{server.record['url']}/v1/chat/completions"
+    preflight = httpx2.request("OPTIONS", url, headers=asking, trust_env=False)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, PAGE)
 
 
 def test_without_the_key_nothing_is_answered(server: Process) -> None:

@@ -13,7 +13,8 @@ from ghostvis_cli.cli.registry import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 GHOSTVIS = str(Path(sys.executable).with_name("ghostvis"))
-PACKAGING = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+PACKAGING = TOOLS["setuptools"]
 HEAVY = {
     *("torch", "sglang", "transformers", "PIL", "prompt_toolkit", "httpx2", "pydantic"),
     *("numpy", "yaml", "rich", "starlette", "uvicorn", "tiktoken", "tokenizers", "safetensors"),
@@ -95,6 +96,13 @@ def test_the_list_of_packages_is_what_is_on_the_disk() -> None:
     folders |= {Path(path) for path in mapped}
     found = {mapped.get(str(folder), ".".join(folder.parts)) for folder in folders}
     assert sorted(found) == PACKAGING["packages"]
+
+
+def test_the_type_checker_reads_every_folder_of_code() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    assert {Path(line).parts[0] for line in listed.stdout.splitlines()} == set(TOOLS["mypy"]["files"])
 
 
 def test_every_file_that_is_no_module_is_package_data() -> None:

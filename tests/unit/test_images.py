@@ -857,6 +857,14 @@ def test_public_addresses_are_let_through(proxied: str, host: str) -> None:
     assert load_image(f"http://{host}/ok").data == PICTURE
 
 
+def test_a_network_in_no_proxy_holds_for_pictures(proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ImageLimits(allow_private=True, timeout_s=0.3)
+    assert load_image("http://192.0.2.7/ok", limits=limits).data == PICTURE
+    monkeypatch.setenv("no_proxy", "198.51.100.0/24, 192.0.2.0/24")  # addresses that nobody has
+    refusal("http://192.0.2.7/ok", limits=limits)
+    assert len(Site.seen) == 1
+
+
 @pytest.mark.parametrize("host", PRIVATE)
 def test_a_redirect_to_a_private_address_is_refused(proxied: str, host: str) -> None:
     message = refusal(f"http://pictures.invalid/to?to=http://{host}/ok")

@@ -474,7 +474,8 @@ def test_a_fault_is_explained_where_it_stands(place: Place, body: str, fault: st
     ("content", "fault"),
     [
         (b"system: a\ndescription: caf\xe9\n", "2: is not UTF-8"),
-        (b"\xff\xfes\0y\0", "1: is not UTF-8"),
+        (b"s\0y\0", "1: is not UTF-8"),
+        (b"\xff\xfes\0y", "1: is not UTF-8"),
         (b"#" * (2**18 + 1), "1: is larger than 256 KiB"),
     ],
 )
@@ -483,8 +484,10 @@ def test_bytes_that_are_no_profile_are_refused(place: Place, content: bytes, fau
     assert fault in place.faults("lab")[0]
 
 
-def test_a_byte_order_mark_is_no_fault(place: Place) -> None:
-    (place.user / "lab.yaml").write_bytes(b"\xef\xbb\xbfsystem: a\r\nsampling:\r\n  top_k: 3\r\n")
+@pytest.mark.parametrize("form", ["utf-8", "utf-16-le", "utf-32-be"])
+def test_a_byte_order_mark_is_no_fault(place: Place, form: str) -> None:
+    (place.user / "lab.yaml").write_bytes("\ufeffsystem: a\r\nsampling:\r\n  top_k: 3\r\n".encode(form))
+    assert place.resolve("lab").profile.system == "a"
     assert place.resolve("lab").profile.sampling.top_k == 3
 
 

@@ -88,6 +88,7 @@ class LocalEngine:
             notices=(*loaded.notices, *layout_notices),
             kv_token_bytes=self._scheduler.rows.token_bytes,
             image_pixels=vision.tower.image_size if vision else None,
+            checkpoint=checkpoint,
         )
         self._renderer = Renderer(
             loaded.tokenizer, self._layout, self.info.image_tokens, decoder.max_positions

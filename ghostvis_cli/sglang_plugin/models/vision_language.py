@@ -16,8 +16,10 @@ from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
+from ghostvis_cli.hf.nanochat import GhostVisNanoChatConfig
 from ghostvis_cli.model.decoder import rms
 from ghostvis_cli.model.vision import Vision
+from ghostvis_cli.sglang_plugin.models.nanochat import GhostVisNanoChatForCausalLM
 from ghostvis_cli.sglang_plugin.models.text import decoder_class
 from ghostvis_cli.sglang_plugin.vision_graphs import VisionGraphs, attention_kernels, captured, uploaded
 from ghostvis_cli.sglang_plugin.weights import complete
@@ -38,8 +40,12 @@ class GhostVisForConditionalGeneration(nn.Module):
         self.config = config
         text, vision = config.text_config, config.vision_config
         self.vision = Vision(vision.vision(), text.hidden_size).eval()
-        self.language_model = decoder_class(text.model_type)(
-            text, quant_config=quant_config, prefix=add_prefix("language_model", prefix)
+        place = add_prefix("language_model", prefix)
+        self.is_nanochat = text.model_type == GhostVisNanoChatConfig.model_type
+        self.language_model: Any = (
+            GhostVisNanoChatForCausalLM(text, quant_config, place, pictures=True)
+            if self.is_nanochat
+            else decoder_class(text.model_type)(text, quant_config=quant_config, prefix=place)
         )
         self.model = self.language_model.model  # where SGLang looks for the layers when it captures graphs
         self._padding = MultiModalityDataPaddingPatternMultimodalTokens()
@@ -79,6 +85,10 @@ class GhostVisForConditionalGeneration(nn.Module):
     def forward(
         self, input_ids: Tensor, positions: Tensor, forward_batch: Any, get_embedding: bool = False, **_: Any
     ) -> Any:
+        extra = {}
+        if self.is_nanochat:  # which has more than one embedding of its ids; pictures' places lie beyond them
+            beyond = input_ids >= self.config.text_config.vocab_size
+            extra["token_ids"] = input_ids.masked_fill(beyond, -1)
         return general_mm_embed_routine(
             input_ids=input_ids,
             forward_batch=forward_batch,
@@ -86,6 +96,7 @@ class GhostVisForConditionalGeneration(nn.Module):
             multimodal_model=self,
             positions=positions,
             get_embedding=get_embedding,
+            **extra,
         )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
