@@ -201,6 +201,7 @@ class _Lives:
                         hint=f"--ready-timeout {2 * launch.sglang.ready_timeout_s:g}; -v shows its log",
                     )
                 starting.result()
+                child.note_shared_memory()
                 self.ready_once, since_s = True, time.monotonic()
                 await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done():

@@ -441,6 +441,41 @@ def test_a_kill_of_ours_takes_the_child_and_all_below_it_along() -> None:
     ours.stdout.close()
 
 
+# A process with what SGLang's leave: a socket among temporary files, a segment of shared memory.
+LEAVES = 'exec 9>"/dev/shm/psm_ghostvis_$$"; touch "$TMPDIR/tmpsocket"; echo "$TMPDIR $$"; sleep 1000'
+
+
+def left(line: str) -> list[Path]:
+    folder, pid = line.split()
+    return [place for place in (Path(folder), Path(f"/dev/shm/psm_ghostvis_{pid}")) if place.exists()]
+
+
+async def test_a_child_takes_its_temporary_files_and_its_shared_memory_along() -> None:
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    child = await Child.start(["/bin/sh", "-c", LEAVES], os.environ, lines.put_nowait)
+    line = await lines.get()
+    assert len(left(line)) == 2
+    await child.end()
+    assert left(line) == []
+
+
+def test_a_kill_of_ours_leaves_nothing_of_the_childs_files() -> None:
+    code = (
+        "import asyncio, os; from ghostvis_cli.serve.sglang_child import Child\n"
+        "async def main():\n"
+        f"    child = await Child.start(['/bin/sh', '-c', {LEAVES!r}], os.environ, lambda line: "
+        "print(line, flush=True))\n"
+        "    await child.wait()\n"
+        "asyncio.run(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as ours:
+        assert ours.stdout is not None
+        line = ours.stdout.readline()
+        assert len(left(line)) == 2
+        ours.kill()
+    eventually(lambda: not left(line))
+
+
 async def test_a_child_that_ends_by_itself_leaves_its_code_and_its_last_line() -> None:
     lines: list[str] = []
     child = await Child.start(["/bin/sh", "-c", "printf 'no line end'; exit 3"], os.environ, lines.append)
