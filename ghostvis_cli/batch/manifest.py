@@ -92,7 +92,9 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "") 
 
 def model_identity(info: EngineInfo) -> dict[str, Any]:
     """What decides a model's answers. For a local one its content, wherever it lies; for a server what it says."""
-    same = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
+    same: dict[str, Any] = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
+    if info.constants:
+        same["constants"] = dict(info.constants)
     if info.kind == "local":
         return {**same, "checkpoint": fingerprint(Checkpoint(Path(info.model)))}
     return {**same, "name": info.model, "source": info.source, "tag": info.tag, "step": info.step}

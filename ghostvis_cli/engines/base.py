@@ -130,6 +130,7 @@ class EngineInfo:
     step: int | None = None
     notices: tuple[str, ...] = ()
     kv_token_bytes: int | None = None  # keys and values of one position; None: not known
+    constants: tuple[tuple[str, object], ...] = ()  # of the model's mathematics, those that the user set
     image_pixels: int | None = None  # a side of the square that the vision tower sees; None: not known
 
 

@@ -227,3 +227,15 @@ def test_what_a_plain_model_does_not_have_can_not_be_set() -> None:
     checkpoint = replace(Reference("text_swiglu").checkpoint(), constants=Constants(gate_scale=2.0))
     with pytest.raises(ModelError, match="gate_scale can't be set"):
         inspect(checkpoint)
+
+
+def test_a_batch_that_was_begun_with_other_constants_is_not_gone_on_with(tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text(json.dumps({"prompt": "Hello"}) + "\n")
+    args = ["generate", "--base-dir", str(DATA / "n7_smear"), "--source", "base", "--max-tokens", "2"]
+    args += ["--input", str(rows), "--output", str(out)]
+    first = CliRunner().invoke(build(), [*args, "--set", "model.softcap=20"])
+    assert first.exit_code == 0, first.stderr
+    again = CliRunner().invoke(build(), args)
+    assert again.exit_code != 0
+    assert "constants" in again.stderr

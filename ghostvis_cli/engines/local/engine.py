@@ -86,6 +86,7 @@ class LocalEngine:
             tag=checkpoint.tag,
             step=checkpoint.step,
             notices=(*loaded.notices, *layout_notices),
+            constants=tuple(checkpoint.constants.chosen.items()),
             kv_token_bytes=self._scheduler.rows.token_bytes,
             image_pixels=vision.tower.image_size if vision else None,
         )
