@@ -75,7 +75,7 @@ STATES = {
     "tp 2 nccl": State(options=("--tensor-parallel-size", "2"), flags=("--disable-custom-all-reduce",)),
     "dp 2": State(options=("--data-parallel-size", "2")),
     "stock": State({"SGLANG_PLUGINS": "none"}, plain=True),
-    "stock, tuned": State({"SGLANG_PLUGINS": "none", "OMP_NUM_THREADS": "1"}, flags=TUNED, plain=True),
+    "stock tuned": State({"SGLANG_PLUGINS": "none", "OMP_NUM_THREADS": "1"}, flags=TUNED, plain=True),
 }
 
 
