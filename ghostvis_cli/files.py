@@ -99,6 +99,8 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True, over: bool
 
 def target(path: Path) -> Path:
     """Links followed to what they name, which need not exist. A name of a descriptor of this process stays one."""
+    if "\0" in str(path):  # what the system can't be asked about is a ValueError of Python's
+        raise OSError(errno.EINVAL, "a name can't hold a NUL character", str(path))
     for _ in range(_LINKS):
         path = Path(os.path.realpath(path.parent)) / path.name
         if _descriptor(path) is not None or not path.is_symlink():
