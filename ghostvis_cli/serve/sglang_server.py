@@ -230,6 +230,7 @@ class _Lives:
                 launch.environment(),
                 lambda line: self._on_line(log.feed(line)),
                 pass_fds=descriptors,
+                folder=folder,
             )
             try:
                 yield child
