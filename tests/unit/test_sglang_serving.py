@@ -66,6 +66,27 @@ def on_cpu(**engine: object) -> Profile:
 # --- what it is told
 
 
+@pytest.mark.parametrize(
+    ("windows", "engine", "context"),
+    [
+        ([512, 2048], {"device": "cuda"}, 2048),
+        ([512, 2048], {"device": "cuda", "attention_backend": "fa3"}, None),
+        ([512, 2048], {"device": "cuda", "context_length": 4096}, 4096),
+        ([2048, 2048], {"device": "cuda"}, None),
+        ([512, 2048], {"device": "cpu"}, None),
+        ([], {"device": "cuda"}, None),
+    ],
+)
+def test_a_model_with_windows_of_two_lengths_is_served_to_its_trained_length(
+    directory: Path, windows: list[int], engine: dict[str, object], context: int | None
+) -> None:
+    """On a GPU, whose attention kernels mostly plan with one."""
+    config = CONFIG | {"window_sizes": windows, "trained_positions": 2048, "max_position_embeddings": 20480}
+    (directory / "config.json").write_text(json.dumps(config))
+    profile = Profile(engine=EngineSettings(**engine))  # type: ignore[arg-type]
+    assert sglang_runtime.arguments(profile, directory).get("context_length") == context
+
+
 def test_a_profile_becomes_arguments(directory: Path) -> None:
     profile = on_cpu(
         tensor_parallel_size=2, data_parallel_size=3, context_length=512, attention_backend="fa3"
