@@ -11,10 +11,10 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from tempfile import gettempdir
 
 from ghostvis_cli import scratch
 from ghostvis_cli.endings import undone, unwinding
+from ghostvis_cli.paths import cache_dir
 
 # Starts only once it is told to: by then the watcher knows it. Without a word, as when we are dead, it never does.
 WAITS = 'read -r _ && exec "$@"'
@@ -53,13 +53,14 @@ class Child:
         env: Mapping[str, str],
         on_line: Callable[[str], None],
         pass_fds: Sequence[int] = (),
+        folder: Path | None = None,
     ) -> "Child":
-        """With a folder of its own for what it leaves among temporary files."""
+        """`folder` is for all of its temporary files: a scratch folder of the caller's, else one of its own."""
         with ExitStack() as stack:
             stack.enter_context(unwinding())
-            folder = stack.enter_context(scratch.folder())
+            folder = folder or stack.enter_context(scratch.folder())
             # Compiled code is worth keeping, and torch keeps it among temporary files.
-            kept = {"TORCHINDUCTOR_CACHE_DIR": f"{gettempdir()}/torchinductor_{os.geteuid()}"}
+            kept = {"TORCHINDUCTOR_CACHE_DIR": str((cache_dir() or folder) / "torchinductor")}
             env = {**kept, **env, "TMPDIR": str(folder)}
             process, log = await _started(argv, env, pass_fds)
             watcher = await asyncio.create_subprocess_exec(

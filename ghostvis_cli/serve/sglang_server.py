@@ -230,6 +230,7 @@ class _Lives:
                 launch.environment(),
                 lambda line: self._on_line(log.feed(line)),
                 pass_fds=descriptors,
+                folder=folder,
             )
             try:
                 yield child
@@ -318,7 +319,7 @@ def _stop_signals(stop: asyncio.Event, kill: Callable[[], None]) -> Iterator[Non
     seen: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if seen:
+        if stop.is_set() or len(seen) > 1:  # `timeout` signals a process and then its group: that is one
             kill()
             os._exit(128 + number)
         seen.append(number)
