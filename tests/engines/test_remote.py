@@ -450,6 +450,9 @@ async def test_half_a_character_alone_is_a_replacement_character(
         ([delta(refusal="I can't")], "content_filter", "the answer has no text: the model refused: I can't"),
         ([], "content_filter", "the answer has no text: the server cut it off"),
         ([], "stop", "the answer has no text: the model ended it at once"),
+        (words(" ", "\n"), "stop", "the answer has no text: only white space came"),
+        ([delta(reasoning="think"), *words("\n\n")], "stop",
+         "the answer has no text: 5 characters of reasoning came"),
         ([delta(reasoning="think"), *words("Hi")], "stop", None),
     ],
 )  # fmt: skip
