@@ -551,6 +551,8 @@ async def test_log_probabilities_of_both_routes_are_read(serve: Serve) -> None:
         ({"object": "error", "message": "flat", "type": "BadRequest", "code": 400}, "flat"),
         ({"error": {"message": "native", "type": "x", "code": 500, "retryable": True}}, "native"),
         ({"error": "only words"}, "only words"),
+        ({"message": "of an event named error"}, "of an event named error"),
+        ({"detail": "FastAPI's"}, "FastAPI's"),
         (
             ending(
                 {
