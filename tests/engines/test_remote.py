@@ -450,6 +450,9 @@ async def test_half_a_character_alone_is_a_replacement_character(
         ([delta(refusal="I can't")], "content_filter", "the answer has no text: the model refused: I can't"),
         ([], "content_filter", "the answer has no text: the server cut it off"),
         ([], "stop", "the answer has no text: the model ended it at once"),
+        (words(" ", "\n"), "stop", "the answer has no text: only white space came"),
+        ([delta(reasoning="think"), *words("\n\n")], "stop",
+         "the answer has no text: 5 characters of reasoning came"),
         ([delta(reasoning="think"), *words("Hi")], "stop", None),
     ],
 )  # fmt: skip
@@ -548,6 +551,8 @@ async def test_log_probabilities_of_both_routes_are_read(serve: Serve) -> None:
         ({"object": "error", "message": "flat", "type": "BadRequest", "code": 400}, "flat"),
         ({"error": {"message": "native", "type": "x", "code": 500, "retryable": True}}, "native"),
         ({"error": "only words"}, "only words"),
+        ({"message": "of an event named error"}, "of an event named error"),
+        ({"detail": "FastAPI's"}, "FastAPI's"),
         (
             ending(
                 {

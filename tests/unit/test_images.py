@@ -599,6 +599,18 @@ def test_a_jpeg_without_its_end_is_the_picture_or_refused(mode: str, options: di
     refusal(original[: len(original) * 9 // 10])
 
 
+def test_a_jpeg_without_its_end_may_end_with_zeros_of_its_own() -> None:
+    flat = [Image.new("RGB", (width, 40), (200, 200, 200)) for width in range(8, 136, 8)]
+    originals = [encoded(image, "JPEG", subsampling=0, optimize=True) for image in flat]
+    own = [data for data in originals if data[:-2].endswith(b"\0")]
+    assert own, "another encoder: try other sizes"
+    for data in own:
+        assert from_bytes(data[:-2], "x").digest == from_bytes(data, "x").digest
+        for cut in (data[:-3], data[:-4], data[:-4] + bytes(9)):
+            with pytest.raises(InputError, match="truncated"):
+                from_bytes(cut, "x")
+
+
 @pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
 def test_a_jpeg_cut_between_two_scans_or_restarts_is_refused(options: dict[str, Any]) -> None:
     original = encoded(noise(size=(40, 24)), "JPEG", **options)
