@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from ghostvis_cli.addresses import is_loopback, is_this_machine
+from ghostvis_cli.addresses import as_number, is_loopback
 from ghostvis_cli.serve.api_errors import ApiError
 
 EXPOSED = "x-request-id, retry-after"
@@ -71,9 +71,13 @@ class Door:
         return found
 
     def _is_ours(self, host: str) -> bool:
+        """Not by the machine's own name: who answers for that is up to the network that the machine is in."""
         name = _hostname(f"//{host}")
         ours = (self.host.lower(), *(_hostname(f"//{allowed}") for allowed in self.allowed_hosts))
-        return name != "" and (is_this_machine(name) or name in ours)
+        number = as_number(name)
+        return name != "" and (
+            is_loopback(name) or name in ours or (number is not None and number.is_unspecified)
+        )
 
     def _lets_in(self, origin: str) -> bool:
         return (

@@ -193,7 +193,8 @@ class RequestReader:
             sampling = replace(self.settings.sampling, **chosen, logprobs=self._logprobs(kind, fields))
         except SamplingError as error:
             param = _spelled(error.field, kind, newer_name is not None)
-            raise ApiError(400, error.message, param=param) from error
+            message = error.message.replace(error.field, param, 1)
+            raise ApiError(400, message, param=param) from error
         return sampling, wished is None
 
     @property

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ghostvis_cli.errors import ContextLengthError
+from ghostvis_cli.errors import ContextLengthError, InputError
 from ghostvis_cli.serve.admission import Bodies, ClientGoneError, Gate, interleaved, unless_gone
 from ghostvis_cli.serve.api_errors import ApiError, as_api_error, stopping, too_long
 from ghostvis_cli.serve.door import Door, without_slash
@@ -274,6 +274,8 @@ class Generation:
                         await stream.send(*events)
             except ContextLengthError as error:
                 raise too_long(error.message, call.asks) from error
+            except InputError as error:
+                raise ApiError(400, error.message, param=call.asks) from error
         if call.stream:
             await stream.end(*([answer.usage_event()] if call.include_usage else []))
 
@@ -327,6 +329,8 @@ async def _read(state: ServerState, headers: Headers, receive: Receive, read: Ca
     """
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "a body that is compressed is not read here; leave Content-Encoding out")
     settings = state.settings
     with state.bodies.one() as body:
         await body.receive(headers, receive, settings.max_body_bytes, settings.body_pause_s)
@@ -335,7 +339,10 @@ async def _read(state: ServerState, headers: Headers, receive: Receive, read: Ca
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    refusal = ApiError(error.status_code, error.detail, code="unknown_url")
+    message, code = "no such route; /openapi.json lists all", "unknown_url"
+    if error.status_code == 405:
+        message, code = f"this route takes {(error.headers or {})['Allow']}", "method_not_allowed"
+    refusal = ApiError(error.status_code, message, code=code)
     return JSONResponse(refusal.body(), error.status_code, error.headers)
 
 

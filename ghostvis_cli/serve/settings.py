@@ -41,9 +41,7 @@ class ServerSettings:
     max_body_bytes: int = 64 * 2**20
     body_pause_s: float = 30.0  # an upload may take long, but neither stand still nor drip
     head_timeout_s: float = 20.0  # from a connection, or the first byte of a request, to the end of its head
-    allowed_hosts: tuple[
-        str, ...
-    ] = ()  # names besides `host` and this machine's that requests may call us by
+    allowed_hosts: tuple[str, ...] = ()  # names besides `host` and loopback's that requests may call us by
     cors_origins: tuple[str, ...] = ()  # web pages that are let in besides this machine's own
     max_waiting: int = 256
     drain_timeout_s: float = 30.0

@@ -80,6 +80,10 @@ class Protocol(H11Protocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    def _should_upgrade(self) -> bool:
+        """Never, and without uvicorn's advice to install a library: such a request is answered as any other."""
+        return False
+
     def send_400_response(self, msg: str) -> None:
         """What the application says of a request that turned out to be none has nowhere to go."""
         if self.cycle is not None and not self.cycle.response_complete:

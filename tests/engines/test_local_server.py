@@ -1,6 +1,7 @@
 """What the local server answers and refuses, over a real socket: the official openai client and raw HTTP."""
 
 import asyncio
+import gzip
 import inspect
 import json
 from base64 import b64encode
@@ -524,9 +525,12 @@ def test_errors_outside_the_api_have_its_shape_too(server: Running) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         server.client().chat.completions.create(model="gpt-4", messages=USER)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-    for method, path, expected in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)):
-        status, _, body = server.send(method, path)
-        assert (status, json.loads(body)["error"]["code"]) == (expected, "unknown_url")
+    for path, expected in (
+        ("/v1/nothing", (404, "unknown_url")),
+        ("/v1/completions", (405, "method_not_allowed")),
+    ):
+        status, _, body = server.send("GET", path)
+        assert (status, json.loads(body)["error"]["code"]) == expected
     status, _, body = server.send("POST", "/v1/completions", {"prompt": "a"}, content_type="text/plain")
     assert (status, json.loads(body)["error"]["message"]) == (
         400,
@@ -560,6 +564,24 @@ def test_an_engine_that_fails_gives_a_status_and_hides_only_bugs(
     assert (answer[0], error["code"]) == (status, code)
     assert ("/home" not in error["message"]) and (status == 500 or error["message"] == str(failure))
     assert status != 500 or ("r-1" in error["message"] and "id=r-1" in caplog.text)
+
+
+def test_what_the_engine_finds_wrong_with_a_conversation_is_a_fault_of_its_messages() -> None:
+    engine = FakeEngine()
+    with running(engine) as server:
+        engine.failure = InputError("two answers in a row")
+        assert server.chat()[1]["error"]["param"] == "messages"
+
+
+def test_a_value_out_of_range_is_named_as_it_was_sent(server: Running) -> None:
+    _, body = server.chat(max_completion_tokens=0)
+    assert body["error"]["message"].startswith("max_completion_tokens is 0")
+
+
+def test_a_compressed_body_is_refused_as_what_it_is(server: Running) -> None:
+    path, body = "/v1/chat/completions", gzip.compress(json.dumps({"messages": USER}).encode())
+    assert server.send("POST", path, body, content_encoding="gzip")[0] == 415
+    assert server.send("POST", path, {"messages": USER}, content_encoding="identity")[0] == 200
 
 
 def test_a_failure_within_a_stream_is_its_last_event() -> None:

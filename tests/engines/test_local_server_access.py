@@ -142,12 +142,13 @@ def test_web_pages_of_other_hosts_are_kept_out_without_a_key(server: Running) ->
         *((name, 200) for name in ("localhost", "localhost:9", "127.0.0.1:30000", "[::1]:5")),
         *((name, 200) for name in ("a.localhost", "LOCALHOST.", "0.0.0.0:30000")),
         *((name, 403) for name in ("evil.example", "evil.example:80", "127.0.0.1.evil.example")),
-        *((name, 403) for name in ("10.0.0.1", "[", "")),
+        *((name, 403) for name in ("10.0.0.1", "[", "", "box", "box.local")),
     ],
 )
 def test_a_server_without_a_key_answers_to_its_own_names_only(
-    server: Running, host: str, status: int
+    server: Running, host: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "box")  # the network may say who that is
     answer = server.send("GET", "/v1/models", host=host)
     assert answer[0] == status
     assert status == 200 or json.loads(answer[2])["error"]["code"] == "forbidden_host"
@@ -315,6 +316,16 @@ def test_a_body_that_is_no_http_gets_400_and_no_traceback(
                     assert client.recv(4096)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 404")
         assert server.send("GET", "/healthz")[0] == 200
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_an_upgrade_that_nobody_offers_is_answered_without_advice_to_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wish = {"connection": "Upgrade", "sec-websocket-key": "eA==", "sec-websocket-version": "13"}
+    with running() as server:
+        for protocol in ("websocket", "h2c"):
+            assert server.send("GET", "/v1/models", upgrade=protocol, **wish)[0] == 200
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
 async def test_of_bodies_beyond_their_sum_only_the_oldest_goes_on() -> None:
