@@ -115,6 +115,7 @@ def test_a_later_stage_asks_its_base_run_for_the_soft_cap_and_else_says_what_it_
     assert any("15 or 20" in notice and "model.softcap" in notice for notice in alone.notices)
     chosen = inspect(replace(checkpoint, constants=Constants(softcap=20.0)))
     assert chosen.constants["softcap"] == (20.0, "setting")
+    assert "softcap is 20.0 as it was set, not 15.0 (n4)" in chosen.notices
     assert not any("15 or 20" in notice for notice in chosen.notices)
 
 
