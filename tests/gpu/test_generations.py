@@ -1,4 +1,4 @@
-"""nanochat's later generations on a CUDA device: the recorded tokens in float32, one after the other and all at once."""
+"""nanochat's later generations on a CUDA device: the recorded tokens in float32, one by one and all at once."""
 
 from dataclasses import replace
 
