@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, features
 from ghostvis_cli.errors import ExitCode, InputError, UsageError
 from ghostvis_cli.images import EncodedImage, ImageLimits, from_bytes, load_image
 
-OPEN = ImageLimits(allow_private=True, timeout_s=5)
+OPEN = ImageLimits(allow_private=True, timeout_s=60)
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (7, 5), seed: int = 0) -> Image.Image:
