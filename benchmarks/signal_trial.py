@@ -199,7 +199,8 @@ class running:  # noqa: N801 - a context manager
 
 def report(name: str, end: str, whole_s: float, tries: list[Try]) -> int:
     counts = Counter(each.outcome for each in tries)
-    ended = [each.took_s for each in tries if each.outcome == str(CODES[end])]
+    wanted = ("0", str(CODES[end])) if COMMANDS[name].serves else (str(CODES[end]),)
+    ended = [each.took_s for each in tries if each.outcome in wanted]
     times = percentiles(ended) if ended else "-"
     print(
         f"{name:9} {end:10} start to answer {whole_s:5.1f} s; {dict(counts.most_common())}; {times}",

@@ -289,7 +289,7 @@ def session_file(state: Path, name: str) -> Path:
 def test_a_deadline_is_code_124_and_a_held_lock_code_10(tmp_path: Path) -> None:
     lock = str(tmp_path / "lock")
     with scripted(hanging("Hel"), hanging("Hel")) as server:
-        done = processes.run("chat", *at(server), "--timeout", "2", input=b"hi\n")
+        done = processes.run("chat", *at(server), "--timeout", "6", input=b"hi\n")
         assert (done.returncode, done.stdout) == (124, b"Hel")
         with processes.running("chat", *at(server), "--lock", lock, stdin=subprocess.PIPE) as started:
             assert started.process.stdin is not None
