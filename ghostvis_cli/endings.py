@@ -109,12 +109,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """asyncio.run. Ended is raised where the work was to stop, whatever came of it since."""
     import asyncio
 
-    from ghostvis_cli.threads import Impatient
+    from ghostvis_cli.threads import Impatient, require_loop
 
     came: list[Ending] = []
-    if _state.asked:
+    try:
+        if _state.asked:
+            raise Ended(_state.asked)
+        require_loop()
+    except BaseException:
         work.close()
-        raise Ended(_state.asked)
+        raise
 
     async def cancellable() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()

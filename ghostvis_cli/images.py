@@ -342,7 +342,7 @@ def _read_file(path: str, name: str, limits: ImageLimits) -> bytes:
                 raise _too_large(name, limits)
             return file.read(limits.max_bytes + 1)  # pipes and devices have no size to ask for
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{name}: {one_line(error)}") from error
+        raise limit_reached(error) or InputError(f"{name}: {one_line(error)}") from error
 
 
 def _file_url_path(url: str, name: str) -> str:

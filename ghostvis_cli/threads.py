@@ -15,6 +15,16 @@ class Impatient(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=True)
 
 
+def require_loop() -> None:
+    """OSError where an event loop gets no descriptors. One that was made by half prints a traceback as it goes."""
+    import selectors
+    import socket
+
+    with selectors.DefaultSelector():
+        for end in socket.socketpair():
+            end.close()
+
+
 def in_daemon_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
     """The result of blocking `work`, for the running event loop. Cancelling ends the wait alone."""
     import asyncio

@@ -28,7 +28,7 @@ from ghostvis_cli.endings import Ending
 from ghostvis_cli.engines.base import Chunk, EngineInfo
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, printable
 from ghostvis_cli.paths import state_dir
-from ghostvis_cli.threads import Impatient
+from ghostvis_cli.threads import Impatient, require_loop
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -40,6 +40,7 @@ CHIP_LENGTH = 40
 
 def run(conversation: Conversation, options: Options) -> int:
     """The whole chat; its exit code."""
+    require_loop()
     return asyncio.run(Chat(conversation, options, Terminal(options)).run())
 
 

@@ -60,7 +60,8 @@ def _errors_become_messages() -> Iterator[None]:
         yield
     except GhostvisError as error:
         is_bug = type(error) is GhostvisError
-        _fail(error, show_traceback=output.verbose() or is_bug)
+        limit = limit_reached(error.__cause__) if isinstance(error.__cause__, OSError) else None
+        _fail(limit or error, show_traceback=output.verbose() or is_bug)
     except Ended as ended:
         if ended.ending.error is None:
             raise

@@ -209,16 +209,27 @@ def test_what_is_no_lack_of_memory_is_not_called_so(error: Exception) -> None:
     assert limit_reached(error) is None
 
 
-def test_too_few_open_files_are_code_7_with_what_to_raise() -> None:
-    def few_files() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (6, 6))
+TOO_FEW = b"ghostvis: error: too many files are open for the system's limit\nhint: ulimit -n 1024\n"
 
+
+def few_files(most: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@pytest.mark.parametrize("most", [5, 6])  # with fewer there is no Python
+def test_too_few_open_files_are_code_7_with_what_to_raise(most: int, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hi"}\n')
     with scripted(saying("hi")) as server:
-        done = run("generate", *at(server), "hi", preexec_fn=few_files)
-    assert done.returncode == 7
-    assert done.stderr == (
-        b"ghostvis: error: too many files are open for the system's limit\nhint: ulimit -n 1024\n"
-    )
+        for given in (["hi"], ["--input", str(rows)]):
+            done = run("generate", *at(server), *given, preexec_fn=few_files(most))
+            assert (done.returncode, done.stderr) == (7, TOO_FEW)
+
+
+def test_too_few_open_files_are_no_fault_of_where_a_conversion_goes(tmp_path: Path) -> None:
+    place = ("--out", str(tmp_path / "out"))
+    done = run("convert", "--source", "demo", "-q", "--no-verify", *place, preexec_fn=few_files(7))
+    assert (done.returncode, done.stderr) == (7, TOO_FEW)
 
 
 def test_a_place_that_cannot_be_made_is_told_with_the_reason() -> None:
