@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ghostvis_cli.serve.api_errors import ApiError
+from ghostvis_cli.serve.api_errors import ApiError, no_route
 from ghostvis_cli.serve.door import Door, without_slash
 from ghostvis_cli.serve.openai_fields import (
     BODY,
@@ -134,6 +135,7 @@ def put_in_front(door: Door) -> None:
         return _refused(invalid(error.errors())) if ours else await theirs(request, error)
 
     app.exception_handlers[RequestValidationError] = told
+    app.exception_handlers[HTTPException] = no_such_route  # routing's own; SGLang's are of FastAPI's class
 
 
 def _known(kind: Kind, theirs: Iterable[str]) -> Known:
@@ -252,6 +254,11 @@ def _check_message(message: Mapping[str, Any], place: str) -> None:
 def _only(known: Known, values: object, place: str) -> None:
     if isinstance(values, dict) and (stray := known.stray(values, place)):
         raise ApiError(400, stray.message, param=stray.path, code=stray.code)
+
+
+async def no_such_route(request: Any, error: Any) -> Response:
+    refusal = no_route(error.status_code, (error.headers or {}).get("Allow"))
+    return JSONResponse(refusal.body(), error.status_code, error.headers)
 
 
 def _refused(refusal: ApiError) -> JSONResponse:

@@ -163,6 +163,16 @@ def test_hosts_origins_and_slashes_are_as_on_the_local_server(server: Server) ->
         assert "access-control-allow-credentials" not in answer.headers
 
 
+def test_what_is_no_route_has_openais_shape(server: Server) -> None:
+    for path, told in (
+        ("/v1/nothing", (404, "unknown_url")),
+        ("/v1/completions", (405, "method_not_allowed")),
+    ):
+        answer = ask(server, "GET", path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == told
+    assert answer.headers["allow"] == "POST"
+
+
 def test_a_server_started_with_a_limit_gives_it_to_requests_that_name_none(tmp_path: Path) -> None:
     rules = Rules.of(ServerSettings(max_tokens=20))
     with serving(directory(DEMO, tmp_path), "--context-length", "256", **rules.as_variable()) as started:
