@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 from benchmarks.claims import COMMAND, bench
 from benchmarks.random_model import MODELS, make
 from benchmarks.report import Spread, machine
+from benchmarks.sglang_soak import soak
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -58,6 +59,8 @@ class State:
 EAGER = ("--disable-prefill-cuda-graph", "--stream-interval", "1")
 NO_CACHES = {"GHOSTVIS_PICTURE_CACHE_MB": "0", "SGLANG_VLM_CACHE_SIZE_MB": "0"}
 CROWD = {"OMP_NUM_THREADS": str(os.cpu_count())}
+TUNED = ("--cuda-graph-backend-prefill", "full", "--stream-interval", "4", "--schedule-policy", "lpm")
+TUNED += ("--enable-metrics", "--enable-cache-report")
 WORKERS = ("--tokenizer-worker-num", "4")
 STATES = {
     "no cuDNN": State(CROWD | {"GHOSTVIS_VISION_GRAPHS": "0"}, flags=EAGER),
@@ -69,8 +72,10 @@ STATES = {
     "4 workers": State(flags=WORKERS),
     "4 w no caches": State(NO_CACHES, flags=(*WORKERS, "--disable-radix-cache")),
     "tp 2": State(options=("--tensor-parallel-size", "2")),
+    "tp 2 nccl": State(options=("--tensor-parallel-size", "2"), flags=("--disable-custom-all-reduce",)),
     "dp 2": State(options=("--data-parallel-size", "2")),
     "stock": State({"SGLANG_PLUGINS": "none"}, plain=True),
+    "stock tuned": State({"SGLANG_PLUGINS": "none", "OMP_NUM_THREADS": "1"}, flags=TUNED, plain=True),
 }
 
 
@@ -155,24 +160,9 @@ def _started(model: Path, name: str, flags: Sequence[str], logs: Path) -> Iterat
     if state.plain:
         argv = _plain(model, [*flags, *state.flags], log)
     else:
-        argv = [
-            *COMMAND,
-            "serve",
-            "--engine",
-            "sglang",
-            "--checkpoint-path",
-            str(model),
-            "--port",
-            "0",
-            "--json",
-        ]
-        argv += [
-            *("--log-file", str(log), "--ready-timeout", str(READY_S)),
-            *state.options,
-            "--",
-            *flags,
-            *state.flags,
-        ]
+        serve = ["serve", "--engine", "sglang", "--checkpoint-path", str(model), "--port", "0", "--json"]
+        argv = [*COMMAND, *serve, "--log-file", str(log), "--ready-timeout", str(READY_S)]
+        argv += [*state.options, "--", *flags, *state.flags]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=os.environ | state.environment)
     try:
         assert process.stdout is not None
@@ -400,6 +390,9 @@ def main() -> None:
     parser.add_argument(
         "--profile", default="", help="rows to measure again in the first state, under py-spy"
     )
+    parser.add_argument(
+        "--soak", type=float, default=0, metavar="SECONDS", help="sglang_soak on the first state"
+    )
     parser.add_argument("--no-answers", action="store_true")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
@@ -425,6 +418,8 @@ def main() -> None:
             for number in map(int, given.profile.split(",")) if given.profile else ():
                 with profiled(servers[0], f"profile-{number}", place):
                     measure(servers[:1], rows[number], given.seed + 50 + number, given, place)
+            if given.soak:
+                asyncio.run(soak(servers[0].url, given.soak))
             if not given.no_answers:
                 compare(servers, checkpoint, given.device, sees=not given.model.endswith("-text"))
 

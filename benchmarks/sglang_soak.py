@@ -107,17 +107,17 @@ async def watch(pids: list[int], seconds: float, counts: Counts) -> list[dict[in
     return looks
 
 
-async def soak(given: argparse.Namespace) -> None:
-    port = local_port(given.url)
+async def soak(url: str, seconds: float, in_flight: int = 64, killed: int = 10) -> None:
+    port = local_port(url)
     assert port is not None, "a server of this machine"
     pids, before, counts = with_children(listeners(port)), shared(), Counts()
     numbers: asyncio.Queue[int] = asyncio.Queue()
     numbers.put_nowait(int(time.time()) * 1000)
-    until_s = time.monotonic() + given.seconds
-    clients = [client(given.url, numbers, until_s, given.killed, counts) for _ in range(given.in_flight)]
-    looks, *_ = await asyncio.gather(watch(pids, given.seconds, counts), *clients)
+    until_s = time.monotonic() + seconds
+    clients = [client(url, numbers, until_s, killed, counts) for _ in range(in_flight)]
+    looks, *_ = await asyncio.gather(watch(pids, seconds, counts), *clients)
     await asyncio.sleep(QUIET_S)
-    print(f"{counts}; /dev/shm {before} before, {shared()} after; running: {await running(given.url)}")
+    print(f"{counts}; /dev/shm {before} before, {shared()} after; running: {await running(url)}")
     early, late = looks[len(looks) // 3], memory(pids)
     print(
         "growth since a third of it, MiB:",
@@ -146,7 +146,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--killed", type=int, default=10, help="one client in so many")
-    asyncio.run(soak(parser.parse_args()))
+    given = parser.parse_args()
+    asyncio.run(soak(given.url, given.seconds, given.in_flight, given.killed))
 
 
 if __name__ == "__main__":

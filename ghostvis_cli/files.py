@@ -18,8 +18,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+from ghostvis_cli.endings import undone
 from ghostvis_cli.errors import OutputError, one_line, printable
 
 LEFTOVER = re.compile(r"\..{1,40}\.ghostvis-[0-9a-f]{8}", re.DOTALL)
@@ -73,14 +75,15 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True, over: bool
         sweep(path.parent)
     descriptor, temporary = _temporary(path, mode)
     try:
-        _keep_mode(descriptor, path)
-        yield descriptor
-        if durable:
-            os.fsync(descriptor)
-        if over:
-            temporary.replace(path)
-        else:
-            rename_new(temporary, path)
+        with undone(partial(temporary.unlink, missing_ok=True)):
+            _keep_mode(descriptor, path)
+            yield descriptor
+            if durable:
+                os.fsync(descriptor)
+            if over:
+                temporary.replace(path)
+            else:
+                rename_new(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -96,6 +99,8 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True, over: bool
 
 def target(path: Path) -> Path:
     """Links followed to what they name, which need not exist. A name of a descriptor of this process stays one."""
+    if "\0" in str(path):  # what the system can't be asked about is a ValueError of Python's
+        raise OSError(errno.EINVAL, "a name can't hold a NUL character", str(path))
     for _ in range(_LINKS):
         path = Path(os.path.realpath(path.parent)) / path.name
         if _descriptor(path) is not None or not path.is_symlink():

@@ -13,23 +13,31 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
 SCAN, END_CODE = 0xDA, 0xD9
 AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # not a stuffed byte, a restart or filling
 COEFFICIENTS = 64
+LEAST_FILLING = 64  # bytes; disks and downloads are filled up by the block
 
 
 def with_end(data: bytes) -> bytes | None:
     """The file with its end marker back; None where part of the picture is missing."""
+    kept = _without_filling(data)
+    if _is_whole(kept):
+        return kept + END
+    # A few zeros may be the picture's own. They are where it ends with the last of them, and not before.
+    own = 0 < len(data) - len(kept) < LEAST_FILLING and _is_whole(data) and not _is_whole(data[:-1])
+    return data + END if own else None
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the pixels are the same, whatever might have followed."""
     from PIL import Image
 
-    kept = _without_filling(data)
-    if not _has_all_scans(kept):
-        return None
     seen = None
-    for more in _continuations():
-        with Image.open(BytesIO(kept + more + END), formats=("JPEG",)) as image:
+    for more in _continuations() if _has_all_scans(data) else ():
+        with Image.open(BytesIO(data + more + END), formats=("JPEG",)) as image:
             pixels = image.tobytes()
         if seen is not None and pixels != seen:
-            return None
+            return False
         seen = pixels
-    return kept + END
+    return seen is not None
 
 
 def is_filled_up(data: bytes) -> bool:

@@ -17,7 +17,6 @@ from ghostvis_cli.endings import undone
 
 PREFIX = "ghostvis-scratch-"
 OURS = re.compile(rf"{PREFIX}\w{{8}}")
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
@@ -67,9 +66,4 @@ def _locked(place: Path) -> int | None:
 
 
 def discard(place: Path) -> None:
-    """With what SGLang names in shared memory after each of its sockets in that folder."""
-    with suppress(OSError):
-        for socket in place.glob("tmp*"):
-            for left in SHARED_MEMORY.glob(f"sglang_loads_{socket.name}_*.shm"):
-                left.unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)

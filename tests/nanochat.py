@@ -200,7 +200,7 @@ def tables(of: Mathematics, shape: Shape, name: str, length: int, h: int) -> tup
     inverse = 1.0 / of.base ** (torch.arange(0, h, 2, dtype=torch.float32) / h)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), inverse)
     cos, sin = angles.cos(), angles.sin()
-    if shape.stored == torch.bfloat16 or name in ("n2", "n3", "n4"):
+    if shape.stored == torch.bfloat16 or name in ("n2", "n3", "n4", "n5"):
         cos, sin = cos.bfloat16(), sin.bfloat16()
     return cos.double()[:, None], sin.double()[:, None]
 

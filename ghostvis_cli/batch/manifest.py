@@ -85,8 +85,10 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "") 
 
 def model_identity(info: EngineInfo) -> dict[str, Any]:
     """What decides a model's answers. For a local one its content, wherever it lies; for a server what it says."""
-    same = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
+    same: dict[str, Any] = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
     if info.checkpoint is not None:
+        if chosen := info.checkpoint.constants.chosen:
+            same["constants"] = dict(chosen)  # beside the hash, which can't say what differs
         return {**same, "checkpoint": fingerprint(info.checkpoint)}
     return {**same, "name": info.model, "source": info.source, "tag": info.tag, "step": info.step}
 

@@ -94,6 +94,18 @@ def _checked(generation: Generation, tensors: Mapping[str, TensorInfo]) -> Gener
     return generation
 
 
+def settable(generation: Generation) -> frozenset[str]:
+    """The constants that its mathematics has."""
+    names = {"sequence_len", "rotary_base", "softcap"}
+    if generation.lambdas:
+        names |= {"qk_scale", "rotary_tables", "window_pattern"}
+    if generation.windows:
+        names.add("short_window")
+    if generation.gate_channels:
+        names.add("gate_scale")
+    return frozenset(names)
+
+
 def dated(meta: Mapping[str, Any]) -> bool:
     """Whether it tells soft cap 15 from 20."""
     return type(evaluated_on(meta)) is int

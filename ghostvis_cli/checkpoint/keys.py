@@ -255,15 +255,15 @@ class _Classifier:
             mlp_type=mlp_type,
             attention_bias=self.biased,
             rope_theta=self.theta(generation),
-            softcap=self.constant("softcap", generation.softcap, generation.name),
+            softcap=self.constant("softcap", generation.softcap, self.origin),
             generation=generation,
-            qk_scale=self.constant("qk_scale", generation.qk_scale, generation.name),
-            gate_scale=self.constant("gate_scale", generation.gate_scale, generation.name),
+            qk_scale=self.constant("qk_scale", generation.qk_scale, self.origin),
+            gate_scale=self.constant("gate_scale", generation.gate_scale, self.origin),
             windows=self.windows(generation, layers, sequence_len),
             rotary_tables=self.constant(
                 "rotary_tables",
                 generation.rotary_tables(self.tensors["transformer.wte.weight"].dtype),
-                "the embedding's dtype" if generation.tables_as_stored else generation.name,
+                "the embedding's dtype" if generation.tables_as_stored else self.origin,
             ),
         )
         for name in ("n_layer", "n_head", "n_embd", "intermediate_size", "mlp_type", "attention_bias"):
@@ -277,16 +277,16 @@ class _Classifier:
     def generation(self) -> Generation:
         pattern = self.chosen.get("window_pattern", self.stored.get("window_pattern"))
         found = generations.recognise(self.tensors, pattern, generations.evaluated_on(self.base_meta))
+        if found is PLAIN and pattern is not None and set(str(pattern).upper()) != {"L"}:
+            raise ModelError(f"it has sliding windows ({pattern!r}) without January 2026's residual scalars")
+        if unknown := sorted(self.chosen.keys() - generations.settable(found)):
+            raise ModelError(
+                f"{', '.join(unknown)} can't be set: its mathematics has none",
+                hint=f"--set model.{unknown[0]}=null",
+            )
+        self.settable, self.origin = generations.settable(found), found.name
         if found is PLAIN:
-            if pattern is not None and set(str(pattern).upper()) != {"L"}:
-                raise ModelError(
-                    f"it has sliding windows ({pattern!r}) without January 2026's residual scalars"
-                )
-            if unknown := sorted(self.chosen.keys() - {"sequence_len", "rotary_base", "softcap"}):
-                raise ModelError(
-                    f"{', '.join(unknown)} can't be set for a model of nanochat's first generations",
-                    hint=f"--set model.{unknown[0]}=null",
-                )
+            self.origin = "default"
         if found in (N4, N5) and "softcap" not in self.chosen and not generations.dated(self.base_meta):
             self.notices.append(
                 "its soft cap is 15 or 20, and no file says which: taking 15 (--set model.softcap=20); "
@@ -296,9 +296,14 @@ class _Classifier:
 
     def constant(self, name: str, found: T, origin: str) -> T:
         """A constant of the mathematics: as the user set it, else as found; remembered with its origin."""
-        value, origin = (self.chosen[name], "setting") if name in self.chosen else (found, origin)
-        self.constants[name] = (value, origin)
-        return value
+        if name in self.settable:
+            self.constants[name] = (found, origin)
+        if name in self.chosen:
+            self.constants[name] = (self.chosen[name], "setting")
+            if self.chosen[name] != found:
+                self.notices.append(f"{name} is {self.chosen[name]} as it was set, not {found} ({origin})")
+        chosen: T = self.chosen.get(name, found)
+        return chosen
 
     def windows(self, generation: Generation, layers: int, sequence_len: int) -> tuple[int, ...]:
         stored = self.stored.get("window_pattern")
@@ -312,7 +317,7 @@ class _Classifier:
                 return ()
         pattern = self.constant("window_pattern", "L" if stored is None else str(stored), "the meta file")
         default = generation.short_window(sequence_len)
-        short = self.constant("short_window", default, generation.name)
+        short = self.constant("short_window", default, self.origin)
         return generations.windows(pattern, layers, short, sequence_len)
 
     def heads(self, generation: Generation, layers: int, width: int) -> tuple[int, int]:
@@ -379,9 +384,7 @@ class _Classifier:
 
     def theta(self, generation: Generation) -> float:
         stored = self.stored.get("rope_theta")
-        found, origin = (
-            (generation.rotary_base, generation.name) if stored is None else (stored, "the meta file")
-        )
+        found, origin = (generation.rotary_base, self.origin) if stored is None else (stored, "the meta file")
         value = self.constant("rotary_base", found, origin)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 1 < value < 1e12:
             raise ModelError(f"the meta file's rope_theta is {value!r}, not a rotary base")

@@ -209,7 +209,7 @@ class _Source:
         place = next(
             i for i in range(index + 1) if (i in config.value_layers) == (index in config.value_layers)
         )
-        block = self._fill(self._decoder.blocks[place], f"decoder.blocks.{index}")
+        block: Any = self._fill(self._decoder.blocks[place], f"decoder.blocks.{index}")
         if config.windows:
             block.attn.window = config.windows[index]
 

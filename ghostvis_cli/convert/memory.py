@@ -46,10 +46,10 @@ def verification_bytes_by_layer(config: GhostVisConfig, parameters: int) -> int:
     width, heads = decoder.n_embd, decoder.n_head + 2 * decoder.n_kv_head
     matrices = 3 if decoder.mlp_type == "swiglu" else 2
     layer = width * (width + heads * decoder.head_dim + matrices * decoder.intermediate_size)
-    if decoder.value_layers:
-        layer += decoder.vocab_size * decoder.kv_width  # the table beside it
-    vision = parameters - decoder.n_layer * layer - 2 * decoder.vocab_size * width
-    part = max(layer, vision if config.vision else 0)
+    table = decoder.vocab_size * decoder.kv_width  # a value embedding
+    tables = 2 * decoder.vocab_size * width + len(decoder.value_layers) * table
+    vision = parameters - decoder.n_layer * layer - tables
+    part = max(layer + table if decoder.value_layers else layer, vision if config.vision else 0)
     rows = 4 * 4 * _fixed_positions(config) * (width + decoder.intermediate_size)
     return (
         3 * 4 * part + rows + 1_500_000_000

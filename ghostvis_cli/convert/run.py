@@ -204,6 +204,7 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         "source": _described(plan.checkpoint),
         "dtype": plan.settings.dtype,
         "layout": plan.layout,
+        "constants": plan.checkpoint.constants.chosen,  # that the user set
         "weights_bytes": plan.weights_bytes,
         "inputs": read,
         "outputs": outputs,

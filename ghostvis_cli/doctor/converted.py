@@ -70,6 +70,8 @@ def _again(directory: Path, certificate: Mapping[str, Any]) -> str:
     for option in ("dtype", "layout"):
         if value := certificate.get(option):
             words += [f"--{option}", quote(str(value))]
+    for name, value in _table(certificate, "constants").items():
+        words += ["--set", quote(f"model.{name}={value}")]
     return " ".join([*words, "--force", "--out", quote(str(directory))])
 
 

@@ -192,10 +192,14 @@ class Beside:
         )
 
     def notice(self, text: str, finish_reason: FinishReason) -> str | None:
-        """A line for people where there is no text."""
-        return None if text else f"the answer has no text: {self._instead(finish_reason)}"
+        """A line for people where there is no text, or none that can be seen."""
+        if text.strip():
+            return None
+        return (
+            f"the answer has no text: {self._instead(finish_reason, 'only white space came' if text else '')}"
+        )
 
-    def _instead(self, finish_reason: FinishReason) -> str:
+    def _instead(self, finish_reason: FinishReason, blank: str) -> str:
         if self.refusal:
             return f"the model refused: {printable(self.refusal)}"
         if self.tool_calls:
@@ -203,7 +207,9 @@ class Beside:
         if self.reasoning:
             cut = ", cut off at max_tokens" if finish_reason == "length" else ""
             return f"{len(self.reasoning)} characters of reasoning came{cut}"
-        return "the server cut it off" if finish_reason == "abort" else "the model ended it at once"
+        if finish_reason == "abort":
+            return "the server cut it off"
+        return blank or "the model ended it at once"
 
     def record(self) -> dict[str, Any]:
         """Fields of a JSON record: what there is of it."""

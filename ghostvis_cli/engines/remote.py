@@ -389,7 +389,10 @@ def _is_answer(text: str) -> bool:
 
 def _failure_in(payload: dict[str, Any]) -> str | None:
     """What went wrong on the server in the middle of an answer, in any of the shapes it is told."""
-    if payload.get("object") == "error" or payload.get("error"):
+    bare = "choices" not in payload and (
+        payload.get("message") or payload.get("detail")
+    )  # of an `event: error`
+    if payload.get("object") == "error" or payload.get("error") or bare:
         return said(payload)
     for choice in payload.get("choices") or ():
         reason = choice.get("finish_reason")

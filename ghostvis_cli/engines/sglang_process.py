@@ -70,6 +70,7 @@ class Process:
             raise EngineError(
                 f"SGLang was not ready after {deadline_s:g} s", hint="-v shows what it was doing"
             ) from None
+        self._child.note_shared_memory()
         self._listener = asyncio.create_task(self._listen())
         return context
 

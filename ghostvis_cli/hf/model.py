@@ -46,8 +46,8 @@ class GhostVisPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        table: Tensor = self.get_input_embeddings().weight
-        return table.dtype
+        table: Any = self.get_input_embeddings()
+        return table.weight.dtype
 
 
 class GhostVisModel(GhostVisPreTrainedModel):

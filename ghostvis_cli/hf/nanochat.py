@@ -90,7 +90,7 @@ class SmearCache(DynamicCache):
     def _change(self, change: Any) -> None:
         self.rows = None if self.rows is None else change(self.rows)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         self._change(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
@@ -192,15 +192,15 @@ class GhostVisNanoChatPreTrainedModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """The weights', not the scalars', which come first."""
-        table: Tensor = self.get_input_embeddings().weight
-        return table.dtype
+        table: Any = self.get_input_embeddings()
+        return table.weight.dtype
 
 
 class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
     def __init__(self, config: GhostVisNanoChatConfig) -> None:
         super().__init__(config)
         layers = config.num_hidden_layers
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(GhostVisNanoChatLayer(config, layer) for layer in range(layers))
         self.resid_lambdas = nn.Parameter(torch.ones(layers))
         self.x0_lambdas = nn.Parameter(torch.zeros(layers))

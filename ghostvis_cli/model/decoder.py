@@ -325,7 +325,7 @@ class Decoder(nn.Module):
         config, T = self.config, step.positions.size(1)
         if not self.values:
             return [None] * config.n_layer
-        tables = iter(x[:, -T:, config.n_embd :].split(config.kv_width, dim=-1))
+        tables = iter(x[:, -T:, config.n_embd :].chunk(len(config.value_layers), dim=-1))
         return [next(tables) if layer in config.value_layers else None for layer in range(config.n_layer)]
 
     def blend(self, x: Tensor, x0: Tensor, layer: int) -> Tensor:

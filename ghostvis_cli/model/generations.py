@@ -61,7 +61,6 @@ N5 = Generation(
     lambdas=True,
     windows=True,
     gate_channels=32,
-    tables_as_stored=True,
 )
 N6 = Generation(
     "n6",

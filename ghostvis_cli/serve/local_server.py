@@ -101,7 +101,10 @@ async def _drain(server: Server, state: ServerState, serving: asyncio.Task[None]
 
 @contextmanager
 def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first signal sets `stop`. Only the main thread can have handlers; elsewhere this does nothing."""
+    """The first signal sets `stop`; one after that ends the process. Only in the main thread, which gets signals.
+
+    `timeout` signals a process and then its group: what comes before `stop` is set counts as one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -109,7 +112,7 @@ def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
     seen: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if seen:
+        if stop.is_set() or len(seen) > 1:
             # Not by an exception or the default action: threads may hang in native code, and process 1 of a
             # container is immune to a signal's default action.
             os._exit(128 + number)

@@ -11,19 +11,24 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from tempfile import gettempdir
 
 from ghostvis_cli import scratch
 from ghostvis_cli.endings import undone, unwinding
+from ghostvis_cli.paths import cache_dir
 
 # Starts only once it is told to: by then the watcher knows it. Without a word, as when we are dead, it never does.
 WAITS = 'read -r _ && exec "$@"'
-# The end of its stdin without a word means that we died. The folder goes as scratch.discard has it.
-WATCHES = """read -r _ || {
+# The end of its stdin without a word means that we died. Does what `end` does.
+WATCHES = r"""read -r _ || {
+    left=$(for process in /proc/[0-9]*; do
+        read -r line < "$process/stat" && set -- ${line##*)} && [ "$3" = "$0" ] &&
+            { cat "$process/maps"; ls -l "$process/fd"; } | grep -Eo '/dev/shm/(SHARED)[^ ]*'
+    done 2>/dev/null)
     kill -s KILL -- "-$0"
-    for socket in "$1"/tmp*; do rm -f /dev/shm/sglang_loads_"${socket##*/}"_*.shm; done
-    rm -rf -- "$1"
+    rm -rf -- "$1" $left
 }"""
+# In /dev/shm: what SGLang, Python's multiprocessing, torch and NCCL name so. Killed, they leave it.
+SHARED = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_", "sem.mp-", "psm_", "torch_", "nccl-")
 LOOK_S, GONE_LOOKS = 0.02, 500  # 10 s from SIGKILL to the end: a GPU's memory is given back meanwhile
 LAST_WORDS_S = 2.0
 CHUNK = 65_536
@@ -38,6 +43,7 @@ class Child:
         self._process, self._watcher, self._log, self._minding = process, watcher, log, minding
         self._reading = asyncio.create_task(self._read(on_line))
         self._ended = False
+        self._shared: set[Path] = set()
         minding.enter_context(undone(self.kill))
 
     @classmethod
@@ -47,19 +53,20 @@ class Child:
         env: Mapping[str, str],
         on_line: Callable[[str], None],
         pass_fds: Sequence[int] = (),
+        folder: Path | None = None,
     ) -> "Child":
-        """With a folder of its own for what it leaves among temporary files."""
+        """`folder` is for all of its temporary files: a scratch folder of the caller's, else one of its own."""
         with ExitStack() as stack:
             stack.enter_context(unwinding())
-            folder = stack.enter_context(scratch.folder())
+            folder = folder or stack.enter_context(scratch.folder())
             # Compiled code is worth keeping, and torch keeps it among temporary files.
-            kept = {"TORCHINDUCTOR_CACHE_DIR": f"{gettempdir()}/torchinductor_{os.geteuid()}"}
+            kept = {"TORCHINDUCTOR_CACHE_DIR": str((cache_dir() or folder) / "torchinductor")}
             env = {**kept, **env, "TMPDIR": str(folder)}
             process, log = await _started(argv, env, pass_fds)
             watcher = await asyncio.create_subprocess_exec(
                 "/bin/sh",
                 "-c",
-                WATCHES,
+                WATCHES.replace("SHARED", "|".join(SHARED)),
                 str(process.pid),
                 str(folder),
                 stdin=PIPE,
@@ -80,14 +87,22 @@ class Child:
 
     def terminate(self) -> None:
         """Ask it to finish what runs. The main process alone: a scheduler that gets the signal is a crash to it."""
+        self.note_shared_memory()
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
+
+    def note_shared_memory(self) -> None:
+        """What it has there goes with it. To be called once it runs, since it may end by itself."""
+        self._shared |= shared_memory(self.pid)
 
     def kill(self) -> None:
         """All of it, at once. Safe in a signal handler."""
         if not self._ended:  # else the number may be somebody else's by now
+            self.note_shared_memory()
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+            for left in self._shared:
+                left.unlink(missing_ok=True)
 
     async def end(self) -> int:
         """Kill what is left, hear its last words, and see that all are gone; the exit code."""
@@ -158,6 +173,21 @@ async def _tell(process: Process) -> None:
         process.stdin.write(b"\n")
         await process.stdin.drain()
         process.stdin.close()
+
+
+def shared_memory(group: int) -> set[Path]:
+    """Files in /dev/shm that processes of a group have open or mapped, of the kinds that they leave there."""
+    found: set[str] = set()
+    for pid in members(group):
+        with suppress(OSError):
+            found |= {line.split(maxsplit=5)[-1].split()[0] for line in _lines_with_shm(pid)}
+            found |= {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    prefixes = tuple(f"/dev/shm/{kind}" for kind in SHARED)
+    return {Path(name.removesuffix(" (deleted)")) for name in found if name.startswith(prefixes)}
+
+
+def _lines_with_shm(pid: int) -> list[str]:
+    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/" in line]
 
 
 def members(group: int) -> list[int]:

@@ -201,6 +201,7 @@ class _Lives:
                         hint=f"--ready-timeout {2 * launch.sglang.ready_timeout_s:g}; -v shows its log",
                     )
                 starting.result()
+                child.note_shared_memory()
                 self.ready_once, since_s = True, time.monotonic()
                 await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done():
@@ -229,6 +230,7 @@ class _Lives:
                 launch.environment(),
                 lambda line: self._on_line(log.feed(line)),
                 pass_fds=descriptors,
+                folder=folder,
             )
             try:
                 yield child
@@ -317,7 +319,7 @@ def _stop_signals(stop: asyncio.Event, kill: Callable[[], None]) -> Iterator[Non
     seen: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if seen:
+        if stop.is_set() or len(seen) > 1:  # `timeout` signals a process and then its group: that is one
             kill()
             os._exit(128 + number)
         seen.append(number)

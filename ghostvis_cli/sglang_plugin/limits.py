@@ -41,7 +41,7 @@ def layer_windows(windows: Sequence[int], context: int, settings: Mapping[str, A
     """Keys back that each layer sees, ALL where that is all there can be."""
     biting = [ALL if window >= context - 1 else window for window in windows]
     lengths = set(biting) - {ALL}
-    backends = {settings.get(name) for name in BACKENDS} - {None}
+    backends = {str(settings[name]) for name in BACKENDS if settings.get(name)}
     if len(lengths) > 1 and not backends <= OWN_WINDOWS:
         raise ValueError(
             f"ghostvis: a context of {context} needs windows of {' and '.join(map(str, sorted(lengths)))} keys in "

@@ -176,7 +176,7 @@ def test_a_meta_that_can_not_be_right_is_refused(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda s: s.update({"resid_lambdas": torch.ones(4)}), "lacks x0_lambdas"),
+        (lambda s: s.update({"resid_lambdas": torch.ones(4)}), "a fork of nanochat"),
         (lambda s: s.update({"value_embeds.1.weight": torch.ones(4, 4)}), "a fork of nanochat"),
         (lambda s: s.update({"smear_lambda": torch.ones(1)}), "lacks backout_lambda, smear_gate.weight"),
         (lambda s: s.update({"extra.weight": torch.ones(1)}), "has extra.weight, which no known model uses"),

@@ -3,7 +3,6 @@
 benchmarks/signal_trial.py tries random moments by the hundred; here are the moments that went wrong.
 """
 
-import os
 import resource
 import signal
 import subprocess
@@ -234,7 +233,7 @@ HOLDS_ONE = """
 import sys
 from ghostvis_cli import scratch
 with scratch.folder() as folder:
-    (folder / "tmpsocket123").touch()
+    (folder / "socket").touch()
     print(folder, flush=True)
     sys.stdin.read()
 """
@@ -243,7 +242,6 @@ with scratch.folder() as folder:
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_is_in_use_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = scratch.SHARED_MEMORY / f"sglang_loads_tmpsocket123_{os.getpid()}.shm"
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS_ONE],
@@ -254,7 +252,6 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_is_in_use_st
     ) as process:
         assert process.stdout is not None
         left = Path(process.stdout.readline().strip())
-        shared.touch()
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         with scratch.folder() as mine:
             assert left.exists() and mine.exists()
@@ -262,5 +259,4 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_is_in_use_st
         process.kill()
     with scratch.folder() as mine:
         assert list(tmp_path.iterdir()) == [mine]
-    assert not shared.exists()
     assert list(tmp_path.iterdir()) == []

@@ -222,3 +222,22 @@ def test_a_vision_model_on_a_later_decoder_answers_alone_as_the_local_engine_doe
     )
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout) == sequence.output
+
+
+def test_another_constant_is_another_entry_of_the_cache_and_can_not_be_set_afterwards(tmp_path: Path) -> None:
+    from ghostvis_cli.convert import cache
+    from ghostvis_cli.errors import ModelError
+    from ghostvis_cli.profile import ModelSettings
+
+    path = str(Reference("n5_cap20").checkpoint().path)
+    places = []
+    for settings in (ModelSettings(checkpoint_path=path), ModelSettings(checkpoint_path=path, softcap=15.0)):
+        from ghostvis_cli.engines.factory import choose_checkpoint
+
+        checkpoint, _ = choose_checkpoint(settings)
+        places.append(cache.converted(checkpoint, "float32", None, report=print, base=tmp_path))
+    caps = [json.loads((place / "config.json").read_text())["final_logit_softcapping"] for place in places]
+    assert caps == [20.0, 15.0]
+    served = ModelSettings(checkpoint_path=str(places[0]), softcap=15.0)
+    with pytest.raises(ModelError, match="softcap can't be set any more"):
+        cache.as_it_is(places[0], served, report=print)

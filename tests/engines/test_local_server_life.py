@@ -208,6 +208,15 @@ def test_a_second_signal_ends_the_process_at_once(number: int, code: int) -> Non
         assert server.process.wait(PATIENCE_S) == code
 
 
+def test_signals_that_come_together_are_one() -> None:
+    """As from `timeout`, which signals a process and then its group."""
+    with Process(10, words=20) as server:
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            server.process.send_signal(number)
+        assert server.response.read().endswith(b"data: [DONE]\n\n")
+        assert server.process.wait(PATIENCE_S) == 0
+
+
 def test_a_signal_during_the_load_ends_the_process() -> None:
     with Process(10, mode="loading") as server:
         server.process.send_signal(signal.SIGTERM)

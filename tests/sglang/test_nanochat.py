@@ -16,11 +16,13 @@ from ghostvis_cli.checkpoint.load import load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+from ghostvis_cli.model.config import Layout
 from ghostvis_cli.prompt import Prompt
 from tests.conftest import DATA, Reference
-from tests.nanochat import VOCABULARY, Shape, write
-from tests.sglang.asking import directory
+from tests.nanochat import VOCABULARY, Eyes, Shape, write
+from tests.sglang.asking import about_pictures, directory
 from tests.sglang.servers import NotStartedError, Server, serving
+from tests.sglang.test_parity import assert_equal
 
 TOKENS = 64
 SHAPE = Shape(seq=60, pattern="SSL")
@@ -130,3 +132,14 @@ def test_what_would_make_answers_wrong_ends_the_start_by_name(tmp_path: Path) ->
         serving(place, "--enable-hierarchical-cache"),
     ):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("nanochat")
+@pytest.mark.parametrize("layout", ["inline", "prepend_slots"])
+def test_pictures_before_a_later_decoder_are_answered_as_locally(layout: Layout, tmp_path: Path) -> None:
+    """A picture's last row is the next token's neighbour, in a chunk, between chunks and behind a prefix hit."""
+    checkpoint = write(tmp_path / "in", "n7", Shape(rows=1024, vocabulary=1024, seq=200), eyes=Eyes())
+    place = directory(checkpoint, tmp_path, layout=layout)
+    with serving(place, *CHUNKS) as server:
+        assert_equal(server, checkpoint, about_pictures(seed=5, pictures=3), layout)

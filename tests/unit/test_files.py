@@ -259,3 +259,9 @@ def test_a_rename_to_a_new_name_is_never_onto_anything(
     with pytest.raises(FileExistsError):
         rename(source, place)
     assert source.exists() and place.lstat().st_ino != inode
+
+
+def test_a_name_that_no_file_can_have_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="NUL"):
+        files.write(tmp_path / "a\0b", b"")
+    assert not files.is_special(tmp_path / "a\0b") and not list(tmp_path.iterdir())

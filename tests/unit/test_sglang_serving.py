@@ -66,6 +66,27 @@ def on_cpu(**engine: object) -> Profile:
 # --- what it is told
 
 
+@pytest.mark.parametrize(
+    ("windows", "engine", "context"),
+    [
+        ([512, 2048], {"device": "cuda"}, 2048),
+        ([512, 2048], {"device": "cuda", "attention_backend": "fa3"}, None),
+        ([512, 2048], {"device": "cuda", "context_length": 4096}, 4096),
+        ([2048, 2048], {"device": "cuda"}, None),
+        ([512, 2048], {"device": "cpu"}, None),
+        ([], {"device": "cuda"}, None),
+    ],
+)
+def test_a_model_with_windows_of_two_lengths_is_served_to_its_trained_length(
+    directory: Path, windows: list[int], engine: dict[str, object], context: int | None
+) -> None:
+    """On a GPU, whose attention kernels mostly plan with one."""
+    config = CONFIG | {"window_sizes": windows, "trained_positions": 2048, "max_position_embeddings": 20480}
+    (directory / "config.json").write_text(json.dumps(config))
+    profile = Profile(engine=EngineSettings(**engine))  # type: ignore[arg-type]
+    assert sglang_runtime.arguments(profile, directory).get("context_length") == context
+
+
 def test_a_profile_becomes_arguments(directory: Path) -> None:
     profile = on_cpu(
         tensor_parallel_size=2, data_parallel_size=3, context_length=512, attention_backend="fa3"
@@ -439,6 +460,41 @@ def test_a_kill_of_ours_takes_the_child_and_all_below_it_along() -> None:
     ours.wait()
     eventually(lambda: not members(group))
     ours.stdout.close()
+
+
+# A process with what SGLang's leave: a socket among temporary files, a segment of shared memory.
+LEAVES = 'exec 9>"/dev/shm/psm_ghostvis_$$"; touch "$TMPDIR/tmpsocket"; echo "$TMPDIR $$"; sleep 1000'
+
+
+def left(line: str) -> list[Path]:
+    folder, pid = line.split()
+    return [place for place in (Path(folder), Path(f"/dev/shm/psm_ghostvis_{pid}")) if place.exists()]
+
+
+async def test_a_child_takes_its_temporary_files_and_its_shared_memory_along() -> None:
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    child = await Child.start(["/bin/sh", "-c", LEAVES], os.environ, lines.put_nowait)
+    line = await lines.get()
+    assert len(left(line)) == 2
+    await child.end()
+    assert left(line) == []
+
+
+def test_a_kill_of_ours_leaves_nothing_of_the_childs_files() -> None:
+    code = (
+        "import asyncio, os; from ghostvis_cli.serve.sglang_child import Child\n"
+        "async def main():\n"
+        f"    child = await Child.start(['/bin/sh', '-c', {LEAVES!r}], os.environ, lambda line: "
+        "print(line, flush=True))\n"
+        "    await child.wait()\n"
+        "asyncio.run(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as ours:
+        assert ours.stdout is not None
+        line = ours.stdout.readline()
+        assert len(left(line)) == 2
+        ours.kill()
+    eventually(lambda: not left(line))
 
 
 async def test_a_child_that_ends_by_itself_leaves_its_code_and_its_last_line() -> None:

@@ -34,21 +34,27 @@ PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}  # parts of SGLang's
 
 
 class KeyHeads:
-    """Which of the model's key heads are this rank's; with more ranks than heads several have the same."""
+    """Which of the model's key heads are this rank's.
+
+    With more ranks than heads several have the same. On a CPU SGLang gives such a model further heads instead, of
+    zeros, and says so in its configuration.
+    """
 
     def __init__(self, config: Any) -> None:
         ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
-        total = config.num_key_value_heads
+        self.total = total = config.num_key_value_heads
         self.count = max(1, total // ranks)
         self.first = rank * self.count if total >= ranks else rank * total // ranks
         self.head_dim = config.head_dim
 
     def rows(self, gate: Tensor) -> Tensor:
         """Of a gate (all heads, channels)."""
+        gate = F.pad(gate, (0, 0, 0, self.total - gate.size(0)))
         return gate[self.first : self.first + self.count]
 
     def columns(self, table: Tensor) -> Tensor:
         """Of a table (V, all heads * h)."""
+        table = F.pad(table, (0, self.total * self.head_dim - table.size(1)))
         return table[:, self.first * self.head_dim : (self.first + self.count) * self.head_dim]
 
 
@@ -201,6 +207,8 @@ def _scalars(count: int) -> nn.Parameter:
 
 
 class GhostVisNanoChatForCausalLM(nn.Module):
+    packed_modules_mapping = {"qkv_proj": list(PROJECTIONS)}  # noqa: RUF012 - SGLang reads it from the class
+
     def __init__(
         self, config: Any, quant_config: Any = None, prefix: str = "", pictures: bool = False
     ) -> None:
@@ -247,10 +255,11 @@ class GhostVisNanoChatForCausalLM(nn.Module):
         for name, tensor in complete(weights, self.expected()):
             *path, module, _ = name.split(".")
             if module in PROJECTIONS:
-                parameter = parameters[name.replace(module, "qkv_proj")]
+                parameter: Any = parameters[name.replace(module, "qkv_proj")]
                 parameter.weight_loader(parameter, self._turned(module, tensor), PROJECTIONS[module])
             elif module in ("gate", "value_embed"):
-                self.model.layers[int(path[2])].self_attn.load(module, tensor)
+                attention: Any = self.model.layers[int(path[2])].self_attn
+                attention.load(module, tensor)
             else:
                 parameter = parameters[name]
                 getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
