@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from ghostvis_cli.addresses import is_host
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
@@ -173,8 +174,8 @@ def serve(
     settings = ServerSettings(
         **{name: value for name, value in typed.items() if value is not None},  # type: ignore[arg-type]
         api_key=_api_key(chosen, api_key_env),
-        allowed_image_hosts=tuple(allow_image_host or ()),
-        allowed_hosts=tuple(allowed_host or ()),
+        allowed_image_hosts=_hosts("--allow-image-host", allow_image_host),
+        allowed_hosts=_hosts("--allowed-host", allowed_host),
         cors_origins=tuple(map(_origin, cors_origin or ())),
         image_limits=chosen.images,
         sampling=chosen.sampling,
@@ -227,6 +228,14 @@ def _api_key(profile: "Profile", variable: str | None) -> str | None:
     if variable is not None:
         engine = replace(engine, api_key_env=variable, api_key_file=None)
     return read_api_key(engine)
+
+
+def _hosts(option: str, names: list[str] | None) -> tuple[str, ...]:
+    """As they are compared. What no request's host can be would never match, without a word."""
+    for name in names or ():
+        if not is_host(name):
+            raise UsageError(f"{option} {name!r} is not a host's name", hint=f"{option} box.example")
+    return tuple(name.removeprefix("[").removesuffix("]").rstrip(".").lower() for name in names or ())
 
 
 def _origin(text: str) -> str:

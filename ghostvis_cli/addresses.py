@@ -97,7 +97,7 @@ def root_of(base_url: str) -> str:
             "base_url holds a user or a password; give secrets with api_key_env or api_key_file",
             hint="export GHOSTVIS_API_KEY=...",
         )
-    if url.scheme not in PORTS or not _is_host(url.hostname) or port == 0:
+    if url.scheme not in PORTS or not is_host(url.hostname) or port == 0:
         raise UsageError("base_url must look like http://host:port", hint=hint)
     if url.query or url.fragment or re.search(r"[\s\x00-\x1f\x7f?#]", base_url):
         raise UsageError(
@@ -106,8 +106,8 @@ def root_of(base_url: str) -> str:
     return url._replace(path=url.path.rstrip("/").removesuffix("/v1").rstrip("/")).geturl()
 
 
-def _is_host(host: str | None) -> bool:
-    """A number, or a name that a lookup would take: labels of at most 63 characters."""
+def is_host(host: str | None) -> bool:
+    """Whether it is a number, or a name that a lookup would take: labels of at most 63 characters."""
     if not host or as_number(host) is not None:
         return bool(host)
     with suppress(UnicodeError):

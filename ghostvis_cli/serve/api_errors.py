@@ -50,6 +50,13 @@ def too_long(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
+def no_route(status: int, allowed: str | None) -> ApiError:
+    """404 or 405. `allowed` is what the header Allow says."""
+    if status == 405:
+        return ApiError(405, f"this route takes {allowed}", code="method_not_allowed")
+    return ApiError(status, "no such route; /openapi.json lists all", code="unknown_url")
+
+
 def stopping() -> ApiError:
     return ApiError(503, "the server is shutting down", code="shutting_down", retry_after_s=5)
 

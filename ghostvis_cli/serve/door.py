@@ -38,7 +38,7 @@ class Door:
                     "the Host header names no host of this server (ghostvis serve --allowed-host NAME)",
                     code="forbidden_host",
                 )
-        if self.keyless and headers.get("origin") is not None and not self._lets_in(headers["origin"]):
+        if self.keyless and self._is_strange(headers):
             message = (
                 "requests from web pages of other hosts need an API key, or ghostvis serve --cors-origin"
             )
@@ -70,10 +70,16 @@ class Door:
             found["access-control-allow-private-network"] = "true"
         return found
 
+    def _is_strange(self, headers: Headers) -> bool:
+        """From a page that is not let in. A picture's or a link's request has no origin, and tells so much."""
+        if (origin := headers.get("origin")) is not None:
+            return not self._lets_in(origin)
+        return headers.get("sec-fetch-site") == "cross-site"
+
     def _is_ours(self, host: str) -> bool:
         """Not by the machine's own name: who answers for that is up to the network that the machine is in."""
         name = _hostname(f"//{host}")
-        ours = (self.host.lower(), *(_hostname(f"//{allowed}") for allowed in self.allowed_hosts))
+        ours = map(str.lower, (self.host, *self.allowed_hosts))
         number = as_number(name)
         return name != "" and (
             is_loopback(name) or name in ours or (number is not None and number.is_unspecified)

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ghostvis_cli.errors import ContextLengthError, InputError
 from ghostvis_cli.serve.admission import Bodies, ClientGoneError, Gate, interleaved, unless_gone
-from ghostvis_cli.serve.api_errors import ApiError, as_api_error, stopping, too_long
+from ghostvis_cli.serve.api_errors import ApiError, as_api_error, no_route, stopping, too_long
 from ghostvis_cli.serve.door import Door, without_slash
 from ghostvis_cli.serve.metrics import Metrics, RequestMetrics
 from ghostvis_cli.serve.openai_answers import Answer, answer_for
@@ -339,10 +339,7 @@ async def _read(state: ServerState, headers: Headers, receive: Receive, read: Ca
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message, code = "no such route; /openapi.json lists all", "unknown_url"
-    if error.status_code == 405:
-        message, code = f"this route takes {(error.headers or {})['Allow']}", "method_not_allowed"
-    refusal = ApiError(error.status_code, message, code=code)
+    refusal = no_route(error.status_code, (error.headers or {}).get("Allow"))
     return JSONResponse(refusal.body(), error.status_code, error.headers)
 
 

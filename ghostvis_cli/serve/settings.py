@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import PORTS, is_host
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
 
@@ -68,17 +69,18 @@ def origin_of(text: str) -> str:
     if text in ("*", "null"):
         return text
     url = urlsplit(text)
+    name = url.hostname or ""
     if (
         not url.scheme
-        or not url.hostname
+        or not is_host(name)
         or url.path.rstrip("/")
         or url.query
         or url.fragment
         or url.username
     ):
         raise ValueError(f"{text!r} is no origin")
-    port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    port = "" if url.port in (None, PORTS.get(url.scheme)) else f":{url.port}"
+    host = f"[{name}]" if ":" in name else name if name.isascii() else name.encode("idna").decode()
     return f"{url.scheme}://{host}{port}"
 
 

@@ -6,17 +6,18 @@ Only for an SGLang that `ghostvis serve` has started, and told its rules in a va
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ghostvis_cli.serve.api_errors import ApiError
+from ghostvis_cli.serve.api_errors import ApiError, no_route
 from ghostvis_cli.serve.door import Door, without_slash
 from ghostvis_cli.serve.openai_fields import (
     BODY,
@@ -33,6 +34,7 @@ from ghostvis_cli.serve.settings import ServerSettings
 VARIABLE = "GHOSTVIS_SERVE"
 ROUTES: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
 OPEN_PATHS = ("/health", "/ready")
+PROBED = (*OPEN_PATHS, "/v1/models")
 # SGLang has fields for these, and drops them for models such as ours.
 NOT_FOLLOWED = frozenset((
     "tools", "tool_choice", "suffix", "best_of", "chat_template_kwargs", "thinking", "task", "images_config",
@@ -46,6 +48,11 @@ TOO_LONG = re.compile(
     r"longer than the model's context|(maximum|model's) context length|maximum allowed length"
 )
 OUT_OF_RANGE = re.compile(r"'?([a-z_]+)'? must be ")
+ASKS = {"OpenAIServingChat": "messages", "OpenAIServingCompletion": "prompt"}  # where a route has its prompt
+FIELD, TYPES = (
+    re.compile(r"[a-z]\w*"),
+    ("str", "int", "float", "bool", "dict", "list"),
+)  # in pydantic's places
 SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 
 
@@ -108,6 +115,7 @@ def install(rules: Rules) -> None:
 
 def put_in_front(door: Door) -> None:
     """Ours outermost, in place of SGLang's CORS for everybody; fields are looked at behind the check of keys."""
+    from fastapi.exceptions import RequestValidationError
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 
@@ -119,6 +127,15 @@ def put_in_front(door: Door) -> None:
     app.user_middleware = [
         Middleware(Front, door=door), *others, Middleware(FieldCheck, known=known)
     ]  # fmt: skip
+    theirs = app.exception_handlers[RequestValidationError]
+
+    async def told(request: Any, error: Any) -> Response:
+        """SGLang's own words for it hold paths of its files and name no field."""
+        ours = request.scope["path"] in ROUTES
+        return _refused(invalid(error.errors())) if ours else await theirs(request, error)
+
+    app.exception_handlers[RequestValidationError] = told
+    app.exception_handlers[HTTPException] = no_such_route  # routing's own; SGLang's are of FastAPI's class
 
 
 def _known(kind: Kind, theirs: Iterable[str]) -> Known:
@@ -137,6 +154,10 @@ class Front:
             await self.app(scope, receive, send)
             return
         scope = without_slash(scope)
+        if (
+            scope["method"] == "HEAD" and scope["path"] in PROBED
+        ):  # SGLang says 405; uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         cors = self.door.cors(headers)
 
@@ -196,13 +217,23 @@ def check(body: bytes, known: Known) -> None:
         values = json.loads(body)
     except (ValueError, RecursionError):
         return
-    if isinstance(values, dict):
-        _only(known, values, "")
-        _only(STREAM_OPTIONS.also("continuous_usage_stats"), values.get("stream_options"), "stream_options")
-        messages = values.get("messages")
-        for number, message in enumerate(messages if isinstance(messages, list) else ()):
-            if isinstance(message, dict):
-                _check_message(message, f"messages[{number}]")
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    _only(known, values, "")
+    _only(STREAM_OPTIONS.also("continuous_usage_stats"), values.get("stream_options"), "stream_options")
+    _check_values(values)
+    messages = values.get("messages")
+    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict):
+            _check_message(message, f"messages[{number}]")
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """What SGLang would take and not do, or trip over."""
+    if values.get("top_logprobs") and not values.get("logprobs"):
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    if values.get("n") == 0:
+        raise ApiError(400, "n must be at least 1", param="n")
 
 
 def _check_message(message: Mapping[str, Any], place: str) -> None:
@@ -225,18 +256,40 @@ def _only(known: Known, values: object, place: str) -> None:
         raise ApiError(400, stray.message, param=stray.path, code=stray.code)
 
 
+async def no_such_route(request: Any, error: Any) -> Response:
+    refusal = no_route(error.status_code, (error.headers or {}).get("Allow"))
+    return JSONResponse(refusal.body(), error.status_code, error.headers)
+
+
 def _refused(refusal: ApiError) -> JSONResponse:
     return JSONResponse(refusal.body(), refusal.status, refusal.headers())
 
 
-def with_code(response: Any, *_: Any, **__: Any) -> Any:
+def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first thing that pydantic found wrong, and the field that it is in."""
+    where, says = errors[0].get("loc", ()), errors[0].get("msg", "is not valid")
+    if errors[0].get("type") == "json_invalid":
+        return ApiError(400, "the body is not valid JSON")
+    param = ""
+    for step in where[1:] if where[:1] == ("body",) else ():
+        if isinstance(step, int):
+            param += f"[{step}]"
+        elif FIELD.fullmatch(step) and step not in TYPES:
+            param += f".{step}" if param else step
+        else:
+            break  # a member of a union, as pydantic names it
+    return ApiError(400, f"{param or 'the body'}: {says}", param=param or None)
+
+
+def with_code(response: Any, route: Any, *_: Any, **__: Any) -> Any:
     """SGLang's refusals have no code of OpenAI's for what is too long, and name no field that is out of range."""
     if response.status_code != 400:
         return response
     said = json.loads(response.body)
     message = str(said.get("message"))
     if TOO_LONG.search(message):
-        said |= {"code": "context_length_exceeded", "type": "invalid_request_error"}
+        asks = ASKS.get(type(route).__name__)
+        said |= {"code": "context_length_exceeded", "type": "invalid_request_error", "param": asks}
     elif (named := OUT_OF_RANGE.match(message)) and said.get("param") is None:
         said |= {"param": SPELLED.get(named[1], named[1])}
     return JSONResponse(said, response.status_code)

@@ -60,7 +60,7 @@ def refuse_what_kills(manager: Any, request: Any, input_ids: Sequence[int] | Non
     embeddings = request.positional_embed_overrides
     for fault, rule in (
         ((getattr(request, "logprob_start_len", None) or 0) < -1, "logprob_start_len must be at least -1"),
-        (not 0 <= tops <= MOST_TOPS, f"top log probabilities must be within 0 and {MOST_TOPS}"),
+        (not 0 <= tops <= MOST_TOPS, f"top_logprobs must be within 0 and {MOST_TOPS}"),
         (answers > MOST_ANSWERS, f"n must be at most {MOST_ANSWERS}"),
         (embeddings is not None and not hasattr(embeddings, "positions"), "embeddings can't be sent as JSON"),
     ):

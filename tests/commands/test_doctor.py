@@ -348,6 +348,12 @@ def test_a_broken_profile_is_found_and_everything_else_still_examined(tmp_path: 
     assert one(findings, "pictures", "loader").status == "ok"
 
 
+def test_a_fault_in_what_was_typed_is_not_looked_for_in_files() -> None:
+    _, findings = examined("--base-url", "http://box?x")
+    found = [each for each in errors(findings) if each.area == "profile"]
+    assert [each.fix for each in found] == [None]
+
+
 def test_faults_of_a_profile_that_is_not_used_are_warnings(tmp_path: Path) -> None:
     (tmp_path / "ghostvis.yaml").write_text("profiles:\n  lab: {modle: 1}\n")
     code, findings = examined("--no-run", "--source", "demo")

@@ -134,6 +134,11 @@ def test_the_key_is_in_no_representation() -> None:
 def test_web_pages_of_other_hosts_are_kept_out_without_a_key(server: Running) -> None:
     for origin, status in (("http://evil.example", 403), ("null", 403), ("http://localhost:3000", 200)):
         assert server.send("GET", "/v1/models", origin=origin)[0] == status
+    for site, status in (("cross-site", 403), ("same-site", 200), ("none", 200)):
+        assert server.send("GET", "/v1/models", sec_fetch_site=site)[0] == status
+    with running(api_key="k") as keyed:
+        answer = keyed.send("GET", "/v1/models", sec_fetch_site="cross-site", authorization="Bearer k")
+        assert answer[0] == 200
 
 
 @pytest.mark.parametrize(

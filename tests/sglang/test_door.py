@@ -78,6 +78,38 @@ def test_a_value_out_of_range_is_refused_by_its_fields_name(server: Server, fiel
     assert (answer.status_code, answer.json()["param"]) == (400, field)
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"stop": [1]}, "stop"),
+        ({"model": 5}, "model"),
+        ({"messages": "abc"}, "messages"),
+        ({"messages": [None]}, "messages[0]"),
+    ],
+)
+def test_a_body_that_sglang_cannot_read_is_refused_by_its_fields_name(
+    server: Server, fields: dict[str, Any], param: str
+) -> None:
+    answer = chat(server, **fields)
+    told = answer.json().get("error", answer.json())
+    assert (answer.status_code, told["param"]) == (400, param)
+    assert "File" not in told["message"]
+
+
+@pytest.mark.parametrize("body", [None, [], 5])
+def test_a_body_that_is_no_object_gets_400(server: Server, body: Any) -> None:
+    content = json.dumps(body).encode()
+    with httpx2.Client(trust_env=False, timeout=60) as client:
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            kind = {"content-type": "application/json"}
+            answer = client.post(server.url + path, content=content, headers=kind)
+            assert (answer.status_code, "object" in answer.json()["error"]["message"]) == (400, True)
+
+
 def test_without_a_limit_an_answer_takes_the_rest_of_the_context(server: Server) -> None:
     """Also on the route where SGLang would end it after 16 tokens."""
     for path, asked in (
@@ -104,6 +136,7 @@ def test_a_prompt_that_is_too_long_has_openais_code(server: Server, path: str, s
         for _ in made if stream else ():
             pass
     assert refused.value.code == "context_length_exceeded"
+    assert refused.value.param == ("messages" if "chat" in path else "prompt")
 
 
 def test_hosts_origins_and_slashes_are_as_on_the_local_server(server: Server) -> None:
@@ -111,6 +144,9 @@ def test_hosts_origins_and_slashes_are_as_on_the_local_server(server: Server) ->
         assert ask(server, "GET", "/v1/models", host=host).status_code == status
     for path in ("/v1/models/", "/health/", "/health", "/metrics/"):
         assert ask(server, "GET", path).status_code == 200
+    for path in ("/v1/models", "/health"):
+        assert (ask(server, "HEAD", path).status_code, ask(server, "HEAD", path).content) == (200, b"")
+    assert ask(server, "GET", "/flush_cache", sec_fetch_site="cross-site").status_code == 403
     asking = {"access_control_request_method": "POST", "access_control_request_headers": "content-type"}
     for origin, status, let_in in (
         (PAGE, 204, PAGE),
@@ -125,6 +161,16 @@ def test_hosts_origins_and_slashes_are_as_on_the_local_server(server: Server) ->
             let_in,
         )
         assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_what_is_no_route_has_openais_shape(server: Server) -> None:
+    for path, told in (
+        ("/v1/nothing", (404, "unknown_url")),
+        ("/v1/completions", (405, "method_not_allowed")),
+    ):
+        answer = ask(server, "GET", path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == told
+    assert answer.headers["allow"] == "POST"
 
 
 def test_a_server_started_with_a_limit_gives_it_to_requests_that_name_none(tmp_path: Path) -> None:
