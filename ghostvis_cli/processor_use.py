@@ -18,9 +18,18 @@ LISTENING = "0A"  # in /proc/net/tcp
 FULL = 0.9  # of a core: a thread that runs, or waits for a core, as long as this does nothing else
 CROWD = 2.5  # cores of a main process whose work is one thread's
 SHORTEST_S = 0.3
-SCHEDULER, DETOKENIZER, MAIN = "scheduler", "detokenizer", "main process"
+SCHEDULER, DETOKENIZER, WORKER, MAIN, OTHER = (
+    "scheduler", "detokenizer", "tokenizer worker", "main process", "other",
+)  # fmt: skip
+TITLES = {
+    "sglang::sched": SCHEDULER,
+    "sglang::detok": DETOKENIZER,
+    "sglang::token": WORKER,
+    "sglang::": OTHER,
+}
 FIXES = {
-    MAIN: "answers in larger pieces (-- --stream-interval 8), or replicas (docs/scaling.md)",
+    MAIN: "-- --tokenizer-worker-num 4, or replicas (docs/scaling.md)",
+    WORKER: "more of them (-- --tokenizer-worker-num 8), or replicas (docs/scaling.md)",
     DETOKENIZER: "answers in larger pieces (-- --stream-interval 8)",
     SCHEDULER: "a GPU or a smaller model; replicas (docs/scaling.md)",
 }
@@ -36,6 +45,17 @@ class Use:
     cores: float
     busiest: float
     is_sglang: bool
+    one_thread: bool = False  # OMP_NUM_THREADS=1
+    has_gpu: bool = False
+
+    @property
+    def is_crowd(self) -> bool:
+        return self.is_sglang and self.cores > CROWD and not self.one_thread
+
+    @property
+    def waits_so(self) -> bool:
+        """Whether it fills a core also with nothing to do, or while it waits for a GPU."""
+        return self.role == OTHER or (self.role == SCHEDULER and self.has_gpu)
 
 
 @dataclass(frozen=True)
@@ -65,26 +85,20 @@ class Watch:
         return [use for pid in self._pids if (use := _use(pid, self._before, after, wall_s)) is not None]
 
 
-def limit(uses: Iterable[Use], *, polling: Iterable[int] = ()) -> Limit | None:
-    """The process that fills a core, if one does. `polling`: those that would do so with nothing to do."""
-    known = [use for use in uses if use.pid not in set(polling)]
-    for use in sorted(known, key=lambda each: each.busiest, reverse=True):
-        if use.role == MAIN and use.is_sglang and use.cores > CROWD:
+def limit(uses: Iterable[Use]) -> Limit | None:
+    """The process that fills a core, if one does."""
+    for use in sorted(uses, key=lambda each: each.busiest, reverse=True):
+        if use.role == MAIN and use.is_crowd:
             message = (
                 f"the server's {use.role} ({use.pid}) takes {use.cores:.1f} cores for what one thread does"
             )
             return Limit(message, "OMP_NUM_THREADS=1 in its environment")
-        if use.busiest >= FULL:
+        if use.busiest >= FULL and not use.waits_so:
             message = (
                 f"the server's {use.role} ({use.pid}) fills a core: no request gets faster beside others"
             )
             return Limit(message, FIXES[use.role] if use.is_sglang else LOCAL_FIX)
     return None
-
-
-def polling(uses: Iterable[Use]) -> list[int]:
-    """SGLang's schedulers that fill a core: they look for work without a pause, and at rest this means nothing."""
-    return [use.pid for use in uses if use.role == SCHEDULER and use.busiest >= FULL]
 
 
 def local_port(url: str) -> int | None:
@@ -141,17 +155,32 @@ def _use(
     spent = [now - before[pid].get(thread, nothing) for thread, now in after[pid].items()]
     role, is_sglang = _role(pid)
     busiest = max(each.ran_s + each.waited_s for each in spent) / s
-    return Use(pid, role, sum(each.ran_s for each in spent) / s, busiest, is_sglang)
+    cores = sum(each.ran_s for each in spent) / s
+    return Use(pid, role, cores, busiest, is_sglang, _one_thread(pid), _has_gpu(pid))
 
 
 def _role(pid: int) -> tuple[str, bool]:
     with suppress(OSError):
         title = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        for role in (SCHEDULER, DETOKENIZER):
-            if title.startswith(f"sglang::{role}"):
+        for beginning, role in TITLES.items():
+            if title.startswith(beginning):
                 return role, True
-        return MAIN, "sglang.launch_server" in title or "sglang_worker" in title
+        return MAIN, "sglang" in title.partition("--")[0]
     return MAIN, False
+
+
+def _one_thread(pid: int) -> bool:
+    with suppress(OSError):
+        return b"OMP_NUM_THREADS=1" in (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    return False
+
+
+def _has_gpu(pid: int) -> bool:
+    with suppress(OSError):
+        return any(
+            str(entry.readlink()).startswith("/dev/nvidia") for entry in (PROC / str(pid) / "fd").iterdir()
+        )
+    return False
 
 
 @dataclass(frozen=True)

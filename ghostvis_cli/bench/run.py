@@ -63,13 +63,6 @@ class Contender:
     seen: set[str] = field(default_factory=set)
     lost: int = 0  # requests in a row that found no engine
     port: int | None = None  # of a server on this machine
-    polling: tuple[int, ...] = ()  # its processes that are busy with nothing to do
-
-    async def look_at_rest(self) -> None:
-        if self.port is not None:
-            watch = processor_use.Watch(self.port)
-            await asyncio.sleep(processor_use.SHORTEST_S)
-            self.polling = tuple(processor_use.polling(watch.uses()))
 
     @property
     def in_process(self) -> bool:
@@ -118,8 +111,6 @@ async def measure(
     Each is appended to `runs` as it ends, so that what was measured outlives what cuts the rest short.
     """
     runs = [] if runs is None else runs
-    for contender in contenders:
-        await contender.look_at_rest()
     for point, load in enumerate(plan.loads):
         for contender in contenders:
             progress.begin(f"{contender.name} · {load.name} · warm-up", len(workload.warm_up))
@@ -399,5 +390,5 @@ def _doubts(
 
 
 def _full_cores(uses: Sequence[processor_use.Use], load: Load, contender: Contender) -> Iterator[str]:
-    if found := processor_use.limit(uses, polling=contender.polling):
+    if found := processor_use.limit(uses):
         yield f"{contender.name} at {load.name}: {found.message}; what helps: {found.fix}"

@@ -137,12 +137,12 @@ async def _processor(url: str) -> AsyncGenerator[Finding, None]:
     if watch is None or not watch.sees:
         return
     await asyncio.sleep(LOOK_S)
-    uses = watch.uses()
-    waiting = processor_use.polling(uses)  # asked by nobody it could be anything
-    if found := processor_use.limit(uses, polling=waiting):
+    # A scheduler may look for work without a pause.
+    uses = [use for use in watch.uses() if use.role not in (processor_use.SCHEDULER, processor_use.OTHER)]
+    if found := processor_use.limit(uses):
         yield Finding("server", "processor", "warning", found.message, found.fix)
     else:
-        busiest = max((use.busiest for use in uses if use.pid not in waiting), default=0.0)
+        busiest = max((use.busiest for use in uses), default=0.0)
         yield Finding("server", "processor", "ok", f"its busiest thread has {busiest:.0%} of a core")
 
 

@@ -67,6 +67,15 @@ class Probe:
             )
         return about
 
+    async def until_idle(self) -> None:
+        """Wait until nothing has run or waited at two looks: between them a request may be on its way."""
+        quiet = 0
+        while quiet < 2:
+            loads = (await self._get("/v1/loads"))["loads"]
+            under_way = sum(each["num_running_reqs"] + each["num_waiting_reqs"] for each in loads)
+            quiet = 0 if under_way else quiet + 1
+            await asyncio.sleep(POLL_S)
+
     async def abort_all(self) -> None:
         """Cut short what runs; it ends with the finish reason abort."""
         body = {"rid": "", "abort_all": True}

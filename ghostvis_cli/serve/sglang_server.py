@@ -258,16 +258,31 @@ class _Lives:
         """What runs may finish within the time allowed, is cut short then, and killed where even that fails."""
         allowed_s = self._launch.server.drain_timeout_s
         self._on_notice(f"stopping; requests may finish within {allowed_s:g} s")
-        child.terminate()
-        done, _ = await asyncio.wait((ended,), timeout=allowed_s)
-        if done:
-            return
-        self._on_notice(f"requests cut short after {allowed_s:g} s")
         probe = self._probe()
-        with suppress(httpx2.HTTPError):
-            await probe.abort_all()
-        await probe.aclose()
+        try:
+            if not await self._finished(child, ended, probe, allowed_s):
+                self._on_notice(f"requests cut short after {allowed_s:g} s")
+                with suppress(httpx2.HTTPError):
+                    await probe.abort_all()
+                await asyncio.wait((ended,), timeout=ABORTED_S)
+        finally:
+            await probe.aclose()
+
+    async def _finished(
+        self, child: Child, ended: "asyncio.Task[int]", probe: Probe, allowed_s: float
+    ) -> bool:
+        """Whether all requests have ended in time."""
+        if self._launch.sglang.tokenizer_workers == 1:
+            child.terminate()
+            done, _ = await asyncio.wait((ended,), timeout=allowed_s)
+            return bool(done)
+        try:  # several workers would end at once, and their requests with them
+            await asyncio.wait_for(probe.until_idle(), allowed_s)
+        except (TimeoutError, httpx2.HTTPError, EngineError, KeyError):
+            return ended.done()
+        child.terminate()
         await asyncio.wait((ended,), timeout=ABORTED_S)
+        return True
 
     def _probe(self) -> Probe:
         host = self._launch.server.host

@@ -4,10 +4,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
-from ghostvis_cli.processor_use import Use, limit, local_port, polling
+from ghostvis_cli.processor_use import Use, limit, local_port
 from tests.commands.processes import run
 
 # OpenAI's routes, and with `busy` a thread beside them that computes all the time, without the interpreter's lock.
@@ -69,21 +70,22 @@ def test_the_doctor_looks_at_a_server_of_this_machine(how: str, line: str) -> No
     assert [one for one in said.splitlines() if " processor " in one and line in one], said
 
 
-def use(role: str, *, cores: float, busiest: float) -> Use:
-    return Use(pid=7, role=role, cores=cores, busiest=busiest, is_sglang=True)
+def use(role: str, *, cores: float = 1.0, busiest: float = 1.0, **more: bool) -> Use:
+    return Use(pid=7, role=role, cores=cores, busiest=busiest, is_sglang=True, **more)
 
 
 def test_a_main_process_on_many_cores_is_told_to_use_one_thread() -> None:
-    found = limit([use("main process", cores=9.0, busiest=0.7)])
+    crowd = use("main process", cores=9.0, busiest=0.7)
+    found = limit([crowd])
     assert found is not None
     assert found.message == "the server's main process (7) takes 9.0 cores for what one thread does"
     assert found.fix == "OMP_NUM_THREADS=1 in its environment"
+    assert limit([replace(crowd, one_thread=True)]) is None  # threads that read pictures
 
 
-def test_a_scheduler_that_looks_for_work_all_the_time_is_not_blamed() -> None:
-    uses = [use("scheduler", cores=1.0, busiest=1.0)]
-    assert limit(uses) is not None
-    assert limit(uses, polling=polling(uses)) is None
+def test_who_fills_a_core_while_it_waits_is_not_blamed() -> None:
+    assert limit([use("scheduler")]) is not None
+    assert limit([use("scheduler", has_gpu=True), use("other")]) is None
 
 
 @pytest.mark.parametrize(
