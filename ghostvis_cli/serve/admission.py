@@ -12,7 +12,8 @@ from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest
 from ghostvis_cli.serve.api_errors import ApiError, stopping
 
 T = TypeVar("T")
-LEAST_BYTES_PER_S = 4096  # that a body must come at, on the whole
+LEAST_BYTES_PER_S = 4096  # that a body must come at
+SMALL_BYTES = 2**16  # of a body, that never wait: a question need not queue behind other people's pictures
 
 
 class ClientGoneError(Exception):
@@ -72,6 +73,8 @@ class Bodies:
 
     async def room(self, body: "Body") -> None:
         """Wait until `body` may grow. The oldest always may, so that they can't all wait for each other."""
+        if len(body.content) < SMALL_BYTES:
+            return
         while self.held > self.limit and next(iter(self._bodies)) is not body:
             self._changed.clear()
             await self._changed.wait()
@@ -85,18 +88,21 @@ class Body:
         self._bodies = bodies
 
     async def receive(self, headers: Headers, receive: Receive, limit: int, pause_s: float) -> None:
-        """All of it, counted as it comes, for a chunked one declares no length. It may neither pause nor drip."""
+        """All of it, counted as it comes, for a chunked one declares no length. It may neither pause nor drip.
+
+        What came fast buys no more than one pause: a large body could stand in everyone's way for hours.
+        """
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:
             raise _too_large(limit)
-        loop, spent_s, more = asyncio.get_running_loop(), 0.0, True
+        loop, left_s, more = asyncio.get_running_loop(), pause_s, True
         while more:
             await self._bodies.room(self)
             asked_s = loop.time()
-            earned_s = len(self.content) / LEAST_BYTES_PER_S
-            message = await _within(receive, min(pause_s, pause_s + earned_s - spent_s))
-            spent_s += loop.time() - asked_s
-            self._add(message.get("body", b""), limit)
+            message = await _within(receive, left_s)
+            piece = message.get("body", b"")
+            left_s = min(pause_s, left_s - (loop.time() - asked_s) + len(piece) / LEAST_BYTES_PER_S)
+            self._add(piece, limit)
             more = message.get("more_body", False)
 
     def _add(self, piece: bytes, limit: int) -> None:

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
 from ghostvis_cli.images import ImageLimits
-from ghostvis_cli.serve.admission import Bodies, Body
+from ghostvis_cli.serve.admission import SMALL_BYTES, Bodies, Body
 from ghostvis_cli.serve.api_errors import ApiError
 from ghostvis_cli.serve.settings import ServerSettings
 from tests.engines.serving import (
@@ -262,12 +262,13 @@ def test_a_body_that_stands_still_gets_408() -> None:
         connection.close()
 
 
-def test_a_body_that_only_drips_gets_408() -> None:
+@pytest.mark.parametrize("begun", [b"", b" " * 400_000])  # what came fast is no credit for the rest
+def test_a_body_that_only_drips_gets_408(begun: bytes) -> None:
     with running(body_pause_s=0.3) as server, closing(server.connect()) as connection:
         connection.putrequest("POST", "/v1/chat/completions")
         connection.putheader("content-type", "application/json")
-        connection.putheader("content-length", "100000")
-        connection.endheaders()
+        connection.putheader("content-length", "1000000")
+        connection.endheaders(begun)
         assert connection.sock is not None
         with suppress(OSError):  # never one pause as long as the one allowed
             for _ in range(1000):
@@ -334,21 +335,32 @@ def test_an_upgrade_that_nobody_offers_is_answered_without_advice_to_the_log(
 
 
 async def test_of_bodies_beyond_their_sum_only_the_oldest_goes_on() -> None:
-    bodies = Bodies(limit=10)
+    bodies = Bodies(limit=SMALL_BYTES + 1)
 
     async def piece() -> Any:
-        return {"type": "http.request", "body": b"x" * 8, "more_body": True}
+        return {"type": "http.request", "body": b"x" * SMALL_BYTES, "more_body": True}
 
     async def receive(body: Body) -> None:
-        await body.receive(Headers(), piece, limit=80, pause_s=1)
+        await body.receive(Headers(), piece, limit=10 * SMALL_BYTES, pause_s=1)
 
     with bodies.one() as oldest, bodies.one() as younger:
         waiting = asyncio.create_task(receive(younger))
-        with pytest.raises(ApiError, match="larger than 80"):
+        with pytest.raises(ApiError, match="larger than"):
             await receive(oldest)
-        assert len(younger.content) <= 16
+        assert len(younger.content) <= 2 * SMALL_BYTES
         waiting.cancel()
     assert bodies.held == 0
+
+
+async def test_a_small_body_waits_for_no_large_one() -> None:
+    bodies = Bodies(limit=10)
+
+    async def whole() -> Any:
+        return {"type": "http.request", "body": b"x" * 20}
+
+    with bodies.one() as large, bodies.one() as small:
+        for body in (large, small):  # with the first one, all the room is taken
+            await asyncio.wait_for(body.receive(Headers(), whole, limit=80, pause_s=1), PATIENCE_S)
 
 
 def test_a_body_of_millions_of_messages_is_refused_unread() -> None:
