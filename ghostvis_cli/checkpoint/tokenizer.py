@@ -70,6 +70,9 @@ class Tokenizer:
                 f"no tokenizer: {path} does not exist",
                 hint="copy the training run's tokenizer.pkl there, or beside the model_*.pt",
             ) from None
+        except IsADirectoryError:
+            hint = f"name the file in it: {path / 'tokenizer.pkl'}"
+            raise ModelError(f"tokenizer {path} is a directory", hint=hint) from None
         except OSError as error:
             unread = ModelError(f"tokenizer {path} can't be read: {error.strerror or error}")
             raise limit_reached(error) or unread from error

@@ -118,6 +118,12 @@ def test_a_truncated_tokenizer_is_refused(tmp_path: Path, size: int) -> None:
         Tokenizer.load(path)
 
 
+def test_a_directory_in_place_of_a_tokenizer_names_the_file_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a directory") as refusal:
+        Tokenizer.load(tmp_path)
+    assert refusal.value.hint == f"name the file in it: {tmp_path / 'tokenizer.pkl'}"
+
+
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         Tokenizer.load(tmp_path / "tokenizer.pkl")
