@@ -19,7 +19,7 @@ from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
-    from ghostvis_cli.serve.sglang_probe import About
+    from ghostvis_cli.sglang.probe import About
 
 app = typer.Typer(rich_markup_mode=None)
 DEFAULT = ServerSettings
@@ -202,7 +202,7 @@ def serve(
 
 def _kind(profile: "Profile") -> Literal["local", "sglang"]:
     """What serves: as asked for, else SGLang where it can, and a word about which."""
-    from ghostvis_cli.engines import sglang_runtime
+    from ghostvis_cli.sglang import runtime
 
     engine = profile.engine
     match engine.kind if engine.base_url is None or engine.kind != "auto" else "remote":
@@ -211,12 +211,12 @@ def _kind(profile: "Profile") -> Literal["local", "sglang"]:
         case "local":
             return "local"
         case "sglang":
-            version = sglang_runtime.require(device=engine.device)
+            version = runtime.require(device=engine.device)
         case _:
-            if reason := sglang_runtime.why_not(device=engine.device):
+            if reason := runtime.why_not(device=engine.device):
                 output.notice(f"serving with the local engine: {reason}")
                 return "local"
-            version = sglang_runtime.require(device=engine.device)
+            version = runtime.require(device=engine.device)
     output.notice(f"serving with SGLang {version}")
     return "sglang"
 
@@ -297,19 +297,18 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
     """Port, plug-in, directory, in this order: what costs least is found out first."""
     from ghostvis_cli.convert import cache
-    from ghostvis_cli.engines import sglang_runtime
-    from ghostvis_cli.serve import sglang_server
     from ghostvis_cli.serve.listen import free_port
-    from ghostvis_cli.serve.sglang_log import is_notable, shortened
-    from ghostvis_cli.sglang_plugin import check
+    from ghostvis_cli.sglang import runtime, server
+    from ghostvis_cli.sglang.log import is_notable, shortened
+    from ghostvis_cli.sglang.plugin import check
 
     settings = replace(settings, port=free_port(settings))
     check()
-    dtype = sglang_runtime.weights_dtype(profile)
+    dtype = runtime.weights_dtype(profile)
     directory = cache.for_model(profile.model, dtype, report=output.notice)
     name = settings.served_model_name or cache.tag(directory)
-    admin_key = os.environ.get(sglang_server.ADMIN_VARIABLE) or None
-    launch = sglang_server.Launch(profile, directory, name, settings, sglang, admin_key)
+    admin_key = os.environ.get(server.ADMIN_VARIABLE) or None
+    launch = server.Launch(profile, directory, name, settings, sglang, admin_key)
     started_s = time.perf_counter()
 
     def on_ready(url: str, about: "About") -> None:
@@ -321,6 +320,4 @@ def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSe
     def on_line(line: str) -> None:
         output.child_line(line if output.verbose() else shortened(line), notable=is_notable(line))
 
-    return asyncio.run(
-        sglang_server.serve(launch, on_line=on_line, on_ready=on_ready, on_notice=output.notice)
-    )
+    return asyncio.run(server.serve(launch, on_line=on_line, on_ready=on_ready, on_notice=output.notice))

@@ -80,7 +80,7 @@ def _with_sglang(resolved: Resolved) -> Resolved:
     """With the engine that this API is named for, where nobody chose one and it can be used; else why not."""
     engine = resolved.profile.engine
     if engine.kind == "auto" and engine.base_url is None:
-        from ghostvis_cli.engines.sglang_runtime import why_not
+        from ghostvis_cli.sglang.runtime import why_not
 
         if reason := why_not(device=engine.device):
             told = f"{reason}: the local engine runs the model"

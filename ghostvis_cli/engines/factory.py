@@ -35,7 +35,7 @@ async def make_engine(
         return await _local(profile)
     if kind == "remote":
         return await _remote(profile, crowd=crowd)
-    from ghostvis_cli.engines.sglang import SGLangEngine
+    from ghostvis_cli.sglang.engine import SGLangEngine
 
     return await SGLangEngine.start(profile, report=report, detail=detail)
 

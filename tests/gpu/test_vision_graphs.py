@@ -5,7 +5,7 @@ import torch
 
 from ghostvis_cli.model.config import TowerConfig, VisionConfig
 from ghostvis_cli.model.vision import Vision
-from ghostvis_cli.sglang_plugin.vision_graphs import VisionGraphs, attention_kernels, uploaded
+from ghostvis_cli.sglang.plugin.vision_graphs import VisionGraphs, attention_kernels, uploaded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 

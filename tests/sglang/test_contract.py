@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from ghostvis_cli.engines.base import Engine, complete
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
-from ghostvis_cli.engines.sglang import SGLangEngine
+from ghostvis_cli.sglang.engine import SGLangEngine
 from tests.conftest import Reference
 from tests.engines import test_contract as contract
 from tests.sglang.asking import directory

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from ghostvis_cli.serve.settings import ServerSettings
-from ghostvis_cli.sglang_plugin.door import Rules
+from ghostvis_cli.sglang.plugin.door import Rules
 from tests.engines.serving import USER
 from tests.sglang.asking import DEMO, directory
 from tests.sglang.servers import Server, serving

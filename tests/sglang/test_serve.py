@@ -23,8 +23,8 @@ import pytest
 
 from ghostvis_cli import demo
 from ghostvis_cli.convert import run as conversion
-from ghostvis_cli.engines.sglang_runtime import CPU_RUNNING_REQUESTS
-from ghostvis_cli.serve.sglang_child import members
+from ghostvis_cli.sglang.child import members
+from ghostvis_cli.sglang.runtime import CPU_RUNNING_REQUESTS
 from tests.conftest import DATA, Reference
 from tests.engines.serving import eventually
 

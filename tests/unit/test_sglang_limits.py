@@ -2,7 +2,7 @@
 
 import pytest
 
-from ghostvis_cli.sglang_plugin.limits import ALL, layer_windows, refuse
+from ghostvis_cli.sglang.plugin.limits import ALL, layer_windows, refuse
 
 FINE = {"pp_size": 1, "disaggregation_mode": "null", "enable_hierarchical_cache": False, "tp_size": 4}
 

@@ -15,8 +15,8 @@ from PIL import Image
 from ghostvis_cli import demo
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
-from ghostvis_cli.sglang_plugin.media import CACHE_VARIABLE, Picture, Pictures
+from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
+from ghostvis_cli.sglang.plugin.media import CACHE_VARIABLE, Picture, Pictures
 
 SIZE = 16
 SQUARE_MB = SIZE * SIZE * 3 / 2**20

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import EngineError, ExitCode, MemoryLimitError, ModelError, UsageError
 from ghostvis_cli.images import ImageLimits
 from ghostvis_cli.profile import EngineSettings, Profile
 from ghostvis_cli.serve.listen import free_port
 from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
-from ghostvis_cli.serve.sglang_child import Child, members
-from ghostvis_cli.serve.sglang_log import SGLangLog, is_notable
-from ghostvis_cli.serve.sglang_server import Launch, flags, with_sampling
+from ghostvis_cli.sglang import runtime
+from ghostvis_cli.sglang.child import Child, members
+from ghostvis_cli.sglang.log import SGLangLog, is_notable
+from ghostvis_cli.sglang.server import Launch, flags, with_sampling
 from tests.engines.serving import eventually
 
 CONFIG = {
@@ -84,14 +84,14 @@ def test_a_model_with_windows_of_two_lengths_is_served_to_its_trained_length(
     config = CONFIG | {"window_sizes": windows, "trained_positions": 2048, "max_position_embeddings": 20480}
     (directory / "config.json").write_text(json.dumps(config))
     profile = Profile(engine=EngineSettings(**engine))  # type: ignore[arg-type]
-    assert sglang_runtime.arguments(profile, directory).get("context_length") == context
+    assert runtime.arguments(profile, directory).get("context_length") == context
 
 
 def test_a_profile_becomes_arguments(directory: Path) -> None:
     profile = on_cpu(
         tensor_parallel_size=2, data_parallel_size=3, context_length=512, attention_backend="fa3"
     )
-    found = sglang_runtime.arguments(replace(profile, sampling=Sampling(seed=7)), directory, name="d4")
+    found = runtime.arguments(replace(profile, sampling=Sampling(seed=7)), directory, name="d4")
     wanted = {
         "model_path": str(directory),
         "served_model_name": "d4",
@@ -111,18 +111,18 @@ def test_a_profile_becomes_arguments(directory: Path) -> None:
 
 
 def test_what_a_profile_leaves_open_is_left_to_sglang(directory: Path) -> None:
-    found = sglang_runtime.arguments(on_cpu(), directory)
+    found = runtime.arguments(on_cpu(), directory)
     unset = ("served_model_name", "mem_fraction_static", "context_length", "attention_backend", "random_seed")
     assert not set(unset) & set(found)
 
 
 def test_a_gpu_gets_bfloat16_and_its_number(directory: Path) -> None:
     profile = Profile(engine=EngineSettings(device="cuda:3", gpu_memory_utilization=0.5))
-    found = sglang_runtime.arguments(profile, directory)
+    found = runtime.arguments(profile, directory)
     assert (found["device"], found["base_gpu_id"], found["dtype"]) == ("cuda", 3, "bfloat16")
     assert found["mem_fraction_static"] == 0.5
     assert "max_total_tokens" not in found
-    assert "SGLANG_USE_CPU_ENGINE" not in sglang_runtime.environment(profile)
+    assert "SGLANG_USE_CPU_ENGINE" not in runtime.environment(profile)
 
 
 @pytest.mark.parametrize(("layers", "tokens"), [(4, 4 * 1280), (40_000, 1281), (800, 10485)])
@@ -133,16 +133,16 @@ def test_a_cpu_keeps_a_bounded_cache_that_holds_one_whole_context(
     context = 5000 if layers == 800 else 1280
     config = CONFIG | {"num_hidden_layers": layers, "max_position_embeddings": context}
     (directory / "config.json").write_text(json.dumps(config))
-    assert sglang_runtime.arguments(on_cpu(), directory)["max_total_tokens"] == tokens
+    assert runtime.arguments(on_cpu(), directory)["max_total_tokens"] == tokens
 
 
 def test_ranks_on_a_cpu_get_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGLANG_CPU_OMP_THREADS_BIND", raising=False)
-    assert sglang_runtime.share_cores([0, 1, 4, 5], 2) == "0,1|4,5"
-    assert sglang_runtime.share_cores([3], 2) == "3|3"
-    bound = sglang_runtime.environment(on_cpu(tensor_parallel_size=2))["SGLANG_CPU_OMP_THREADS_BIND"]
+    assert runtime.share_cores([0, 1, 4, 5], 2) == "0,1|4,5"
+    assert runtime.share_cores([3], 2) == "3|3"
+    bound = runtime.environment(on_cpu(tensor_parallel_size=2))["SGLANG_CPU_OMP_THREADS_BIND"]
     assert bound.count("|") == 1
-    assert "SGLANG_CPU_OMP_THREADS_BIND" not in sglang_runtime.environment(on_cpu())
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in runtime.environment(on_cpu())
 
 
 def test_arguments_become_flags() -> None:
@@ -230,15 +230,15 @@ def test_only_the_versions_that_were_tried_are_used(
     version: str, device: str, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_sglang(tmp_path, version, monkeypatch)
-    assert sglang_runtime.why_not(device=device, explicit=True) == reason
+    assert runtime.why_not(device=device, explicit=True) == reason
 
 
 def test_a_cpu_is_used_only_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_sglang(tmp_path, "0.5.23", monkeypatch)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
-    assert sglang_runtime.why_not(device="cpu") == "the device is cpu"
+    assert runtime.why_not(device="cpu") == "the device is cpu"
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
-    assert sglang_runtime.why_not(device="cpu") is None
+    assert runtime.why_not(device="cpu") is None
 
 
 # --- what its log means
@@ -283,7 +283,7 @@ def test_a_cpu_is_used_only_where_it_was_asked_for(tmp_path: Path, monkeypatch: 
         ),
         (
             [
-                "[2026] Ignore import error when loading ghostvis_cli.sglang_plugin.models.text: No module named x"
+                "[2026] Ignore import error when loading ghostvis_cli.sglang.plugin.models.text: No module named x"
             ],
             EngineError,
             "No module named x",
@@ -445,7 +445,7 @@ async def test_the_child_and_all_below_it_end_together() -> None:
 def test_a_kill_of_ours_takes_the_child_and_all_below_it_along() -> None:
     """SIGKILL, so nothing of ours runs any more: the watcher does it."""
     code = (
-        "import asyncio, os; from ghostvis_cli.serve.sglang_child import Child\n"
+        "import asyncio, os; from ghostvis_cli.sglang.child import Child\n"
         "async def main():\n"
         f"    child = await Child.start(['/bin/sh', '-c', {SLEEPS!r}], os.environ, lambda line: "
         "print(child.pid, line, flush=True))\n"
@@ -482,7 +482,7 @@ async def test_a_child_takes_its_temporary_files_and_its_shared_memory_along() -
 
 def test_a_kill_of_ours_leaves_nothing_of_the_childs_files() -> None:
     code = (
-        "import asyncio, os; from ghostvis_cli.serve.sglang_child import Child\n"
+        "import asyncio, os; from ghostvis_cli.sglang.child import Child\n"
         "async def main():\n"
         f"    child = await Child.start(['/bin/sh', '-c', {LEAVES!r}], os.environ, lambda line: "
         "print(line, flush=True))\n"

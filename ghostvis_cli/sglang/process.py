@@ -11,15 +11,15 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from ghostvis_cli import errors
-from ghostvis_cli.engines import channel
 from ghostvis_cli.errors import EngineError, GhostvisError
-from ghostvis_cli.serve.sglang_child import Child
-from ghostvis_cli.serve.sglang_log import SGLangLog, shortened
+from ghostvis_cli.sglang import channel
+from ghostvis_cli.sglang.child import Child
+from ghostvis_cli.sglang.log import SGLangLog, shortened
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import ModelSettings
 
-WORKER = "ghostvis_cli.engines.sglang_worker"
+WORKER = "ghostvis_cli.sglang.worker"
 Report = Callable[[str], None]
 Reply = dict[str, Any]
 

@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from ghostvis_cli import files, scratch
-from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
-from ghostvis_cli.engines.sglang_runtime import Value
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, UsageError
 from ghostvis_cli.serve.listen import free_port, is_loopback_only, url_of
 from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
-from ghostvis_cli.serve.sglang_child import Child
-from ghostvis_cli.serve.sglang_log import SGLangLog
-from ghostvis_cli.serve.sglang_probe import About, Probe
-from ghostvis_cli.sglang_plugin import (
+from ghostvis_cli.sglang import runtime
+from ghostvis_cli.sglang.child import Child
+from ghostvis_cli.sglang.log import SGLangLog
+from ghostvis_cli.sglang.plugin import (
     BACKGROUND_VARIABLE,
     GRAPHS_VARIABLE,
     HOSTS_VARIABLE,
     PICTURE_KEY_VARIABLE,
     WORKERS_VARIABLE,
 )
+from ghostvis_cli.sglang.probe import About, Probe
+from ghostvis_cli.sglang.runtime import Value
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
@@ -48,7 +48,7 @@ NOWHERE = "none.invalid"  # an empty list would allow every host
 MODULE = (
     "sglang.launch_server"  # in 0.5.17 and 0.5.23 alike; `sglang serve` would guess the kind of model first
 )
-OF_WORKERS = "ghostvis_cli.sglang_plugin.launch"
+OF_WORKERS = "ghostvis_cli.sglang.plugin.launch"
 # Without an answer for so long a worker is replaced; SGLang's 10 s can be less than its imports take.
 PATIENCE_VARIABLE, WORKERS_PATIENCE_S = "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120"
 ABORTED_S = 12.0  # SGLang looks for the end of its requests every 5 s
@@ -86,7 +86,7 @@ class Launch:
 
     def argv(self, directory: Path, config: Path | None) -> list[str]:
         """The command line. What the user wrote after -- comes last, where SGLang takes it over ours."""
-        values = sglang_runtime.arguments(self.profile, directory, name=self.name)
+        values = runtime.arguments(self.profile, directory, name=self.name)
         values |= {"host": self.server.host or "0.0.0.0", "port": self.server.port}
         if any(map(self.sglang.has, NO_PREFILL_GRAPHS)):  # SGLang would take our choice for the stronger word
             values.pop("cuda_graph_backend_prefill", None)
@@ -94,7 +94,7 @@ class Launch:
             values["config"] = str(config)
         module = MODULE if self.sglang.tokenizer_workers == 1 else OF_WORKERS
         argv = [sys.executable, "-m", module, *flags(values)]
-        if sglang_runtime.is_at_least(0, 5, 23):
+        if runtime.is_at_least(0, 5, 23):
             argv += ["--allowed-media-domains", *(self.server.allowed_image_hosts or (NOWHERE,))]
         return [*argv, *self.sglang.options]
 
@@ -102,7 +102,7 @@ class Launch:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        from ghostvis_cli.sglang_plugin.door import Rules
+        from ghostvis_cli.sglang.plugin.door import Rules
 
         ours = Rules.of(self.server).as_variable() | {
             HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
@@ -114,7 +114,7 @@ class Launch:
         if self.sglang.tokenizer_workers > 1:
             ours |= {WORKERS_VARIABLE: "1", PICTURE_KEY_VARIABLE: token_hex(32)}
             ours[PATIENCE_VARIABLE] = os.environ.get(PATIENCE_VARIABLE, WORKERS_PATIENCE_S)
-        return {**kept, **sglang_runtime.environment(self.profile), **ours}
+        return {**kept, **runtime.environment(self.profile), **ours}
 
 
 def flags(values: Mapping[str, Value]) -> list[str]:
@@ -245,7 +245,7 @@ class _Lives:
         try:
             await probe.until_ready(answers=first)
             if first:
-                about = await probe.about(sglang_runtime.model_config(launch.directory))
+                about = await probe.about(runtime.model_config(launch.directory))
             else:
                 about = About(launch.name, None)
         except (httpx2.HTTPError, KeyError, ValueError) as error:

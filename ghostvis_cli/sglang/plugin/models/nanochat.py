@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from ghostvis_cli.model.config import SMEAR_CHANNELS
 from ghostvis_cli.model.decoder import rms
-from ghostvis_cli.sglang_plugin.limits import ALL, layer_windows, refuse, server_settings
-from ghostvis_cli.sglang_plugin.models.text import Relu2MLP
-from ghostvis_cli.sglang_plugin.neighbours import Neighbours
-from ghostvis_cli.sglang_plugin.rotary import ExactRotary, numerics
-from ghostvis_cli.sglang_plugin.weights import complete
+from ghostvis_cli.sglang.plugin.limits import ALL, layer_windows, refuse, server_settings
+from ghostvis_cli.sglang.plugin.models.text import Relu2MLP
+from ghostvis_cli.sglang.plugin.neighbours import Neighbours
+from ghostvis_cli.sglang.plugin.rotary import ExactRotary, numerics
+from ghostvis_cli.sglang.plugin.weights import complete
 
 PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}  # parts of SGLang's one matrix
 

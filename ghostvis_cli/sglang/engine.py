@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from ghostvis_cli.convert.staging import CERTIFICATE
-from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import (
     Chunk,
     EngineInfo,
@@ -24,10 +23,11 @@ from ghostvis_cli.engines.base import (
     Usage,
 )
 from ghostvis_cli.engines.rendering import Renderer
-from ghostvis_cli.engines.sglang_process import Process, Reply
 from ghostvis_cli.engines.text_stream import TextStream
 from ghostvis_cli.errors import InputError, ModelError, RequestError, one_line, printable
 from ghostvis_cli.prompt import VISION_ROW, Prompt
+from ghostvis_cli.sglang import runtime
+from ghostvis_cli.sglang.process import Process, Reply
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ class SGLangEngine:
 
     def __init__(self, process: Process, arguments: Mapping[str, Any], context: int) -> None:
         directory = Path(arguments["model_path"])
-        config = sglang_runtime.model_config(directory)
+        config = runtime.model_config(directory)
         self._process = process
         self._draws_repeat = bool(arguments.get("enable_deterministic_inference"))
         self._image_id: int = config.get("image_token_id", VISION_ROW)
@@ -70,12 +70,12 @@ class SGLangEngine:
 
         report takes lines for the user meanwhile, which become notices without it; detail takes SGLang's log.
         """
-        sglang_runtime.require(device=profile.engine.device)
+        runtime.require(device=profile.engine.device)
         notices: list[str] = []
-        environment = sglang_runtime.environment(profile) | ENVIRONMENT
+        environment = runtime.environment(profile) | ENVIRONMENT
         process = await Process.start(environment, report or notices.append, detail)
         try:
-            dtype = sglang_runtime.weights_dtype(profile)
+            dtype = runtime.weights_dtype(profile)
             directory = Path(await process.convert(profile.model, dtype))
             if report is not None:
                 report("starting SGLang, about half a minute")
@@ -223,10 +223,10 @@ def _logprob(id_: int, told: Any) -> TokenLogprob:
 
 def _arguments(profile: "Profile", directory: Path) -> dict[str, Any]:
     """Of `sglang.Engine`: those of a server, without what only a server has."""
-    arguments: dict[str, Any] = sglang_runtime.arguments(profile, directory)
+    arguments: dict[str, Any] = runtime.arguments(profile, directory)
     arguments.pop("enable_metrics")
     arguments["log_level"] = "info"
-    on_gpu = not sglang_runtime.is_cpu(profile.engine.device)
+    on_gpu = not runtime.is_cpu(profile.engine.device)
     if profile.sampling.seed is not None and on_gpu:  # on a CPU SGLang has no attention for it
         arguments["enable_deterministic_inference"] = True
     return arguments

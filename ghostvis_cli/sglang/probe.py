@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 
 from ghostvis_cli import demo
-from ghostvis_cli.engines.sglang_runtime import architectures
 from ghostvis_cli.errors import EngineError
+from ghostvis_cli.sglang.runtime import architectures
 
 POLL_S = 0.3
 ANSWER_S = 120.0  # the first picture on a slow machine

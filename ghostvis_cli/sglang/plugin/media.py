@@ -17,7 +17,7 @@ from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
+from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,9 +9,9 @@ from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, Mul
 from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor, MultimodalSpecialTokens
 from sglang.srt.utils import ImageData
 
-from ghostvis_cli.sglang_plugin.expand import expand
-from ghostvis_cli.sglang_plugin.media import Picture, Pictures
-from ghostvis_cli.sglang_plugin.models.vision_language import GhostVisForConditionalGeneration
+from ghostvis_cli.sglang.plugin.expand import expand
+from ghostvis_cli.sglang.plugin.media import Picture, Pictures
+from ghostvis_cli.sglang.plugin.models.vision_language import GhostVisForConditionalGeneration
 
 HASHED_IN_LOOP = 2**18  # characters, less than a millisecond: a thread costs some tenths of one too
 T = TypeVar("T")

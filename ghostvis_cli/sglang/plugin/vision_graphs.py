@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ghostvis_cli.sglang_plugin import GRAPHS_VARIABLE
+from ghostvis_cli.sglang.plugin import GRAPHS_VARIABLE
 
 LARGEST = 16
 WARM_UPS = 2  # the first runs allocate workspaces and choose kernels, which must not happen while capturing

@@ -1,4 +1,4 @@
-"""The process that SGLang runs in: python -m ghostvis_cli.engines.sglang_worker FD, started by engines/sglang.py.
+"""The process that SGLang runs in: python -m ghostvis_cli.sglang.worker FD, started by sglang/engine.py.
 
 A process of its own because SGLang ends every child of the process it runs in, takes its signals, and starts
 children that import its main module. Talks over the socket FD; what it prints is its log.
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
-from ghostvis_cli.engines import channel
 from ghostvis_cli.errors import GhostvisError, one_line
+from ghostvis_cli.sglang import channel
 
 if TYPE_CHECKING:
-    from ghostvis_cli.engines.channel import Frame
+    from ghostvis_cli.sglang.channel import Frame
 
 ROOM_FOR_END = 5  # positions behind a prompt that SGLang keeps free, besides the last two of a context
 
@@ -51,9 +51,9 @@ def _started(link: socket.socket) -> Any:
     if frame is None:
         return None
 
-    from ghostvis_cli import sglang_plugin
+    from ghostvis_cli.sglang import plugin
 
-    sglang_plugin.check()
+    plugin.check()
     import sglang
 
     engine = sglang.Engine(**frame.message["arguments"])

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ghostvis_cli.hf.nanochat import GhostVisNanoChatConfig
 from ghostvis_cli.model.decoder import rms
 from ghostvis_cli.model.vision import Vision
-from ghostvis_cli.sglang_plugin.models.nanochat import GhostVisNanoChatForCausalLM
-from ghostvis_cli.sglang_plugin.models.text import decoder_class
-from ghostvis_cli.sglang_plugin.vision_graphs import VisionGraphs, attention_kernels, captured, uploaded
-from ghostvis_cli.sglang_plugin.weights import complete
+from ghostvis_cli.sglang.plugin.models.nanochat import GhostVisNanoChatForCausalLM
+from ghostvis_cli.sglang.plugin.models.text import decoder_class
+from ghostvis_cli.sglang.plugin.vision_graphs import VisionGraphs, attention_kernels, captured, uploaded
+from ghostvis_cli.sglang.plugin.weights import complete
 
 VISION, DECODER = "model.vision.", "model.language_model."  # as directories name their tensors
 

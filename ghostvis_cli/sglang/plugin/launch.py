@@ -1,4 +1,4 @@
-"""`python -m ghostvis_cli.sglang_plugin.launch`: SGLang's launch_server with HTTP workers that know the plug-in.
+"""`python -m ghostvis_cli.sglang.plugin.launch`: SGLang's launch_server with HTTP workers that know the plug-in.
 
 With --tokenizer-worker-num above 1 requests come in at processes that load no plug-ins. Like all that SGLang starts
 they first import the main module of the process that started them, and that is this one.

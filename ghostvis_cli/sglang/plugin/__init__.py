@@ -18,8 +18,8 @@ WORKERS_VARIABLE, PICTURE_KEY_VARIABLE = "GHOSTVIS_TOKENIZER_WORKERS", "GHOSTVIS
 GROUP, NAME = "sglang.srt.plugins", "ghostvis"
 # SGLang imports every module of these two: the classes that `EntryClass` names, and the picture processors.
 PACKAGES = {
-    "SGLANG_EXTERNAL_MODEL_PACKAGE": "ghostvis_cli.sglang_plugin.models",
-    "SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE": "ghostvis_cli.sglang_plugin.processors",
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "ghostvis_cli.sglang.plugin.models",
+    "SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE": "ghostvis_cli.sglang.plugin.processors",
 }
 
 
@@ -31,7 +31,7 @@ def register() -> None:
         os.environ.setdefault(variable, package)
     # Requests come in here; other children would import the whole server for nothing.
     if parent_process() is None or WORKERS_VARIABLE in os.environ:
-        from ghostvis_cli.sglang_plugin import door, guards
+        from ghostvis_cli.sglang.plugin import door, guards
 
         guards.install()
         if (rules := door.Rules.told()) is not None:

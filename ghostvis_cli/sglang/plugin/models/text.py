@@ -13,8 +13,8 @@ from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
 from ghostvis_cli.model.decoder import rms
-from ghostvis_cli.sglang_plugin.rotary import ExactRotary, numerics
-from ghostvis_cli.sglang_plugin.weights import complete
+from ghostvis_cli.sglang.plugin.rotary import ExactRotary, numerics
+from ghostvis_cli.sglang.plugin.weights import complete
 
 
 class GhostVisForCausalLM(Qwen3ForCausalLM):
