@@ -59,8 +59,10 @@ class State:
 EAGER = ("--disable-prefill-cuda-graph", "--stream-interval", "1")
 NO_CACHES = {"GHOSTVIS_PICTURE_CACHE_MB": "0", "SGLANG_VLM_CACHE_SIZE_MB": "0"}
 CROWD = {"OMP_NUM_THREADS": str(os.cpu_count())}
-TUNED = ("--cuda-graph-backend-prefill", "full", "--stream-interval", "4", "--schedule-policy", "lpm")
-TUNED += ("--enable-metrics", "--enable-cache-report")
+TUNED = (
+    *("--cuda-graph-backend-prefill", "full", "--stream-interval", "4", "--schedule-policy", "lpm"),
+    *("--enable-metrics", "--enable-cache-report"),
+)
 WORKERS = ("--tokenizer-worker-num", "4")
 STATES = {
     "no cuDNN": State(CROWD | {"GHOSTVIS_VISION_GRAPHS": "0"}, flags=EAGER),

@@ -52,7 +52,7 @@ async def client(
         number = await numbers.get()
         numbers.put_nowait(number + 1)
         content = [{"type": "image_url", "image_url": {"url": await asyncio.to_thread(picture, number)}}]
-        content.append({"type": "text", "text": "What is in this picture?"})  # type: ignore[dict-item]
+        content.append({"type": "text", "text": "What is in this picture?"})
         asked = {"model": "x", "stream": True, "max_tokens": 16, "ignore_eos": True, "temperature": 0}
         body = json.dumps({**asked, "messages": [{"role": "user", "content": content}]}).encode()
         head = (
@@ -114,8 +114,9 @@ async def soak(url: str, seconds: float, in_flight: int = 64, killed: int = 10) 
     numbers: asyncio.Queue[int] = asyncio.Queue()
     numbers.put_nowait(int(time.time()) * 1000)
     until_s = time.monotonic() + seconds
-    clients = [client(url, numbers, until_s, killed, counts) for _ in range(in_flight)]
-    looks, *_ = await asyncio.gather(watch(pids, seconds, counts), *clients)
+    watching = asyncio.create_task(watch(pids, seconds, counts))
+    await asyncio.gather(*(client(url, numbers, until_s, killed, counts) for _ in range(in_flight)))
+    looks = await watching
     await asyncio.sleep(QUIET_S)
     print(f"{counts}; /dev/shm {before} before, {shared()} after; running: {await running(url)}")
     early, late = looks[len(looks) // 3], memory(pids)

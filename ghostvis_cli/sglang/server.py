@@ -264,6 +264,8 @@ class _Lives:
                 self._on_notice(f"requests cut short after {allowed_s:g} s")
                 with suppress(httpx2.HTTPError):
                     await probe.abort_all()
+                if self._launch.sglang.tokenizer_workers > 1:
+                    await self._finished(child, ended, probe, ABORTED_S)
                 await asyncio.wait((ended,), timeout=ABORTED_S)
         finally:
             await probe.aclose()

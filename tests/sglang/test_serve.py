@@ -35,6 +35,8 @@ TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
 PATIENCE_S = 300.0  # a start on a machine that many others use: seen 170 s
 KEY = "s3cret-of-the-tests"
 PAGE = "https://app.example"
+MAINS = (b"sglang.launch_server", b"ghostvis_cli.sglang.plugin.launch")
+WORKERS = ("--", "--tokenizer-worker-num", "2")
 MARK = "SERVE_TEST"  # a variable that everything below one `ghostvis` inherits
 
 
@@ -87,7 +89,8 @@ class Process:
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid and b"sglang.launch_server" in (entry / "cmdline").read_bytes():
+                command = (entry / "cmdline").read_bytes()
+                if parent == self.process.pid and any(module in command for module in MAINS):
                     return int(entry.name)
         return 0
 
@@ -254,8 +257,9 @@ def test_killed_itself_it_leaves_no_process(server: Process) -> None:
 # --- servers that end
 
 
-def test_sigterm_lets_16_running_requests_finish(cache: Path) -> None:
-    with serving(cache, *TEXT_MODEL, "--port", "0", "--drain-timeout", "240") as process:
+@pytest.mark.parametrize("options", [(), WORKERS], ids=["one worker", "two workers"])
+def test_sigterm_lets_16_running_requests_finish(cache: Path, options: tuple[str, ...]) -> None:
+    with serving(cache, *TEXT_MODEL, "--port", "0", "--drain-timeout", "240", *options) as process:
         process.until("ready after")
         eventually(lambda: bool(process.out))
         begun, counts = threading.Barrier(CPU_RUNNING_REQUESTS + 1), []
@@ -289,6 +293,23 @@ def test_sigterm_lets_16_running_requests_finish(cache: Path) -> None:
         assert counts == [200] * CPU_RUNNING_REQUESTS
         assert members(group) == []
         assert process.left() == []
+
+
+def test_each_of_several_http_workers_has_the_guards_and_knows_a_picture_that_another_read(
+    cache: Path,
+) -> None:
+    """Each request comes on a connection of its own, which either of two workers may take."""
+    with serving(cache, "--source", "demo", "--port", "0", *WORKERS) as process:
+        process.until("ready after")
+        eventually(lambda: bool(process.out))
+        answers = [process.post({"messages": picture_question(), "max_tokens": 1}) for _ in range(12)]
+        details = [answer.json()["usage"]["prompt_tokens_details"] for answer in answers]
+        assert all(each["cached_tokens"] > each["image_tokens"] for each in details[1:]), details
+        body = {"input_ids": [10**7], "sampling_params": {"max_new_tokens": 1}}
+        url = f"{process.record['url']}/generate"
+        refused = [httpx2.post(url, json=body, trust_env=False, timeout=PATIENCE_S) for _ in range(12)]
+        assert {answer.status_code for answer in refused} == {400}
+        assert process.post({"messages": picture_question(), "max_tokens": 1}).status_code == 200
 
 
 def test_a_child_killed_while_it_starts_is_an_engine_error_and_leaves_nothing(cache: Path) -> None:

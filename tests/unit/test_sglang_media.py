@@ -15,7 +15,7 @@ from PIL import Image
 from ghostvis_cli import demo
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE
+from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
 from ghostvis_cli.sglang.plugin.media import CACHE_VARIABLE, Picture, Pictures
 
 SIZE = 16
@@ -286,3 +286,12 @@ def test_allowed_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert Pictures(SIZE).hosts == {"pictures.example", "other.example"}
     monkeypatch.delenv(HOSTS_VARIABLE)
     assert Pictures(SIZE).hosts == frozenset()
+
+
+def test_processes_that_share_a_key_know_a_picture_by_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity() -> bytes:
+        return Pictures(SIZE, hosts=frozenset()).load(png(), "image 1").identity
+
+    assert identity() != identity()
+    monkeypatch.setenv(PICTURE_KEY_VARIABLE, "7" * 64)
+    assert identity() == identity()

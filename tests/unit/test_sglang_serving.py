@@ -145,6 +145,63 @@ def test_ranks_on_a_cpu_get_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) 
     assert "SGLANG_CPU_OMP_THREADS_BIND" not in runtime.environment(on_cpu())
 
 
+def on_gpu(**engine: object) -> Profile:
+    return Profile(engine=EngineSettings(device="cuda:0", **engine))  # type: ignore[arg-type]
+
+
+def launch(directory: Path, profile: Profile, *options: str, **server: object) -> Launch:
+    settings = ServerSettings(**server)  # type: ignore[arg-type]
+    return Launch(profile, directory, "d4", settings, SGLangSettings(options=options))
+
+
+def test_a_gpu_gets_prefill_graphs_and_pieces_of_some_tokens_and_a_cpu_neither(directory: Path) -> None:
+    names = ("cuda_graph_backend_prefill", "stream_interval")
+    found = runtime.arguments(on_gpu(attention_backend="triton"), directory)
+    assert [found[name] for name in names] == ["breakable", runtime.STREAM_INTERVAL]
+    assert not set(names) & set(runtime.arguments(on_cpu(), directory))
+
+
+@pytest.mark.parametrize("option", ["--disable-cuda-graph", "--disable-prefill-cuda-graph"])
+def test_a_user_who_wants_no_graphs_gets_none_of_ours(directory: Path, option: str) -> None:
+    ours = "--cuda-graph-backend-prefill"
+    assert ours in launch(directory, on_gpu()).argv(directory, None)
+    without = launch(directory, on_gpu(), option)
+    assert ours not in without.argv(directory, None)
+    whole = option == "--disable-cuda-graph"
+    assert (without.environment().get("GHOSTVIS_VISION_GRAPHS") == "0") is whole
+
+
+def test_one_thread_for_small_copies_on_a_gpu_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert runtime.environment(on_gpu())["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in runtime.environment(on_cpu())
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert "OMP_NUM_THREADS" not in runtime.environment(on_gpu())
+
+
+@pytest.mark.parametrize("options", [("--tokenizer-worker-num", "3"), ("--tokenizer-worker-num=3",)])
+def test_several_http_workers_load_the_plug_in_and_know_pictures_by_one_key(
+    directory: Path, options: tuple[str, ...]
+) -> None:
+    one, several = launch(directory, on_cpu()), launch(directory, on_cpu(), *options)
+    module = "ghostvis_cli.sglang.plugin.launch"
+    assert module in several.argv(directory, None) and module not in one.argv(directory, None)
+    found = several.environment()
+    assert len(found["GHOSTVIS_PICTURE_KEY"]) == 64 and "GHOSTVIS_TOKENIZER_WORKERS" in found
+    assert found["GHOSTVIS_PICTURE_KEY"] != several.environment()["GHOSTVIS_PICTURE_KEY"]
+    assert "GHOSTVIS_PICTURE_KEY" not in one.environment()
+
+
+@pytest.mark.parametrize("server", [{"api_key": "k"}, {"host": "0.0.0.0", "api_key": "k"}])
+def test_several_http_workers_are_refused_where_a_key_must_be_checked(
+    directory: Path, server: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError, match="checks no key with --tokenizer-worker-num above 1"):
+        launch(directory, on_cpu(), "--tokenizer-worker-num", "2", **server)
+
+
 def test_arguments_become_flags() -> None:
     values: Any = {"tp_size": 2, "enable_metrics": True, "skip_server_warmup": False, "model_path": "a b"}
     assert flags(values) == ["--tp-size", "2", "--enable-metrics", "--model-path", "a b"]
@@ -200,6 +257,18 @@ def test_management_routes_have_a_key_of_their_own_beyond_this_machine(directory
     outside = replace(inside, server=ServerSettings(host="0.0.0.0", api_key="k"))
     assert "admin-api-key" not in inside.secrets
     assert len(outside.secrets["admin-api-key"]) == 32
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ghostvis: vision part has CUDA graphs of 1 to 16 pictures, 0.24 GiB, 1.7 s; attention without cuDNN",
+        "Capture target prefill CUDA graph end. elapsed=8.29 s, mem usage=1.42 GB, avail mem=28.64 GB.",
+        "Capture cuda graph begin. This can take up to several minutes.",
+    ],
+)
+def test_what_runs_as_graphs_is_worth_showing(line: str) -> None:
+    assert is_notable(f"[2026-11-28 07:09:04] {line}")
 
 
 def test_sampling_as_the_model_has_it_needs_no_copy(directory: Path, tmp_path: Path) -> None:
