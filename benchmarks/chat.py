@@ -145,7 +145,7 @@ def served(engine: FakeEngine) -> Iterator[str]:
             ServerSettings(port=0),
             load,
             on_bound=lambda url: bound.set_result((url, loop, task)),
-            on_ready=lambda served: ready.set(),
+            on_ready=lambda *_: ready.set(),
         )
 
     def in_thread() -> None:

@@ -62,9 +62,9 @@ class Ours:
 
     def run(self, batch: int, new_tokens: int) -> float:
         """Seconds for all prompts at once. Rendering is replaced by ids: it is not what is timed."""
-        rendered = iter([Prompt(tuple(ids), (0,) * len(ids)) for ids in prompts(batch)])
-        self.engine._renderer._render = lambda request: next(rendered)  # type: ignore[method-assign]
         sampling = Sampling(max_tokens=new_tokens, temperature=0, ignore_eos=True)
+        rendered = iter([Prompt(tuple(ids), (0,) * len(ids)) for ids in prompts(batch)])
+        self.engine._renderer._render = lambda request: (next(rendered), sampling)  # type: ignore[method-assign]
 
         async def all_of_them() -> None:
             request = GenerateRequest(prompt="-", sampling=sampling)

@@ -32,11 +32,10 @@ NEW_TOKENS = 128
 
 async def measure(engine: LocalEngine, batch: int) -> float:
     """Tokens a second of a batch, all requests at once."""
+    sampling = Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
+    request = GenerateRequest(prompt="-", sampling=sampling)
     rendered = iter([Prompt(tuple(ids), (0,) * PROMPT_TOKENS) for ids in prompts(batch)])
-    engine._renderer._render = lambda request: next(rendered)  # type: ignore[method-assign]
-    request = GenerateRequest(
-        prompt="-", sampling=Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
-    )
+    engine._renderer._render = lambda request: (next(rendered), sampling)  # type: ignore[method-assign]
     started = time.perf_counter()
     await asyncio.gather(*(complete(engine, request) for _ in range(batch)))
     return batch * NEW_TOKENS / (time.perf_counter() - started)

@@ -60,14 +60,14 @@ WORKERS, PICTURES, QUESTIONS, ANSWER = 8, 4, 10, 16
 
 def processor(place: Path) -> Any:
     """The plug-in's own, as SGLang's tokenizer process makes it."""
-    from ghostvis_cli.sglang_plugin import register
+    from ghostvis_cli.sglang.plugin import register
 
     register()
     from sglang.srt.server_args import ServerArgs, set_global_server_args_for_tokenizer
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
     from transformers import AutoConfig
 
-    from ghostvis_cli.sglang_plugin.processors.pictures import GhostVisPictureProcessor
+    from ghostvis_cli.sglang.plugin.processors.pictures import GhostVisPictureProcessor
 
     args = ServerArgs(model_path=str(place), device="cpu", dtype="float32")
     set_global_server_args_for_tokenizer(args)

@@ -1,11 +1,12 @@
 """`ghostvis bench`: throughput and latency of any engine; the proof of its prefix cache; runs compared."""
 
-import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghostvis_cli import endings
 from ghostvis_cli.bench.stats import MOST_REPEATS, REPEATS
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import UsageError
@@ -159,6 +160,7 @@ def bench(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     engine: options.EngineKind = None,
     base_url: options.BaseUrl = None,
     device: options.Device = None,
@@ -180,35 +182,29 @@ def bench(
         _refuse_before_a_command(ctx)
         return
     from ghostvis_cli.bench import schema
-    from ghostvis_cli.bench.job import exit_code, run_job
+    from ghostvis_cli.bench.job import engine_profiles, exit_code, run_job
     from ghostvis_cli.bench.report import check_place_to_measure, lines, save_measured
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, (), several=ctx.params["engines"] is not None)
     job = _job(ctx)
-    if _leaves_the_model_out(ctx):
-        output.notice("only --against is measured: --engines local measures the model beside it")
+    measured = engine_profiles(job, resolved.profile).values()
+    options.heed(resolved, [each.engine.chosen_kind for each in measured], option="--engines")
     check_place_to_measure(output_file)
-    report, cut = asyncio.run(run_job(job, resolved.profile, output))
-    try:
-        if output_file is not None:
-            save_measured(report, output_file, output.notice)
-    finally:  # a full disk shall not take the figures along
-        if json:
-            output.record(schema.to_json(report))
-        else:
-            output.aside(lines(report))
-    if cut is not None:
-        cut.take_effect()
+    with ExitStack() as kept:
+        report, cut = endings.run(run_job(job, resolved.profile, output, kept))
+        try:
+            if output_file is not None:
+                save_measured(report, output_file, output.notice)
+        finally:  # a full disk shall not take the figures along
+            if json:
+                output.record(schema.to_json(report))
+            else:
+                output.aside(lines(report))
+        if cut is not None:
+            cut.take_effect()
     raise typer.Exit(exit_code(report.runs))
-
-
-def _leaves_the_model_out(ctx: typer.Context) -> bool:
-    """A model was named, and only servers will be asked."""
-    given = ctx.params
-    named = any(given[name] is not None for name in ("source", "model_tag", "checkpoint_path"))
-    return bool(given["against"]) and named and not (given["engines"] or given["base_url"])
 
 
 def _wants_records(path: str | None) -> bool:
@@ -221,7 +217,7 @@ def _wants_records(path: str | None) -> bool:
 def _refuse_before_a_command(ctx: typer.Context) -> None:
     """`bench --json compare A B` would drop --json without a word."""
     for name in ctx.params:
-        if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE"):
+        if options.was_typed(ctx, name):
             command = ctx.invoked_subcommand
             raise UsageError(
                 f"options go behind {command}: ghostvis bench {command} ...",

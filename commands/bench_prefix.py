@@ -1,11 +1,12 @@
 """`ghostvis bench prefix`: the proof of a prefix cache."""
 
-import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ExitCode
 
@@ -88,24 +89,25 @@ def bench_prefix(
         flush=flush,
     )
     check_place_to_measure(output_file)
-    report, cut = asyncio.run(prefix.run(settings, resolved.profile, typed(), output))
-    proof = report.extra["prefix"]
-    try:
-        if output_file is not None:
-            save_measured(report, output_file, output.notice)
-    finally:
-        if json:
-            output.record(schema.to_json(report))
+    with ExitStack() as kept:
+        report, cut = endings.run(prefix.run(settings, resolved.profile, typed(), output, kept))
+        proof = report.extra["prefix"]
+        try:
+            if output_file is not None:
+                save_measured(report, output_file, output.notice)
+        finally:
+            if json:
+                output.record(schema.to_json(report))
+            else:
+                output.aside(prefix_lines(proof))
+        output.notices(report.notes)
+        disagree = proof["witness"] == "disagree"
+        if disagree:
+            output.loud(f"SERVER AND CLOCK DISAGREE: {proof['verdict']}")
         else:
-            output.aside(prefix_lines(proof))
-    output.notices(report.notes)
-    disagree = proof["witness"] == "disagree"
-    if disagree:
-        output.loud(f"SERVER AND CLOCK DISAGREE: {proof['verdict']}")
-    else:
-        output.notice(proof["verdict"])
-    if cut is not None:
-        cut.take_effect()
+            output.notice(proof["verdict"])
+        if cut is not None:
+            cut.take_effect()
     if disagree:
         raise typer.Exit(ExitCode.CHECK_FAILED)
 

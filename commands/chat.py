@@ -64,6 +64,7 @@ def chat(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens in a reply (default 200).")
     ] = None,

@@ -1,14 +1,15 @@
 """`ghostvis convert`: a training checkpoint becomes a directory that SGLang, vLLM and transformers load."""
 
-import asyncio
 import re
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ghostvis_cli import address_space, endings, sizes
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
 
@@ -80,17 +81,16 @@ def convert(
     color: options.Color = "auto",
 ) -> None:
     """Convert a training checkpoint for SGLang, vLLM and transformers."""
+    address_space.require_for_torch()
     from ghostvis_cli.convert import run
 
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
-    if checkpoint is not None:
-        if checkpoint_path is not None:
-            raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
-        ctx.params["checkpoint_path"] = checkpoint
+    if checkpoint is not None and checkpoint_path is not None:
+        raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
     if out is None and not dry_run:
         raise UsageError("where to?", hint="--out DIR, or --dry-run")
-    resolved = options.resolve_profile(ctx)
+    resolved = options.resolve_profile(ctx, ())
     settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force, verify=verify)
     if by_layer and not verify:
         raise UsageError("--verify-by-layer and --no-verify contradict each other", hint="leave one out")
@@ -102,7 +102,7 @@ def convert(
         return
     if verify:
         plan = _prepared_to_verify(plan)
-    certificate = asyncio.run(_run(plan, out))
+    certificate = endings.run(_run(plan, out))
     output.notice(_summary(certificate))
     if json:
         output.record({"schema_version": output.SCHEMA_VERSION, "path": str(out), "parity": certificate})
@@ -112,14 +112,15 @@ def convert(
 
 def _chosen(profile: "Profile") -> "Checkpoint":
     """The checkpoint meant. The demo must be asked for: nobody wants it converted by accident."""
-    from ghostvis_cli.engines.factory import choose_checkpoint
+    from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, choose_checkpoint, is_chosen
 
-    checkpoint, fell_back = choose_checkpoint(profile.model)
-    if fell_back:
+    checkpoint, notices = choose_checkpoint(profile.model)
+    if checkpoint.source == DEMO_SOURCE and not is_chosen(profile.model):
         raise UsageError(
-            "no checkpoint was named and no sft checkpoint was found",
-            hint="ghostvis models  lists them; --source demo is the built-in one",
+            "no checkpoint was named and there is no base directory",
+            hint="ghostvis convert CHECKPOINT --out DIR; --source demo is the built-in one",
         )
+    output.notices(notices)
     return checkpoint
 
 
@@ -169,7 +170,7 @@ def _prepared_to_verify(plan: "Plan") -> "Plan":
 
 def _summary(certificate: dict[str, Any]) -> str:
     verification = certificate["verification"]
-    made = f"{certificate['architecture']}, {certificate['weights_bytes'] / 1e9:.2f} GB as {certificate['dtype']}"
+    made = f"{certificate['architecture']}, {sizes.shown(certificate['weights_bytes'])} as {certificate['dtype']}"
     if verification["skipped"]:
         return f"{made}; not verified"
     figures = {check["name"]: check["value"] for check in verification["checks"]}
@@ -187,11 +188,12 @@ def _summary(certificate: dict[str, Any]) -> str:
 async def _run(plan: "Plan", out: Path) -> dict[str, Any]:
     """Convert in a thread, so that progress can be told and a signal ends it."""
     from ghostvis_cli.convert import run
+    from ghostvis_cli.threads import in_daemon_thread
 
     progress = run.Progress(plan.weights_bytes)
     try:
         async with output.progress(progress.line):
-            return await asyncio.to_thread(run.run, plan, out, progress)
+            return await in_daemon_thread(partial(run.run, plan, out, progress), "ghostvis-convert")
     except ModuleNotFoundError as error:
         raise EngineError(
             f"convert needs {error.name}, which is not installed", hint="pip install 'ghostvis-cli[convert]'"
@@ -236,11 +238,11 @@ def _show_plan(plan: "Plan", *, json: bool) -> None:
     output.table(
         headers,
         [
-            (target.name, "x".join(map(str, target.shape)), target.change, names, f"{nbytes / 1e6:,.1f} MB")
+            (target.name, "x".join(map(str, target.shape)), target.change, names, sizes.shown(nbytes))
             for _, target, names, nbytes in rows
         ],
     )
     output.notice(
         f"{plan.architecture}: {len(rows)} tensors in {len(plan.shards)} files, "
-        f"{plan.weights_bytes / 1e9:.2f} GB as {plan.settings.dtype}"
+        f"{sizes.shown(plan.weights_bytes)} as {plan.settings.dtype}"
     )

@@ -72,11 +72,11 @@ def doctor(
 def _settings(ctx: typer.Context) -> "Resolved | UsageError":
     """The profile of this call. Its faults are findings, and must not end the examination."""
     from ghostvis_cli.profile import resolve
+    from ghostvis_cli.profile.readers import heeded
 
-    typed = ctx.params
-    flags = {options.KEYS[name]: value for name, value in typed.items() if name in options.KEYS}
     try:
-        return resolve(typed["profile"], flags=flags, sets=typed["sets"] or ())
+        found = resolve(ctx.params["profile"], flags=options.flags(ctx), sets=ctx.params["sets"] or ())
+        return heeded(found, (found.profile.engine.chosen_kind,))
     except UsageError as error:
         return error
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
@@ -81,6 +82,7 @@ def generate(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -151,7 +153,7 @@ def generate(
     show = _Show(
         records=json or jsonl, stream=output.is_terminal_stdout() if stream is None else stream, stats=stats
     )
-    code = asyncio.run(_answer_all(resolved.profile, requests, show))
+    code = endings.run(_answer_all(resolved.profile, requests, show))
     raise typer.Exit(code)
 
 
@@ -184,12 +186,13 @@ def _prompts(given: list[str], prompt_file: Path | None, images: list[str]) -> l
 def _images(sources: list[str], profile: "Profile") -> "list[EncodedImage]":
     if not sources:
         return []
-    from ghostvis_cli.images import crop_notice, load_image
+    from ghostvis_cli.images import load_image
 
     images = [load_image(source, limits=profile.images) for source in sources]
     for image in images:
-        if line := crop_notice(image):
-            output.notice(line)
+        output.notices(image.notices)
+        for line in image.details:
+            output.detail(line)
     return images
 
 
@@ -218,6 +221,8 @@ class _Show:
             output.record(answer.record(engine.info))
         else:
             output.answer("\n" if self.stream else f"{answer.text}\n")
+        if answer.completion.notice is not None:
+            output.notice(answer.completion.notice)
         if self.stats:
             output.notice(answer.statistics())
         used = answer.completion.usage.prompt_tokens + answer.completion.usage.completion_tokens
@@ -257,10 +262,12 @@ async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show
     failures: list[GhostvisError] = []
     for task in tasks:
         try:
-            quiet_show.whole(await task, engine)
+            answer = await task
         except GhostvisError as error:
             failures.append(error)
             output.error(error)
+        else:  # what can't be written is no failure of a prompt
+            quiet_show.whole(answer, engine)
     if not failures:
         return ExitCode.OK
     return ExitCode.PARTIAL if len(failures) < len(tasks) else int(failures[0].code)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ghostvis_cli.cli import options, output
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.errors import ModelError
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -15,7 +15,10 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command()
 def models(
+    ctx: typer.Context,
     base_dir: options.BaseDir = None,
+    profile: options.Profile = None,
+    sets: options.Set = None,
     json: options.JsonFlag = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -24,11 +27,17 @@ def models(
     """List the checkpoints found: source, tag, step, kind, parameters, size."""
     from ghostvis_cli import demo
     from ghostvis_cli.checkpoint import locate
+    from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, base_dir_of, is_base_chosen
 
     options.talk(quiet, verbose, color)
-    base = expanded(base_dir) if base_dir else locate.default_base_dir()
+    model = options.resolve_profile(ctx, ()).profile.model
+    base = base_dir_of(model)
+    if is_base_chosen(model) and not base.is_dir():
+        raise ModelError(
+            f"the base directory {base} is no directory", hint=f"--base-dir DIR or {locate.BASE_VARIABLE}"
+        )
     found = [(checkpoint.source or "", checkpoint) for checkpoint in locate.scan(base)]
-    found += [("demo", checkpoint) for checkpoint in locate.scan(demo.BASE_DIR)]
+    found += [(DEMO_SOURCE, checkpoint) for checkpoint in locate.scan(demo.BASE_DIR)]
     records = [_record(source, checkpoint) for source, checkpoint in found]
     if json:
         output.record({"schema_version": output.SCHEMA_VERSION, "base_dir": str(base), "models": records})
@@ -41,12 +50,15 @@ def models(
         if record["error"]:
             output.notice(record["error"])
         output.detail(record["path"])
+        for name, constant in (record["constants"] or {}).items():
+            output.detail(f"  {name} {constant['value']} ({constant['origin']})")
 
 
 def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
     """One checkpoint; a damaged or foreign one is listed with the reason it can't be used."""
     from ghostvis_cli.checkpoint import load
     from ghostvis_cli.errors import ModelError, one_line
+    from ghostvis_cli.model.generations import PLAIN
 
     record: dict[str, Any] = {
         "source": source,
@@ -59,6 +71,8 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
         "vision": None,
         "layout": None,
         "context_tokens": None,
+        "generation": None,
+        "constants": None,
         "error": None,
     }
     try:
@@ -71,6 +85,11 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
             "vision": config.vision is not None,
             "layout": config.layout,
             "context_tokens": config.decoder.sequence_len,
+            "generation": None if config.decoder.generation is PLAIN else config.decoder.generation.name,
+            "constants": {
+                name: {"value": value, "origin": origin}
+                for name, (value, origin) in classified.constants.items()
+            },
         }
     except OSError as error:  # a link that leads nowhere
         record["error"] = f"{checkpoint.path}: {one_line(error)}"

@@ -7,18 +7,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
 
+from ghostvis_cli.addresses import is_host
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
-    from ghostvis_cli.serve.sglang_probe import About
+    from ghostvis_cli.sglang.probe import About
 
 app = typer.Typer(rich_markup_mode=None)
 DEFAULT = ServerSettings
@@ -35,8 +36,8 @@ EXAMPLES = """Examples:
 
   GHOSTVIS_API_KEY=... ghostvis serve --host 0.0.0.0
 
-SGLang serves where it can be used, else the local engine. The address is the first line on stdout: with SGLang once
-it is ready, with the local engine at once (/readyz says 200 once the model is loaded and warm).
+SGLang serves where it can be used, else the local engine. The address is the first line on stdout, once requests
+are answered.
 """
 
 
@@ -69,6 +70,22 @@ def serve(
         list[str] | None,
         typer.Option(
             "--allow-image-host", metavar="HOST", help="Fetch pictures from this host too. Repeatable."
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            metavar="ORIGIN",
+            help="Let web pages of this origin in besides this machine's, as https://a.example. Repeatable.",
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="Answer requests for this host name too; without a key only this machine's. Repeatable.",
         ),
     ] = None,
     max_body_mb: Annotated[
@@ -116,6 +133,7 @@ def serve(
     checkpoint_path: options.CheckpointPath = None,
     base_dir: options.BaseDir = None,
     layout: options.LayoutOption = None,
+    images_background: options.ImagesBackground = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -139,8 +157,10 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
     options.talk(quiet, verbose, color)
-    chosen = options.resolve_profile(ctx).profile
+    resolved = options.resolve_profile(ctx, ())
+    chosen = resolved.profile
     kind = _kind(chosen)
+    options.heed(resolved, ("local server",) if kind == "local" else ("sglang server",))
     if log_file is not None:
         output.log_to(Path(log_file), ctx.command_path)
     typed = {
@@ -154,9 +174,12 @@ def serve(
     settings = ServerSettings(
         **{name: value for name, value in typed.items() if value is not None},  # type: ignore[arg-type]
         api_key=_api_key(chosen, api_key_env),
-        allowed_image_hosts=tuple(allow_image_host or ()),
+        allowed_image_hosts=_hosts("--allow-image-host", allow_image_host),
+        allowed_hosts=_hosts("--allowed-host", allowed_host),
+        cors_origins=tuple(map(_origin, cors_origin or ())),
         image_limits=chosen.images,
         sampling=chosen.sampling,
+        max_tokens=chosen.sampling.max_tokens if resolved.chose("sampling.max_tokens") else None,
     )
     for_sglang = {
         "ready_timeout_s": ready_timeout,
@@ -179,7 +202,7 @@ def serve(
 
 def _kind(profile: "Profile") -> Literal["local", "sglang"]:
     """What serves: as asked for, else SGLang where it can, and a word about which."""
-    from ghostvis_cli.engines import sglang_runtime
+    from ghostvis_cli.sglang import runtime
 
     engine = profile.engine
     match engine.kind if engine.base_url is None or engine.kind != "auto" else "remote":
@@ -188,12 +211,12 @@ def _kind(profile: "Profile") -> Literal["local", "sglang"]:
         case "local":
             return "local"
         case "sglang":
-            version = sglang_runtime.require(device=engine.device)
+            version = runtime.require(device=engine.device)
         case _:
-            if reason := sglang_runtime.why_not(device=engine.device):
+            if reason := runtime.why_not(device=engine.device):
                 output.notice(f"serving with the local engine: {reason}")
                 return "local"
-            version = sglang_runtime.require(device=engine.device)
+            version = runtime.require(device=engine.device)
     output.notice(f"serving with SGLang {version}")
     return "sglang"
 
@@ -207,12 +230,40 @@ def _api_key(profile: "Profile", variable: str | None) -> str | None:
     return read_api_key(engine)
 
 
+def _hosts(option: str, names: list[str] | None) -> tuple[str, ...]:
+    """As they are compared. What no request's host can be would never match, without a word."""
+    for name in names or ():
+        if not is_host(name):
+            raise UsageError(f"{option} {name!r} is not a host's name", hint=f"{option} box.example")
+    return tuple(name.removeprefix("[").removesuffix("]").rstrip(".").lower() for name in names or ())
+
+
+def _origin(text: str) -> str:
+    from ghostvis_cli.serve.settings import origin_of
+
+    try:
+        return origin_of(text)
+    except ValueError as error:
+        message = f"--cors-origin {text!r} is not an origin"
+        raise UsageError(message, hint="--cors-origin https://app.example:8443") from error
+
+
 def _log_to_stderr(quiet: bool, verbose: bool) -> None:
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(
         stream=sys.stderr, level=max(level, logging.WARNING), format="%(asctime)s %(message)s"
     )
     logging.getLogger("ghostvis").setLevel(level)
+
+
+def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, json: bool) -> None:
+    """The line on stdout. It means the same on every engine: requests are answered."""
+    if not json:
+        output.answer(f"{url}\n")
+        return
+    record = {"url": url, "port": urlsplit(url).port, "pid": os.getpid(), "engine": engine}
+    record |= {"model": model, "context_tokens": context_tokens}
+    output.record({"schema_version": output.SCHEMA_VERSION, **record})
 
 
 async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) -> int:
@@ -226,23 +277,19 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
     started_s = time.perf_counter()
 
     async def load() -> Served:
-        # The engine belongs to no loop, so another one may make it; importing torch blocks for seconds.
-        engine: Any = await local_server.in_daemon_thread(lambda: asyncio.run(make_engine(profile)))
+        engine = await make_engine(profile)
         return Served(engine, getattr(engine, "tokenizer", None))
 
     def on_bound(url: str) -> None:
-        if json:
-            record = {"url": url, "port": urlsplit(url).port, "pid": os.getpid()}
-            output.record({"schema_version": output.SCHEMA_VERSION, **record})
-        else:
-            output.answer(f"{url}\n")
+        output.notice(f"{url} is taken; loading the model")
 
-    def on_ready(served: Served) -> None:
+    def on_ready(url: str, served: Served) -> None:
         info = served.engine.info
         for line in info.notices:
             output.notice(line)
         loaded_s = time.perf_counter() - started_s
         output.notice(f"ready after {loaded_s:.1f} s: {served.name(settings)} on {info.device}, {info.dtype}")
+        _announce(url, served.name(settings), info.context_tokens, engine="local", json=json)
 
     return await local_server.serve(settings, load, on_bound=on_bound, on_ready=on_ready)
 
@@ -250,35 +297,27 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
     """Port, plug-in, directory, in this order: what costs least is found out first."""
     from ghostvis_cli.convert import cache
-    from ghostvis_cli.engines import sglang_runtime
-    from ghostvis_cli.serve import sglang_server
     from ghostvis_cli.serve.listen import free_port
-    from ghostvis_cli.serve.sglang_log import is_notable, shortened
-    from ghostvis_cli.sglang_plugin import check
+    from ghostvis_cli.sglang import runtime, server
+    from ghostvis_cli.sglang.log import is_notable, shortened
+    from ghostvis_cli.sglang.plugin import check
 
     settings = replace(settings, port=free_port(settings))
     check()
-    dtype = sglang_runtime.weights_dtype(profile)
+    dtype = runtime.weights_dtype(profile)
     directory = cache.for_model(profile.model, dtype, report=output.notice)
     name = settings.served_model_name or cache.tag(directory)
-    admin_key = os.environ.get(sglang_server.ADMIN_VARIABLE) or None
-    launch = sglang_server.Launch(profile, directory, name, settings, sglang, admin_key)
+    admin_key = os.environ.get(server.ADMIN_VARIABLE) or None
+    launch = server.Launch(profile, directory, name, settings, sglang, admin_key)
     started_s = time.perf_counter()
 
     def on_ready(url: str, about: "About") -> None:
         took_s = time.perf_counter() - started_s
         context = f"context {about.context_tokens} tokens, " if about.context_tokens else ""
         output.notice(f"ready after {took_s:.1f} s: {about.model} at {url}, {context}{dtype}")
-        if not json:
-            output.answer(f"{url}\n")
-            return
-        record = {"url": url, "port": settings.port, "pid": os.getpid(), "engine": "sglang"}
-        record |= {"model": about.model, "context_tokens": about.context_tokens}
-        output.record({"schema_version": output.SCHEMA_VERSION, **record})
+        _announce(url, about.model, about.context_tokens, engine="sglang", json=json)
 
     def on_line(line: str) -> None:
         output.child_line(line if output.verbose() else shortened(line), notable=is_notable(line))
 
-    return asyncio.run(
-        sglang_server.serve(launch, on_line=on_line, on_ready=on_ready, on_notice=output.notice)
-    )
+    return asyncio.run(server.serve(launch, on_line=on_line, on_ready=on_ready, on_notice=output.notice))

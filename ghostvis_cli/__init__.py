@@ -1,15 +1,16 @@
 """GhostVis command-line toolkit: the public Python API, resolved on first use so that imports stay cheap."""
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing takes milliseconds of every start
 if TYPE_CHECKING:
+    from typing import Any
+
     from ghostvis_cli.api import GhostVisSGLangEngine, create_sglang_engine
 
 __version__ = "0.1.0"
 __all__ = ["GhostVisSGLangEngine", "__version__", "create_sglang_engine"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in ("GhostVisSGLangEngine", "create_sglang_engine"):
         from ghostvis_cli import api
 

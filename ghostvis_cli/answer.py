@@ -48,6 +48,7 @@ class Answer:
             "schema_version": SCHEMA_VERSION,
             "id": f"gen-{uuid.uuid4().hex}",
             "text": completion.text,
+            **completion.beside.record(),
             "token_ids": list(completion.token_ids),
             "finish_reason": completion.finish_reason,
             "usage": asdict(usage),
@@ -82,7 +83,7 @@ async def ask(
     chunks: list[Chunk] = []
     async with aclosing(engine.generate(request)) as stream:
         async for chunk in stream:
-            if first is None and (chunk.token_ids or chunk.text):
+            if first is None and chunk.generated:
                 first = time.perf_counter() - started
             chunks.append(chunk)
             if on_text and chunk.text:

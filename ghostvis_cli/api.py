@@ -27,6 +27,7 @@ from ghostvis_cli.engines.factory import make_engine
 from ghostvis_cli.errors import EngineError, InputError
 from ghostvis_cli.images import EncodedImage, ImageLimits, load_image
 from ghostvis_cli.profile import Resolved, resolve
+from ghostvis_cli.profile.readers import heeded
 from ghostvis_cli.prompt import Message, well_formed
 
 if TYPE_CHECKING:
@@ -72,27 +73,29 @@ def create_sglang_engine(
         "engine.tensor_parallel_size": tensor_parallel_size,
         "engine.base_url": base_url,
     }
-    return GhostVisSGLangEngine(*_with_sglang(resolve(profile, flags=flags)))
+    return GhostVisSGLangEngine(_with_sglang(resolve(profile, flags=flags)))
 
 
-def _with_sglang(resolved: Resolved) -> tuple[Resolved, tuple[str, ...]]:
-    """The engine that this API is named for, where nobody chose one and it can be used; else why not."""
+def _with_sglang(resolved: Resolved) -> Resolved:
+    """With the engine that this API is named for, where nobody chose one and it can be used; else why not."""
     engine = resolved.profile.engine
-    if engine.kind != "auto" or engine.base_url is not None:
-        return resolved, ()
-    from ghostvis_cli.engines.sglang_runtime import why_not
+    if engine.kind == "auto" and engine.base_url is None:
+        from ghostvis_cli.sglang.runtime import why_not
 
-    if reason := why_not(device=engine.device):
-        return resolved, (f"{reason}: the local engine runs the model",)
-    profile = replace(resolved.profile, engine=replace(engine, kind="sglang"))
-    return replace(resolved, profile=profile), ()
+        if reason := why_not(device=engine.device):
+            told = f"{reason}: the local engine runs the model"
+            resolved = replace(resolved, notices=(*resolved.notices, told))
+        else:
+            profile = replace(resolved.profile, engine=replace(engine, kind="sglang"))
+            resolved = replace(resolved, profile=profile)
+    return heeded(resolved, (resolved.profile.engine.chosen_kind,))
 
 
 class GhostVisSGLangEngine:
     """A running engine, called synchronously. Close it, or use it as a context manager."""
 
-    def __init__(self, resolved: Resolved, notices: tuple[str, ...] = ()) -> None:
-        self._profile, self._notices = resolved.profile, notices
+    def __init__(self, resolved: Resolved) -> None:
+        self._profile, self._notices = resolved.profile, resolved.notices
         self._chat_defaults: dict[str, Any] = (
             {} if resolved.chose("sampling.max_tokens") else {"max_tokens": CHAT_MAX_TOKENS}
         )

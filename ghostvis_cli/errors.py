@@ -6,7 +6,7 @@ GhostvisError
 ├── ModelError        4   checkpoint missing, damaged, unsafe, of an unsupported kind
 ├── EngineError       5   not reachable, not installed, not ready in time; likewise a program that we need
 ├── RequestError      6   the engine answered with an error, or cannot do what was asked
-├── MemoryLimitError  7   out of memory; the hint says what to lower
+├── MemoryLimitError  7   out of memory, or of what else the system allows; the hint says what to change
 ├── CheckFailedError  9   a check said no, such as convert's comparison
 ├── LockedError      10   another run holds --lock
 ├── DeadlineError   124   --timeout passed
@@ -15,6 +15,7 @@ GhostvisError
 A GhostvisError itself is a bug (1). Ctrl-C, SIGTERM and a reader that left are no errors: see cli/guard.py.
 """
 
+import errno
 from enum import IntEnum
 from typing import ClassVar
 
@@ -34,6 +35,7 @@ class ExitCode(IntEnum):
     CHECK_FAILED = 9
     LOCKED = 10
     TIMEOUT = 124
+    HANGUP = 129
     INTERRUPTED = 130
     READER_GONE = 141
     TERMINATED = 143
@@ -59,6 +61,10 @@ class UsageError(GhostvisError):
 class InputError(GhostvisError):
     code = ExitCode.INPUT
     kind = "input"
+
+
+class ContextLengthError(InputError):
+    """Prompt and answer are more than the model has positions for."""
 
 
 class ModelError(GhostvisError):
@@ -99,6 +105,39 @@ class DeadlineError(GhostvisError):
 class OutputError(GhostvisError):
     code = ExitCode.BUG
     kind = "output"
+
+
+LOWER = (
+    "fewer or smaller requests at once, a lower --max-tokens, --dtype bfloat16, or a higher limit (ulimit -v)"
+)
+# What Python, torch, CUDA, the C++ library and the system's loader say of it.
+NO_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "can't start new thread",
+    "failed to map segment from shared object",
+)
+NOT_MEMORY = ("static TLS", "not permitted")  # of a loader that had enough
+
+
+def limit_reached(error: BaseException, hint: str = LOWER) -> MemoryLimitError | None:
+    """Running out of memory or of open files, in whichever of its many forms; None for any other error."""
+    if isinstance(error, MemoryLimitError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return MemoryLimitError("too many files are open for the system's limit", hint="ulimit -n 1024")
+    said = _about_memory(error)
+    in_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, GhostvisError) or not (said or in_system or isinstance(error, MemoryError)):
+        return None
+    return MemoryLimitError(f"out of memory: {printable(said)}" if said else "out of memory", hint=hint)
+
+
+def _about_memory(error: BaseException) -> str | None:
+    """The line of its message that says so."""
+    lines = [line.strip() for line in str(error).splitlines() if any(sign in line for sign in NO_MEMORY)]
+    return next((line for line in lines if not any(sign in line for sign in NOT_MEMORY)), None)
 
 
 def printable(name: str) -> str:

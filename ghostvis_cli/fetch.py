@@ -3,7 +3,6 @@
 The address that was checked is the address that is connected to, at every redirect.
 """
 
-import ipaddress
 import socket
 import time
 from collections.abc import Container
@@ -13,14 +12,13 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli import __version__
+from ghostvis_cli.addresses import is_public, proxy_for
 from ghostvis_cli.errors import InputError, one_line, printable
 
 if TYPE_CHECKING:
     import httpx2
 
     from ghostvis_cli.images import ImageLimits
-
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses as an IPv6-only network sees them
 
 
 def is_from(url: str, hosts: Container[str]) -> bool:
@@ -66,7 +64,7 @@ class _Fetch:
     """One picture's way through redirects. Every hop is checked, and connects to the very address checked.
 
     Behind a proxy (HTTPS_PROXY and so on) the proxy resolves names and decides which hosts may be reached;
-    addresses written as numbers are still checked here, and loopback is never proxied.
+    addresses written as numbers are still checked here, and this machine is never reached through one.
     """
 
     def __init__(self, name: str, limits: "ImageLimits", sockets: list[socket.socket]) -> None:
@@ -106,7 +104,7 @@ class _Fetch:
         if url.userinfo:
             message = f"{self.name}: a URL with a user name or password is not read"
             raise InputError(message, hint="download it first")
-        proxy = _proxy(url)
+        proxy = proxy_for(url.scheme, url.host, url.port)
         addresses = self._addresses(url, numbers_only=proxy is not None)
         # trust_env would also send credentials from ~/.netrc; the certificates of SSL_CERT_FILE are kept.
         verify = httpx2.create_ssl_context()
@@ -129,7 +127,7 @@ class _Fetch:
             raise
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         for address in addresses:
-            if not (self.limits.allow_private or _is_public(address)):
+            if not (self.limits.allow_private or is_public(address)):
                 message = f"{self.name}: {printable(url.host)} is {address}, which is not a public address"
                 raise InputError(message, hint="download it first")
         return addresses
@@ -175,28 +173,3 @@ class _Fetch:
             if len(body) > self.limits.max_bytes:
                 raise InputError(f"{self.name}: larger than {self.limits.size}")
         return bytes(body)
-
-
-def _proxy(url: "httpx2.URL") -> str | None:
-    from urllib.request import getproxies, proxy_bypass  # 20 ms that only a URL should cost
-
-    host = url.host
-    if host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host):
-        return None
-    proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
-
-
-def _is_public(text: str) -> bool:
-    """Whether everyone on the internet means the same machine by this address, IPv4 inside IPv6 included."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if address in NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner:
-            return _is_public(str(inner))
-        if address.is_site_local:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved

@@ -1,4 +1,4 @@
-"""One picture from a path, `-`, a `data:` URL, http(s) or bytes: checked, upright, RGB, ready for any engine.
+"""One picture from a path, `-`, a `data:` URL, http(s) or bytes: checked, upright, opaque RGB.
 
 Limits hold before anything is decoded, every failure is an InputError that names the picture, nothing prints.
 Stops at pixels: resizing, cropping and normalising belong to the model.
@@ -12,19 +12,26 @@ import re
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from ghostvis_cli.errors import InputError, one_line, printable
+from ghostvis_cli.errors import InputError, UsageError, limit_reached, one_line, printable
 from ghostvis_cli.fetch import fetch
+from ghostvis_cli.jpeg import is_filled_up, with_end
+from ghostvis_cli.transparency import WHITE, ground_colour, on_ground
 
 if TYPE_CHECKING:
     from PIL import Image
 
+FIRST_OF = {
+    "animation": "an animation: the model sees its first frame",
+    "pages": "several pages: the model sees the first",
+}
 NOTICE_BELOW = 0.8  # a centre crop that keeps less than this share of the picture is worth a line
 
 # Pillow's readers of still pictures. Not EPS or PDF, which run other programs; not ICO, whose header does not
@@ -51,7 +58,10 @@ SHRINK = "magick {file} -resize 2048x2048 smaller.jpg"
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may cost. The defaults admit what cameras make and nothing that stops a laptop."""
+    """What a picture may cost. The defaults admit what cameras make and nothing that stops a laptop.
+
+    `background` is what shows where a picture is transparent.
+    """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 64_000_000  # 192 MB as RGB; full-frame cameras end at 61 million
@@ -59,6 +69,16 @@ class ImageLimits:
     timeout_s: float = 20.0  # name lookup, every redirect and the whole body together
     max_redirects: int = 3
     allow_private: bool = False  # loopback, link-local (cloud metadata), private networks and the like
+    background: str = "white"
+
+    def __post_init__(self) -> None:
+        if ground_colour(self.background) is None:
+            raise UsageError(f"background is {self.background!r}, not white, black, grey or #rrggbb")
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """`background` as RGB."""
+        return ground_colour(self.background) or WHITE
 
     @property
     def size(self) -> str:
@@ -80,6 +100,11 @@ class EncodedImage:
     mime: str
     width: int
     height: int
+    first_of: Literal["animation", "pages"] | None = None  # what it is only the first frame or page of
+    laid_on: str | None = None  # the ground, where the picture was transparent
+    encoded: bytes | None = field(
+        default=None, repr=False, compare=False
+    )  # base64 of `data`, where made ahead
 
     @cached_property
     def _pixels(self) -> "Image.Image":
@@ -107,16 +132,27 @@ class EncodedImage:
         """The share of the area that the model's central square leaves."""
         return min(self.width, self.height) / max(self.width, self.height)
 
+    @property
+    def notices(self) -> Iterator[str]:
+        """Lines for stderr on what the model does not see: other frames, and over 20 % outside the square."""
+        if self.first_of is not None:
+            yield f"{self.name}: {FIRST_OF[self.first_of]}"
+        if self.kept_fraction < NOTICE_BELOW:
+            percent = int(100 * self.kept_fraction)
+            yield f"{self.name}: the model sees the central square, {percent} % of the picture"
+
+    @property
+    def details(self) -> Iterator[str]:
+        """Lines for stderr with -v."""
+        if self.laid_on is not None:
+            yield f"{self.name}: transparent parts are shown on {self.laid_on}; images.background sets another"
+
+    def base64(self) -> bytes:
+        """`data` as the text that a server is sent."""
+        return base64.b64encode(self.data) if self.encoded is None else self.encoded
+
     def data_url(self) -> str:
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
-
-
-def crop_notice(image: EncodedImage) -> str | None:
-    """One line for stderr when the central square loses over 20 % of the picture."""
-    if image.kept_fraction >= NOTICE_BELOW:
-        return None
-    percent = int(100 * image.kept_fraction)
-    return f"{image.name}: the model sees the central square, {percent} % of the picture"
+        return f"data:{self.mime};base64,{self.base64().decode('ascii')}"
 
 
 def load_image(
@@ -171,7 +207,8 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> 
     except (UnidentifiedImageError, KeyError) as error:  # KeyError: a Pillow that knows no AVIF
         raise _not_a_picture(data, name) from error
     except Exception as error:  # Pillow's readers let anything out on a damaged file
-        raise InputError(f"{name}: the header cannot be read: {one_line(error)}") from error
+        unread = InputError(f"{name}: the header cannot be read: {one_line(error)}")
+        raise limit_reached(error) or unread from error
     return _checked(image, data, name, limits)
 
 
@@ -187,19 +224,68 @@ def _checked(image: "Image.Image", data: bytes | None, name: str, limits: ImageL
         message = f"{name}: one side of {width} x {height} is over {limits.max_aspect:g} times the other"
         raise InputError(message, hint="cut out the part that matters")
     try:
-        image.load()
-        mime = SENT_AS_IS[str(image.format)] if data and _can_be_sent(image, data) else None
-        rgb = _upright_rgb(image, is_ours=data is not None)
-        encoded = EncodedImage(name, data if mime else None, mime or "image/png", *rgb.size)
+        return _encoded(*_loaded(image, data), name, limits)
     except Exception as error:  # as above
         kind = image.format or "picture"
-        raise InputError(f"{name}: broken or truncated {kind}: {one_line(error)}") from error
+        broken = InputError(f"{name}: broken or truncated {kind}: {one_line(error)}")
+        raise limit_reached(error) or broken from error
+
+
+def _loaded(image: "Image.Image", data: bytes | None) -> "tuple[Image.Image, bytes | None]":
+    """Its pixels decoded. A JPEG that only lost its end marker gets it back."""
+    from PIL import Image
+
+    jpeg = data if image.format in ("JPEG", "MPO") else None
+    try:
+        if jpeg is not None and is_filled_up(jpeg):
+            raise OSError("zeros where its end should be")
+        image.load()
+    except OSError:
+        whole = with_end(jpeg) if jpeg is not None else None
+        if whole is None:
+            raise
+        image, data = Image.open(BytesIO(whole), formats=("JPEG",)), whole
+        image.load()
+    return image, data
+
+
+def _encoded(image: "Image.Image", data: bytes | None, name: str, limits: ImageLimits) -> EncodedImage:
+    """The first frame, its transparent parts on the ground, turned as EXIF says."""
+    as_is, orientation = data is not None and _can_be_sent(image, data), _orientation(image)
+    colours = image if data and image.mode == "RGB" else _eight_bit(image).convert("RGB")  # a copy less
+    opaque = on_ground(image, colours, limits.ground, bits=data[24] if data and image.format == "PNG" else 8)
+    first_of = _first_of(image, data)
+    rgb = _upright(opaque, orientation)
+    encoded = EncodedImage(
+        name,
+        data if as_is else None,
+        SENT_AS_IS[str(image.format)] if as_is else "image/png",
+        *rgb.size,
+        first_of=first_of,
+        laid_on=None if opaque is colours else limits.background,
+    )
     encoded.__dict__["_pixels"] = rgb  # decoded once: this is where cached_property keeps its value
     return encoded
 
 
+def _first_of(image: "Image.Image", data: bytes | None) -> Literal["animation", "pages"] | None:
+    """What the file has more of. A phone's MPO counts as one picture: its others are for depth and brightness."""
+    from PIL import Image
+
+    if data is None or image.format in ("JPEG", "MPO"):
+        return None
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as again:  # looking further moves a GIF on
+            more = getattr(again, "is_animated", False)
+    except Exception:  # whatever a damaged second frame makes Pillow raise
+        return None
+    if not more:
+        return None
+    return "pages" if image.format == "TIFF" else "animation"
+
+
 def _can_be_sent(image: "Image.Image", data: bytes) -> bool:
-    """Whether any decoder gets the pixels of `_upright_rgb` from the original bytes."""
+    """Whether any decoder gets the pixels of `_encoded` from the original bytes."""
     if image.format not in SENT_AS_IS or image.mode not in ("RGB", "L") or _orientation(image) != 1:
         return False
     if image.format == "PNG" and data[24] != 8:  # bit depth: 16 has no single way to 8
@@ -213,16 +299,13 @@ def _orientation(image: "Image.Image") -> int:
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
-def _upright_rgb(image: "Image.Image", *, is_ours: bool) -> "Image.Image":
-    """The first frame, turned as EXIF says, alpha dropped, free of metadata that could turn it twice.
+def _upright(rgb: "Image.Image", orientation: int) -> "Image.Image":
+    """Turned, and free of metadata that could turn it twice.
 
     Not ImageOps.exif_transpose: it writes the other EXIF tags anew and fails on those that are damaged.
-    `is_ours`: `image` may become what is returned, which spares a copy.
     """
     from PIL.Image import Transpose as To
 
-    orientation = _orientation(image)
-    rgb = image if is_ours and image.mode == "RGB" else _eight_bit(image).convert("RGB")
     rgb.info.clear()
     turns = (None, To.FLIP_LEFT_RIGHT, To.ROTATE_180, To.FLIP_TOP_BOTTOM,
              To.TRANSPOSE, To.ROTATE_270, To.TRANSVERSE, To.ROTATE_90)  # fmt: skip
@@ -259,7 +342,7 @@ def _read_file(path: str, name: str, limits: ImageLimits) -> bytes:
                 raise _too_large(name, limits)
             return file.read(limits.max_bytes + 1)  # pipes and devices have no size to ask for
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{name}: {one_line(error)}") from error
+        raise limit_reached(error) or InputError(f"{name}: {one_line(error)}") from error
 
 
 def _file_url_path(url: str, name: str) -> str:
@@ -291,9 +374,10 @@ def _decode_data_url(url: str, limits: ImageLimits) -> bytes:
     if not header.lower().endswith(";base64"):
         return content
     if len(content) * 3 // 4 <= limits.max_bytes:
-        with suppress(binascii.Error):  # nearly all: a hundred times as fast as to look for what is odd
+        with suppress(binascii.Error):  # nearly all of them; what is odd takes longer
             return binascii.a2b_base64(content, strict_mode=True)
-    content = re.sub(rb"[\s=]+", b"", content).translate(bytes.maketrans(b"-_", b"+/"))
+    # Not by a regular expression: of 40 MB that would stop every other thread for seconds.
+    content = content.translate(bytes.maketrans(b"-_", b"+/"), b" \t\n\r\f\v=")
     if len(content) * 3 // 4 > limits.max_bytes:
         raise _too_large("data: URL", limits)
     try:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import is_here
+
 PROC = Path("/proc")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LISTENING = "0A"  # in /proc/net/tcp
 FULL = 0.9  # of a core: a thread that runs, or waits for a core, as long as this does nothing else
 CROWD = 2.5  # cores of a main process whose work is one thread's
@@ -102,9 +103,9 @@ def limit(uses: Iterable[Use]) -> Limit | None:
 
 def local_port(url: str) -> int | None:
     """The port of a server on this machine, as far as its address tells."""
-    parts = urlsplit(url)
-    if parts.hostname not in LOOPBACK:
+    if not is_here(url):
         return None
+    parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
 
 

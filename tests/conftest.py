@@ -1,37 +1,56 @@
-"""What several test folders share: where the recorded references are, and a clean environment."""
+"""What several test folders share: the recorded references, an environment of the tests' own, skips by reason."""
 
 import json
+import os
+import re
+from collections import Counter
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.load import LoadedModel
+    from ghostvis_cli.checkpoint.locate import Checkpoint
+
 DATA = Path(__file__).parent / "data"
+STAGES = {
+    "base": "base_checkpoints",
+    "mid": "mid_checkpoints",
+    "sft": "chatsft_checkpoints",
+    "rl": "chatrl_checkpoints",
+}
 SOURCE_OF = {"text_swiglu": "base", "text_relu2_nano1_pad": "base", "vlm_clip_hf": "sft"}
 
 
 class Reference:
     """One recorded case: the checkpoint directory and what the reference implementation said about it."""
 
-    def __init__(self, case: str) -> None:
-        self.case, self.base_dir, self.source = case, DATA / case, SOURCE_OF[case]
+    def __init__(self, case: str | Path) -> None:
+        self.case, self.base_dir = Path(case).name, DATA / case
+        self.source = SOURCE_OF.get(self.case) or next(
+            s for s in STAGES if (self.base_dir / STAGES[s]).is_dir()
+        )
         self.facts: Mapping[str, Any] = json.loads((self.base_dir / "reference.json").read_text())
         self.arrays = np.load(self.base_dir / "reference.npz")
 
-    def checkpoint(self):
+    def checkpoint(self) -> "Checkpoint":
         from ghostvis_cli.checkpoint import locate
 
         return locate.find(self.base_dir, self.source)
 
-    def load(self):
+    def load(self) -> "LoadedModel":
         from ghostvis_cli.checkpoint.load import load_model
 
         return load_model(self.checkpoint())
 
     def greedy(self, name: str) -> list[int]:
-        return self.facts["greedy"]["fp32"][name]
+        greedy = self.facts["greedy"]
+        return greedy.get("fp32", greedy)[name]
 
 
 @pytest.fixture(scope="session", params=["text_swiglu", "text_relu2_nano1_pad"])
@@ -44,11 +63,26 @@ def vlm_reference() -> Reference:
     return Reference("vlm_clip_hf")
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test sees the developer's own profiles, checkpoints or colours."""
-    empty = tmp_path_factory.getbasetemp() / "nobody"
-    for name in ("NO_COLOR", "FORCE_COLOR", "GHOSTVIS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(empty / "nanochat"))
-    monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(empty / "config"))
+# What a developer may have set for their own use of the program. Child processes must not see it either.
+DEVELOPERS = re.compile(r"GHOSTVIS_.*|NANOCHAT_BASE_DIR|XDG_.*|NO_COLOR|FORCE_COLOR|.*_PROXY", re.IGNORECASE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home of the tests' own, before any module is imported: configuration, state and caches lie below it."""
+    home = TemporaryDirectory(prefix="ghostvis-tests-")
+    config.add_cleanup(home.cleanup)
+    for name in filter(DEVELOPERS.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ["HOME"] = home.name
+    if find_spec("hypothesis"):
+        from hypothesis import settings
+
+        settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+        settings.load_profile("untimed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason to skip, since a skip is a promise that nobody checked."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()))
+    for reason, times in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped {times}: {reason.removeprefix('Skipped: ')}")

@@ -1,18 +1,18 @@
 """One batch from its options to its exit code: check the rows, go on with the output, run what is left, sum up."""
 
-import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ghostvis_cli import endings, files
 from ghostvis_cli.batch.journal import Journal, Progress
 from ghostvis_cli.batch.manifest import Manifest
 from ghostvis_cli.batch.rows import Row, RunSettings
-from ghostvis_cli.batch.run import Batch, JournalSink
+from ghostvis_cli.batch.run import Batch, JournalSink, StreamSink
 from ghostvis_cli.batch.source import RowFile
 from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
+from ghostvis_cli.paths import expanded
 from ghostvis_cli.profile.values import shown
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ IN_FLIGHT_ELSEWHERE = 16
 
 @dataclass(frozen=True)
 class Job:
-    """`output` None or `-` is stdout: whole records as they come, and nothing to go on with another time."""
+    """`output` None or `-` is stdout: whole records as they come, and nothing to go on with another time.
+
+    So is a pipe or a device, such as /dev/stdout or what a shell makes of >(...).
+    """
 
     input: str
     output: str | None = None
@@ -50,18 +53,21 @@ class Voice(Protocol):
 def run_job(job: Job, profile: "Profile", voice: Voice) -> int:
     """Run a batch; the exit code. Refuses what can't work before a model is loaded."""
     settings = RunSettings(profile.sampling, profile.system, job.raw)
-    journal = None
+    journal, stream = None, None
     with ExitStack() as stack:
         rows = stack.enter_context(closing(RowFile.open(job.input, settings)))
-        if job.output not in (None, STDIO):
-            path = Path(str(job.output))
+        path = None if job.output in (None, STDIO) else expanded(str(job.output))
+        if path is not None and (path.is_dir() or not files.is_special(path)):
+            stack.enter_context(endings.unwinding())  # rows in flight are ended, and what is recorded is told
             if rows.is_file(path):
                 raise UsageError(f"--input and --output are both {path}")
             journal = stack.enter_context(closing(Journal.open(path)))
             journal.check(settings)
         elif job.retry_errors:
             raise UsageError("--retry-errors goes on with a file", hint="--output results.jsonl")
-        return asyncio.run(_Run(job, profile, voice, rows, journal).run())
+        elif path is not None:
+            stream = stack.enter_context(closing(StreamSink(path)))
+        return endings.run(_Run(job, profile, voice, rows, journal, stream).run())
 
 
 @dataclass
@@ -71,6 +77,7 @@ class _Run:
     voice: Voice
     rows: RowFile
     journal: Journal | None
+    stream: "StreamSink | None" = None
     failures: int = 0
 
     async def run(self) -> int:
@@ -86,7 +93,7 @@ class _Run:
                 return manifest.row_hash(self.rows.digest(index))
 
             progress = self._resumed(manifest, row_hash) if self.journal else Progress.fresh(len(self.rows))
-            sink = JournalSink(self.journal) if self.journal else _Stdout(self.voice)
+            sink = JournalSink(self.journal) if self.journal else self.stream or _Stdout(self.voice)
             wanted = self.rows.rows(progress.wanted)
             batch = Batch(engine, wanted, self._picture, sink, row_hash, progress, self._failed)
             await self._run_rows(batch, self._concurrency(engine))
@@ -116,6 +123,9 @@ class _Run:
                 self.voice.notice(f"{count} rows are recorded; the same command goes on with the rest")
             raise
         self.voice.notice(batch.summary())
+        if batch.textless:
+            more = f"; so have {batch.textless - 1:,} more" if batch.textless > 1 else ""
+            self.voice.notice(f"{batch.first_textless}{more}")
         if batch.progress.failed and self.journal is not None:
             self.voice.notice("the same command with --retry-errors runs the failed rows again")
 

@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import shlex
-import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ghostvis_cli.batch.manifest import Manifest, differences, plain_settings, sync_directory
+from ghostvis_cli import files
+from ghostvis_cli.batch.manifest import Manifest, differences, plain_settings
 from ghostvis_cli.batch.rows import RunSettings
 from ghostvis_cli.errors import LockedError, OutputError, UsageError
 from ghostvis_cli.paths import expanded
@@ -81,6 +81,7 @@ class Journal:
             raise UsageError(
                 f"--output {path} is not a regular file", hint="without --output, results go to stdout"
             )
+        files.sweep(path.parent)
         try:
             return cls(path, _locked(path))
         except BlockingIOError as error:
@@ -140,7 +141,7 @@ class Journal:
         content = b"".join(lines)
         with self._in_use:
             try:
-                _write(self._descriptor, content)
+                write_all(self._descriptor, content)
                 os.fsync(self._descriptor)
             except OSError as error:
                 with suppress(OSError):
@@ -179,21 +180,15 @@ class Journal:
             progress.repaired, self._size = self._size - whole, whole
 
     def _rewrite_without(self, lines: Collection[int]) -> None:
-        new = self.path.with_name(self.path.name + ".new")
         try:
-            new.unlink(missing_ok=True)  # of a run that was killed here
-            descriptor = os.open(new, APPEND | os.O_EXCL, stat.S_IMODE(os.fstat(self._descriptor).st_mode))
             # Locked before it has the name: there is no moment at which another run could take it.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with self.path.open("rb") as file:
+            with files.replacing(self.path) as new, self.path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     if number not in lines:
-                        _write(descriptor, line)
-            os.fsync(descriptor)
-            new.replace(self.path)
-            sync_directory(self.path.parent)
+                        write_all(new, line)
+                descriptor = os.dup(new)
         except OSError as error:
-            raise OutputError(f"{new} can't be written: {error.strerror}") from error
+            raise files.cannot_write(self.path, error) from error
         os.close(self._descriptor)
         self._descriptor, self._size = descriptor, os.fstat(descriptor).st_size
 
@@ -214,7 +209,7 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _write(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]

@@ -5,20 +5,19 @@ The file is for people too: when a run is refused, the message names the values 
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, files
 from ghostvis_cli.batch.rows import RunSettings
+from ghostvis_cli.checkpoint.generations import NONE_SET
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import EngineInfo
-from ghostvis_cli.errors import ModelError, OutputError, UsageError
+from ghostvis_cli.errors import ModelError, UsageError
 
 SCHEMA_VERSION = 1
 
@@ -45,18 +44,12 @@ class Manifest:
         return hashlib.sha256(self.run_hash + digest).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Whole or not at all: a new file, synced, then renamed."""
+        """OutputError where that can't be done."""
         content = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, ensure_ascii=False, indent=2)
-        new = path.with_name(path.name + ".new")
         try:
-            with new.open("w", encoding="utf-8") as file:
-                file.write(content + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-            sync_directory(path.parent)
+            files.write(path, (content + "\n").encode())
         except OSError as error:
-            raise OutputError(f"{path} can't be written: {error.strerror}") from error
+            raise files.cannot_write(path, error) from error
 
     @classmethod
     def read(cls, path: Path) -> "Manifest | None":
@@ -92,14 +85,17 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], path: str = "") 
 
 def model_identity(info: EngineInfo) -> dict[str, Any]:
     """What decides a model's answers. For a local one its content, wherever it lies; for a server what it says."""
-    same = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
-    if info.kind == "local":
-        return {**same, "checkpoint": fingerprint(Checkpoint(Path(info.model)))}
+    same: dict[str, Any] = {"engine": info.kind, "layout": info.layout, "dtype": info.dtype}
+    if info.checkpoint is not None:
+        if chosen := info.checkpoint.constants.chosen:
+            same["constants"] = dict(chosen)  # beside the hash, which can't say what differs
+        return {**same, "checkpoint": fingerprint(info.checkpoint)}
     return {**same, "name": info.model, "source": info.source, "tag": info.tag, "step": info.step}
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over every tensor's CRC-32 (a torch file is a zip and holds them), the meta file and the tokenizer.
+    """SHA-256 over every tensor's CRC-32 (a torch file is a zip and holds them), the meta file, the tokenizer and
+    what the user set of the model's constants.
 
     Reads kilobytes of a file of gigabytes; changes when one weight does, and not when the file is moved.
     """
@@ -110,19 +106,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
                 digest.update(f"{entry.filename}:{entry.file_size}:{entry.CRC}\n".encode())
         for path in (checkpoint.meta_path, checkpoint.tokenizer_path):
             digest.update(path.read_bytes() if path.exists() else b"-")
+        if checkpoint.constants != NONE_SET:
+            digest.update(repr(checkpoint.constants).encode())
     except (OSError, zipfile.BadZipFile) as error:
         raise ModelError(f"{checkpoint.path} can't be read again: {error}") from error
     return f"sha256:{digest.hexdigest()}"
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a new or renamed entry survive a power cut, where the file system can."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _dump(value: object) -> str:

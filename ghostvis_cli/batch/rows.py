@@ -16,7 +16,8 @@ from ghostvis_cli.errors import InputError, UsageError
 from ghostvis_cli.profile.settings import keys
 from ghostvis_cli.profile.values import from_python, nearest, shown
 from ghostvis_cli.prompt import Message, Picture, Role, Text, with_line_breaks
-from ghostvis_cli.serve.openai_types import IGNORED, REFUSED, ROLES
+from ghostvis_cli.serve.openai_fields import BODY, IMAGE_PART, IMAGE_URL, MESSAGE, TEXT_PART, Known
+from ghostvis_cli.serve.openai_types import ROLES
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
@@ -26,7 +27,12 @@ SAMPLING = tuple(each.name for each in fields(Sampling))
 PROMPT_FIELDS = ("prompt", "messages", "images", "system", *SAMPLING)
 OPENAI_FIELDS = ("custom_id", "method", "url", "body")
 CHAT_URL, TEXT_URL = "/v1/chat/completions", "/v1/completions"
-BODY_FIELDS = {CHAT_URL: ("messages", "top_logprobs", *SAMPLING), TEXT_URL: ("prompt", *SAMPLING)}
+# What a row answers in another way than a server does, or not at all.
+NOT_HERE = {"stream": (False,), "n": (1,), "return_token_ids": (False,)}
+BODIES = {
+    url: replace(known, read=known.read - set(NOT_HERE), neutral={**known.neutral, **NOT_HERE})
+    for url, known in ((CHAT_URL, BODY["chat"]), (TEXT_URL, BODY["text"]))
+}
 SEEDS = 2**63
 
 
@@ -152,7 +158,7 @@ def _openai(row: Json) -> tuple[str, Json, bool]:
     url, body = row.get("url"), row.get("body")
     if row.get("method", "POST") != "POST":
         raise InputError(f"method is POST, not {shown(str(row['method']))}")
-    if url not in BODY_FIELDS:
+    if not isinstance(url, str) or url not in BODIES:
         raise InputError(f"url is {CHAT_URL} or {TEXT_URL}, not {shown(str(url))}")
     if not isinstance(body, dict):
         raise InputError(f"body is a JSON object, not {_kind(body)}")
@@ -161,15 +167,13 @@ def _openai(row: Json) -> tuple[str, Json, bool]:
 
 def _body(body: Json, url: str) -> Json:
     """The body with OpenAI's spellings replaced by ours. `model` is the run's to choose."""
-    given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    for name, harmless in {**REFUSED, "stream": (False,), "n": (1,)}.items():
-        if name in given and given.pop(name) not in harmless:
-            raise InputError(f"{name} is not supported in a batch")
-    for name in ("model", "stream_options"):
-        given.pop(name, None)
+    _allowed(BODIES[url], body, "body")
+    read = BODIES[url].read - {"model", "stream_options"}
+    given = {name: value for name, value in body.items() if value is not None and name in read}
+    if given.get("top_k") == -1:  # SGLang's way to say: all
+        given["top_k"] = 0
     if (limit := given.pop("max_completion_tokens", None)) is not None:
         given["max_tokens"] = limit
-    _known(given, BODY_FIELDS[url], "body.")
     if url == CHAT_URL:
         top = given.pop("top_logprobs", 0)
         wanted = given.pop("logprobs", False)
@@ -179,10 +183,15 @@ def _body(body: Json, url: str) -> Json:
     return given
 
 
-def _known(row: Json, names: Sequence[str], path: str = "") -> None:
+def _allowed(known: Known, values: Json, place: str) -> None:
+    if stray := known.stray(values, place):
+        raise InputError(stray.message)
+
+
+def _known(row: Json, names: Sequence[str]) -> None:
     for name in row:
         if name not in names:
-            raise InputError(f"no field is called {shown(path + name)}{nearest(name, names)}")
+            raise InputError(f"no field is called {shown(name)}{nearest(name, names)}")
 
 
 # --- the fields
@@ -258,11 +267,7 @@ def _turns(row: Json, system: str | None) -> tuple[Turn, ...]:
 def _turn(message: object, name: str) -> Turn:
     if not isinstance(message, dict):
         raise InputError(f"{name} is a JSON object, not {_kind(message)}")
-    _known(
-        {key: value for key, value in message.items() if value is not None},
-        ("role", "content", "name"),
-        f"{name}.",
-    )
+    _allowed(MESSAGE, message, name)
     role = ROLES.get(str(message.get("role")))
     if role is None:
         raise InputError(f"{name}.role is one of {', '.join(ROLES)}, not {shown(str(message.get('role')))}")
@@ -281,13 +286,14 @@ def _part(entry: object, role: Role, name: str) -> Text | ImageSource:
     part = entry if isinstance(entry, dict) else {}
     match part.get("type"):
         case "text":
-            _known(part, ("type", "text"), f"{name}.")
+            _allowed(TEXT_PART, part, name)
             if not isinstance(part.get("text"), str):
                 raise InputError(f"{name}.text is text, not {_kind(part.get('text'))}")
             return Text(part["text"])
         case "image_url" if role == "user":
-            _known(part, ("type", "image_url"), f"{name}.")
+            _allowed(IMAGE_PART, part, name)
             image = part.get("image_url")
+            _allowed(IMAGE_URL, image if isinstance(image, dict) else {}, f"{name}.image_url")
             return ImageSource(
                 _url(image.get("url") if isinstance(image, dict) else image, f"{name}.image_url")
             )

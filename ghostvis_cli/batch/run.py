@@ -2,24 +2,26 @@
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ghostvis_cli import files
 from ghostvis_cli.answer import SCHEMA_VERSION, Answer, ask
-from ghostvis_cli.batch.journal import Journal, Progress
+from ghostvis_cli.batch.journal import Journal, Progress, write_all
 from ghostvis_cli.batch.rows import Row
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError
+from ghostvis_cli.profile.values import shown
+from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
-T = TypeVar("T")
 ENGINE_ERRORS_IN_A_ROW = 5  # with no answer in between: the engine is gone, not a row at fault
 FATAL = (ExitCode.BUG, ExitCode.MODEL)  # errors that say nothing about a row
 
@@ -39,8 +41,7 @@ class JournalSink:
         self._syncing: asyncio.Task[None] | None = None
 
     async def add(self, record: dict[str, Any]) -> None:
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        line = text.encode(errors="backslashreplace")  # half a surrogate pair, as JSON spells it
+        line = _line(record)
         synced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((line, synced))
         if self._syncing is None or self._syncing.done():
@@ -64,6 +65,34 @@ class JournalSink:
                     synced.set_exception(failure)
 
 
+class StreamSink:
+    """Writes whole records to a pipe or a device, which may keep us waiting."""
+
+    def __init__(self, path: Path) -> None:
+        """OutputError where it can't be opened."""
+        self.path, self._stack = path, ExitStack()
+        try:
+            self._descriptor = self._stack.enter_context(files.straight(path))
+        except OSError as error:
+            raise files.cannot_write(path, error) from error
+
+    async def add(self, record: dict[str, Any]) -> None:
+        try:
+            write_all(self._descriptor, _line(record))
+        except BrokenPipeError:  # its reader has left, which is no error
+            raise
+        except OSError as error:
+            raise files.cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # half a surrogate pair, as JSON spells it
+
+
 @dataclass
 class Batch:
     """One run over the rows that are left.
@@ -80,6 +109,8 @@ class Batch:
     progress: Progress
     on_failure: Callable[[Row, GhostvisError], None]
     tokens: int = 0
+    textless: int = 0  # answers of this run
+    first_textless: str = ""  # which row's, and what came instead
     started_s: float = field(default_factory=time.perf_counter)
     _recorded_before: int = field(init=False)
     _engine_errors: int = 0
@@ -139,10 +170,26 @@ class Batch:
                 self._engine_errors = 0
                 await self._record(row, answer.record(self.engine.info), None)
                 self.tokens += answer.completion.usage.completion_tokens
+                self._look_for_text(row, answer)
+
+    def _look_for_text(self, row: Row, answer: Answer) -> None:
+        if line := answer.completion.notice:
+            self.textless += 1
+            self.first_textless = self.first_textless or f"row {shown(str(row.id))}: {line}"
 
     async def _answer(self, row: Row) -> Answer:
         make = partial(row.request, self.load)
-        return await ask(self.engine, await _in_daemon_thread(make) if row.pictures else make())
+        answer = await ask(
+            self.engine, await in_daemon_thread(make, "ghostvis-pictures") if row.pictures else make()
+        )
+        if answer.completion.finish_reason == "abort" and not self._filters():
+            raise EngineError("the answer was cut short: the server is stopping, or somebody aborted it")
+        return answer
+
+    def _filters(self) -> bool:
+        """Whether an answer that was cut short may be what a content filter left of it: nobody else's are."""
+        server = getattr(self.engine, "server", None)
+        return server is not None and server.kind == "openai"
 
     async def _record(self, row: Row, content: dict[str, Any], code: int | None) -> None:
         about = {"schema_version": SCHEMA_VERSION, "id": row.id, "index": row.index}
@@ -165,18 +212,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _in_daemon_thread(work: Callable[[], T]) -> Awaitable[T]:
-    """Not the loop's executor: Ctrl-C must not wait for a picture from a slow server."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        future.set_running_or_notify_cancel()  # from here on it can be given a result, whoever still waits
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="ghostvis-pictures", daemon=True).start()
-    return asyncio.wrap_future(future)

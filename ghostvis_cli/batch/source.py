@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ghostvis_cli.batch.rows import Row, RunSettings, read_row
+from ghostvis_cli.encoding import lines, pieces_of
 from ghostvis_cli.errors import InputError
 from ghostvis_cli.paths import expanded
 from ghostvis_cli.profile.values import shown
 
 LONGEST_LINE_BYTES = 64 * 2**20  # a picture of 32 MiB, the default limit, is 43 MiB as a data: URL
 FAULTS_LISTED = 10
-BOM = b"\xef\xbb\xbf"
 DIGEST_BYTES = 32
 
 
@@ -39,7 +39,8 @@ class RowFile:
     def open(cls, path: str, settings: RunSettings) -> "RowFile":
         """Open and check a file, or stdin for `-`. InputError lists the lines that can't be used."""
         name, file = ("stdin", _stdin()) if path == "-" else (path, _opened(expanded(path)))
-        directory = Path() if path == "-" else expanded(path).parent
+        # What a shell's <(...) or /dev/stdin names lies nowhere: its pictures are found from where it was typed.
+        directory = Path() if path == "-" or _is_stream(expanded(path)) else expanded(path).parent
         source = cls(name, directory, settings, _seekable(file))
         try:
             source._check()
@@ -113,14 +114,13 @@ class RowFile:
     def _lines(self) -> Iterator[tuple[int, bytes | None]]:
         """Number and content of every line that holds something; None for one that is too long."""
         self._file.seek(0)
-        number = 0
-        while line := self._file.readline(LONGEST_LINE_BYTES):
-            number += 1
-            content: bytes | None = line.removeprefix(BOM) if number == 1 else line
-            while len(line) == LONGEST_LINE_BYTES and not line.endswith(b"\n"):
-                content, line = None, self._file.readline(LONGEST_LINE_BYTES)
-            if content is None or content.strip():
-                yield number, content
+        for number, line in enumerate(lines(pieces_of(self._file), self.name, LONGEST_LINE_BYTES), start=1):
+            if line is None or line.strip():
+                yield number, line
+
+
+def _is_stream(path: Path) -> bool:
+    return str(path.absolute()).startswith(("/dev/", "/proc/"))
 
 
 def _headline(name: str, faults: int, count: int) -> str:

@@ -14,11 +14,11 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
 
+from ghostvis_cli.addresses import is_here
 from ghostvis_cli.bench import stats
 from ghostvis_cli.bench.schema import METRICS, EngineCard, Load, Report, Run, metric
 from ghostvis_cli.bench.stats import Interval
 from ghostvis_cli.errors import InputError, UsageError
-from ghostvis_cli.processor_use import local_port
 
 Verdict = Literal["better", "worse", "changed", "no evidence", "too few repeats"]
 # What a table shows unless asked for more: one or two figures for each thing a person feels or pays for.
@@ -275,7 +275,7 @@ def _spread(values: Sequence[float]) -> float:
 def _is_here(card: EngineCard) -> bool:
     """Whether the engine runs on the processor that the client measures."""
     if card.kind == "remote":
-        return card.address is not None and local_port(card.address) is not None
+        return card.address is not None and is_here(card.address)
     return card.device.startswith("cpu")
 
 

@@ -3,13 +3,14 @@
 import asyncio
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 from ghostvis_cli import processor_use
+from ghostvis_cli.addresses import is_here
 from ghostvis_cli.bench import machine, metrics, workload
 from ghostvis_cli.bench.ratios import ratios
 from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
@@ -60,8 +61,11 @@ class Voice(Protocol):
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
 
 
-async def run_job(job: Job, profile: "Profile", voice: Voice) -> tuple[Report, Cut | None]:
-    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if any."""
+async def run_job(job: Job, profile: "Profile", voice: Voice, kept: ExitStack) -> tuple[Report, Cut | None]:
+    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if any.
+
+    Until `kept` is left, what would end the run waits for the report to be written.
+    """
     from ghostvis_cli.engines.factory import make_engine
 
     profiles = engine_profiles(job, profile)
@@ -81,7 +85,7 @@ async def run_job(job: Job, profile: "Profile", voice: Voice) -> tuple[Report, C
         progress = Progress()
         runs: list[Run] = []
         async with voice.progress(progress.line):
-            cut = await held_up(measure(contenders, work, plan, progress, runs))
+            cut = await held_up(measure(contenders, work, plan, progress, runs), kept)
         if cut is not None and not runs:
             cut.take_effect()
         return _report(job, work, watch, runs, contenders, profiles, cut), cut
@@ -228,7 +232,7 @@ def _allow_connections() -> None:
 def _is_here(profile: "Profile") -> bool:
     """Whether the engine's GPU is this machine's."""
     url = profile.engine.base_url
-    return profile.engine.chosen_kind != "remote" or url is None or processor_use.local_port(url) is not None
+    return profile.engine.chosen_kind != "remote" or url is None or is_here(url)
 
 
 def _port(profile: "Profile") -> int | None:

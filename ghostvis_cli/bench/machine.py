@@ -126,13 +126,12 @@ def card(name: str, engine: "Engine", profile: "Profile") -> EngineCard:
 
 def _model_hash(engine: "Engine") -> str | None:
     from ghostvis_cli.batch.manifest import fingerprint
-    from ghostvis_cli.checkpoint.locate import Checkpoint
     from ghostvis_cli.errors import ModelError
 
-    if engine.info.kind != "local":
+    if engine.info.checkpoint is None:
         return None
     with suppress(ModelError):
-        return fingerprint(Checkpoint(Path(engine.info.model))).removeprefix("sha256:")
+        return fingerprint(engine.info.checkpoint).removeprefix("sha256:")
     return None
 
 

@@ -55,9 +55,10 @@ def e2e(record: Record) -> float:
 
 def tpot(record: Record) -> float | None:
     """Mean time of a token after the first. Servers may hide a last token's text, so it counts to the end."""
-    if record.first_token_s is None or not record.completion_tokens or record.completion_tokens < 2:
+    sent = (record.completion_tokens or 0) - record.hidden_tokens
+    if record.first_token_s is None or sent < 2:
         return None
-    return (record.finished_s - record.first_token_s) / (record.completion_tokens - 1)
+    return (record.finished_s - record.first_token_s) / (sent - 1)
 
 
 def chunk_gaps(record: Record) -> Iterator[float]:
@@ -67,10 +68,10 @@ def chunk_gaps(record: Record) -> Iterator[float]:
 
 def token_gaps(record: Record) -> Iterator[float]:
     """A chunk of k tokens counts k times a k-th of its gap. Nothing where tokens can't be told from chunks."""
-    counts = record.chunk_tokens
-    if not any(counts) and len(record.chunk_s) == record.completion_tokens:
+    counts, sent = record.chunk_tokens, (record.completion_tokens or 0) - record.hidden_tokens
+    if not any(counts) and len(record.chunk_s) == sent:
         counts = (1,) * len(record.chunk_s)
-    elif sum(counts) != record.completion_tokens:
+    elif sum(counts) != sent:
         return
     for gap, tokens in zip(chunk_gaps(record), counts[1:], strict=True):
         yield from (gap / tokens for _ in range(tokens))
@@ -111,6 +112,7 @@ def _totals(done: Sequence[Record]) -> Figures:
         "requests": float(len(done)),
         "input_tokens": inputs,
         "output_tokens": _sum([record.completion_tokens for record in done]),
+        "reasoning_tokens": _sum([record.reasoning_tokens for record in done]),
         "image_tokens": float(sum(record.image_tokens for record in done)),
         "image_tokens_computed": image_tokens_computed(done),
         "cached_tokens": cached,
@@ -230,6 +232,16 @@ def reuse(summary: Summary) -> str:
         parts.append(f"{asked:,.0f} image tokens asked for, {known}")
     parts.append("cached tokens: not reported" if hits is None else f"{hits:.1%} of the input was cached")
     return f"{summary.engine} at {summary.load.name}: {'; '.join(parts)}"
+
+
+def reasoning(summary: Summary) -> str | None:
+    """How much of the output was thought: "96 of 120 output tokens were reasoning". None where there was none."""
+    thought, output = summary.figures.get("reasoning_tokens"), summary.figures.get("output_tokens")
+    if "reasoning_tokens" not in summary.figures or (thought and not thought.value):
+        return None
+    share = "some" if thought is None else f"{thought.value:,.0f}"
+    total = "the" if output is None else f"{output.value:,.0f}"
+    return f"{summary.engine} at {summary.load.name}: {share} of {total} output tokens were reasoning"
 
 
 def estimate(values: Sequence[float | None]) -> Estimate | None:

@@ -11,14 +11,15 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 from time import monotonic
 from typing import IO, Any
 
+from ghostvis_cli import scratch
+from ghostvis_cli.endings import undone
 from ghostvis_cli.errors import EngineError, OutputError, printable
 
 LIMIT_S, TIDY_S = 60.0, 5.0  # it takes 2 s, and is asked when a machine may be busy
@@ -77,12 +78,14 @@ def picture(html: str, *, limit_s: float = LIMIT_S) -> bytes:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    try:
-        made = tempfile.TemporaryDirectory(prefix="ghostvis-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OutputError(f"no place for a browser's files: {error}", hint="export TMPDIR=FOLDER") from error
-    with made as folder:
-        yield Path(folder)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch.folder())
+        except OSError as error:
+            raise OutputError(
+                f"no place for a browser's files: {error}", hint="export TMPDIR=FOLDER"
+            ) from error
+        yield folder
 
 
 @contextmanager
@@ -111,7 +114,8 @@ def _running(program: str, log: Path, limit_s: float) -> "Iterator[_Talk]":
     timer.start()
     try:
         talk = _Talk(process.stdin, process.stdout)
-        yield talk
+        with undone(kill):
+            yield talk
         timer.cancel()
         timer.join()
         with suppress(OSError, subprocess.TimeoutExpired):

@@ -10,17 +10,17 @@ The proof is that they agree. Pairs are interleaved, so what slows a machine dow
 request runs at a time, so no queue is measured. In place of a picture a text works too (--text).
 """
 
-import asyncio
 import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ghostvis_cli.bench import metrics, stats
+from ghostvis_cli.bench.run import together
 from ghostvis_cli.bench.schema import Record, Report, WorkloadSummary
 from ghostvis_cli.bench.stats import Interval
 from ghostvis_cli.bench.stopping import Cut, held_up
@@ -176,11 +176,12 @@ ROUNDS = ("one by one", "all at once")
 async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
     ask = rows.fresh()
     requests = [ask.question() for _ in range(rows.settings.questions)]
-    records: list[Record]
     if name == "one by one":
         records = [await _asked(engine, request) for request in requests]
     else:
-        records = await asyncio.gather(*(_asked(engine, request) for request in requests))
+        async with together() as tasks:
+            asked = [tasks.create_task(_asked(engine, request)) for request in requests]
+        records = [each.result() for each in asked]
     tokens = records[0].image_tokens or engine.info.image_tokens
     records = [
         replace(record, image_tokens=tokens, images_seen=min(n, 1)) for n, record in enumerate(records)
@@ -202,7 +203,7 @@ async def _asked(engine: Engine, request: GenerateRequest) -> Record:
     last = Chunk()
     async with aclosing(engine.generate(request)) as stream:
         async for last in stream:
-            if first_s is None and (last.text or last.token_ids):
+            if first_s is None and last.generated:
                 first_s = now() - started_s
     usage = last.usage
     if usage is None or not usage.prompt_tokens:
@@ -242,7 +243,8 @@ class _Rows:
 
         width, height = self.settings.image_size
         content = pictures.draw(self.random, width, height, "jpeg")
-        return _Subject(self, EncodedImage("fresh.jpeg", content, "image/jpeg", width, height), "")
+        image = EncodedImage("fresh.jpeg", content, "image/jpeg", width, height)
+        return _Subject(self, replace(image, encoded=image.base64()), "")  # before anything is timed
 
     def words(self, count: int) -> str:
         return " ".join(self.random.choice(WORDS) for _ in range(count))
@@ -320,9 +322,12 @@ def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
 
 
 async def run(
-    settings: Settings, profile: "Profile", command: str, voice: "Voice"
+    settings: Settings, profile: "Profile", command: str, voice: "Voice", kept: ExitStack
 ) -> tuple[Report, Cut | None]:
-    """The proof on the engine of a profile, as a report without runs. Cut short, of the pairs measured by then."""
+    """The proof on the engine of a profile, as a report without runs. Cut short, of the pairs measured by then.
+
+    Until `kept` is left, what would end the run waits for the report to be written.
+    """
     from ghostvis_cli.bench import machine
     from ghostvis_cli.engines.factory import make_engine
 
@@ -335,7 +340,7 @@ async def run(
             raise UsageError("this model reads text only", hint="bench prefix --text 1000")
         flush, found = flusher(engine) if settings.flush else None, Measured()
         async with voice.progress(lambda: f"pair {len(found.pairs)}/{settings.pairs}"):
-            cut = await held_up(_measure(engine, settings, flush, found))
+            cut = await held_up(_measure(engine, settings, flush, found), kept)
         if cut is not None and len(found.pairs) < LEAST_PAIRS:
             cut.take_effect()
         proof = judged(found.pairs, found.rounds)

@@ -5,14 +5,14 @@ import io
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ghostvis_cli import files
 from ghostvis_cli.bench import metrics, ratios, schema
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Report, Run, Summary
 from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, shown
-from ghostvis_cli.errors import GhostvisError, InputError, OutputError, UsageError, printable
+from ghostvis_cli.errors import GhostvisError, InputError, UsageError, printable
 
 KINDS = (".json", ".csv", ".html", ".png")
 LONGEST_NAME = 240  # bytes, of 255: what is not yet whole lies beside under a longer one
@@ -45,12 +45,22 @@ def check_place(path: Path | None) -> None:
     if not path.parent.is_dir():
         hint = shlex.join(["mkdir", "-p", printable(str(path.parent))])
         raise UsageError(f"--output {name}: there is no such folder", hint=hint)
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if not _is_writable(path):
         raise UsageError(f"--output {name} can't be written")
     if kind(path) == ".png":
         from ghostvis_cli.bench.png import browser
 
         browser()
+
+
+def _is_writable(path: Path) -> bool:
+    """A FIFO, a device and a stream need only be writable themselves; a file's folder gets a new one."""
+    try:
+        place = files.target(path)
+    except OSError:
+        return False
+    replaceable = files.is_special(place) or os.access(place.parent, os.W_OK)
+    return replaceable and (os.access(path, os.W_OK) or not path.exists())
 
 
 def check_place_to_measure(path: Path | None) -> None:
@@ -90,8 +100,8 @@ def save_measured(report: Report, path: Path, tell: Callable[[str], object]) -> 
 
 
 def kind(path: Path) -> str:
-    """One of KINDS, if it is one."""
-    return path.suffix.lower()
+    """One of KINDS, if it is one. A FIFO, a device and /dev/stdout need no ending: they get JSON."""
+    return path.suffix.lower() or (".json" if files.is_special(path) else "")
 
 
 def _beside(picture: Path) -> Path:
@@ -102,15 +112,10 @@ def save(report: Report, path: Path) -> None:
     """Write what KINDS lists, whole or not at all. OutputError where the disk says no, EngineError a browser."""
     check_place(path)
     written = _written(report, kind(path))
-    new = path.with_name(f"{path.name}.new")
     try:
-        new.write_bytes(written)
-        new.replace(path)
+        files.write(path, written)
     except OSError as error:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
-        hint = f"--output ELSEWHERE/{printable(path.name)}"
-        raise OutputError(f"{printable(str(path))} can't be written: {error.strerror}", hint=hint) from error
+        raise files.cannot_write(path, error, f"--output ELSEWHERE/{printable(path.name)}") from error
 
 
 def _written(report: Report, ending: str) -> bytes:
@@ -148,6 +153,7 @@ def lines(report: Report) -> Iterator[str]:
         yield from prefix_lines(prefix_section(report))
     answered = [each for each in report.summaries if (found := each.figures.get("requests")) and found.value]
     yield from map(metrics.reuse, answered)
+    yield from filter(None, map(metrics.reasoning, answered))
     yield from ratios.lines(ratios.ratios(report.runs))
     for note in report.notes:
         yield f"note: {note}"

@@ -7,12 +7,13 @@ its event loop runs and how busy it is. Knows engines only by their protocol.
 import asyncio
 import gc
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, nullcontext
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import cycle
 from random import Random
+from typing import TypeVar
 
 from ghostvis_cli import processor_use
 from ghostvis_cli.bench import metrics
@@ -20,9 +21,12 @@ from ghostvis_cli.bench.arrivals import schedule
 from ghostvis_cli.bench.machine import Gpu
 from ghostvis_cli.bench.schema import Load, Record, Run
 from ghostvis_cli.bench.steady import fixed_work
+from ghostvis_cli.bench.timed import now, timed
 from ghostvis_cli.bench.workload import Item, Workload
-from ghostvis_cli.engines.base import Chunk, Engine
+from ghostvis_cli.engines.base import Engine, GenerateRequest
 from ghostvis_cli.errors import EngineError, GhostvisError
+
+T = TypeVar("T")
 
 LAG_PERIOD_S = 0.005
 TICK_S = 0.001  # epoll's: it waits for whole milliseconds
@@ -116,6 +120,8 @@ async def measure(
             turn = repeat % len(contenders)
             for contender in (*contenders[turn:], *contenders[:turn]):
                 items = workload.rounds[number]
+                if not contender.in_process:
+                    workload.gallery.encode(url for item in items for url in item.sources)
                 total = len(items) if plan.duration_s is None else None
                 progress.begin(f"{contender.name} · {load.name} · {repeat + 1}/{plan.repeats}", total)
                 await run_once(contender, items, load, plan, repeat, progress, runs)
@@ -175,17 +181,12 @@ async def run_once(
                     records=tuple(records),
                     notes=(
                         *_first_failures(records, contender.name, load),
-                        *_doubts(figures, load, contender, len(records), len(items)),
+                        *_doubts(figures, load, contender, records, len(items)),
                         *_full_cores(uses, load, contender),
                     ),
                     cut_short=not whole,
                 )
             )
-
-
-def now() -> float:
-    """The event loop's clock: what timers and measurements go by is one and the same."""
-    return asyncio.get_running_loop().time()
 
 
 class Client:
@@ -206,54 +207,59 @@ class Client:
     ) -> None:
         """`load.concurrency` requests in flight; the next is sent when one ends."""
         concurrency = load.concurrency or 1
+        ready = _ready(items, again=duration_s is not None)
         self._start_s = now()
-        waiting = iter(items) if duration_s is None else _until(self._start_s + duration_s, items)
+        waiting = ready if duration_s is None else _until(self._start_s + duration_s, ready)
 
         async def work(after_s: float) -> None:
             if after_s:
                 await asyncio.sleep(after_s)
-            for item in waiting:
-                await self._ask(item, now(), failures)
+            for item, request in waiting:
+                await self._ask(item, request, now(), failures)
                 self._check_alive()
 
-        await _all(work(load.ramp_up_s * n / concurrency) for n in range(concurrency))
+        async with together() as tasks:
+            for n in range(concurrency):
+                tasks.create_task(work(load.ramp_up_s * n / concurrency))
 
     async def open(
         self, items: Sequence[Item], load: Load, offsets: Iterable[float], duration_s: float | None
     ) -> None:
         """Requests at their times, whatever became of those before."""
         places = asyncio.Semaphore(load.concurrency) if load.concurrency else None
-        tasks: set[asyncio.Task[None]] = set()
+        ready = _ready(items, again=duration_s is not None)
         self._start_s = now()
-        try:
-            for item, offset in zip(items if duration_s is None else cycle(items), offsets, strict=False):
+        async with together() as tasks:
+            for (item, request), offset in zip(ready, offsets, strict=False):
                 if duration_s is not None and offset >= duration_s:
                     break
                 self._check_alive()
                 due_s = self._start_s + offset
                 await _sleep_until(due_s)
-                task = asyncio.create_task(self._ask_in_turn(item, due_s, places))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+                tasks.create_task(self._ask_in_turn(item, request, due_s, places))
 
     def _check_alive(self) -> None:
         if self._gone is not None:
             raise self._gone
 
-    async def _ask_in_turn(self, item: Item, due_s: float, places: asyncio.Semaphore | None) -> None:
+    async def _ask_in_turn(
+        self, item: Item, request: GenerateRequest, due_s: float, places: asyncio.Semaphore | None
+    ) -> None:
         async with places or nullcontext():
-            await self._ask(item, due_s)
+            await self._ask(item, request, due_s)
 
-    async def _ask(self, item: Item, due_s: float, failures: list[GhostvisError] | None = None) -> None:
+    async def _ask(
+        self,
+        item: Item,
+        request: GenerateRequest,
+        due_s: float,
+        failures: list[GhostvisError] | None = None,
+    ) -> None:
         pictures = item.pictures
         seen = sum(picture in self._contender.seen for picture in pictures)
         self._contender.seen.update(pictures)
-        record, error = await timed(self._contender.engine, item, due_s, self._start_s)
-        self.records.append(replace(record, images=len(pictures), images_seen=seen))
+        record, error = await timed(self._contender.engine, request, due_s, self._start_s)
+        self.records.append(replace(record, id=item.id, images=len(pictures), images_seen=seen))
         if error is not None and failures is not None:
             failures.append(error)
         self._contender.lost = self._contender.lost + 1 if isinstance(error, EngineError) else 0
@@ -262,50 +268,6 @@ class Client:
         self._progress.done += 1
         self._progress.failed += error is not None
         self._progress.tokens += record.completion_tokens or 0
-
-
-async def timed(
-    engine: Engine, item: Item, due_s: float, start_s: float
-) -> tuple[Record, GhostvisError | None]:
-    """One request to its end. `due_s` and `start_s` are times of `now`; the record counts from `start_s`."""
-    times: list[float] = []
-    counts: list[int] = []
-    last: Chunk | None = None
-    error: GhostvisError | None = None
-    sent_s = now()
-    try:
-        async with aclosing(engine.generate(item.request())) as stream:
-            async for chunk in stream:
-                if chunk.finish_reason is not None:
-                    last = chunk
-                    if not chunk.text and times and not any(counts):
-                        continue  # all token ids once more, from a server that streams text alone
-                if chunk.text or chunk.token_ids:
-                    times.append(now() - start_s)
-                    counts.append(len(chunk.token_ids))
-    except GhostvisError as raised:
-        error = raised
-    finished_s = now() - start_s
-    usage = None if last is None else last.usage
-    counted = usage is not None and usage.prompt_tokens > 0  # a server that does not count says 0
-    aborted = last is not None and last.finish_reason == "abort"
-    record = Record(
-        id=item.id,
-        scheduled_s=due_s - start_s,
-        sent_s=sent_s - start_s,
-        first_token_s=times[0] if times else None,
-        finished_s=finished_s,
-        chunk_s=tuple(times),
-        chunk_tokens=tuple(counts),
-        prompt_tokens=usage.prompt_tokens if usage and counted else None,
-        completion_tokens=usage.completion_tokens if usage and counted else None,
-        cached_tokens=usage.cached_tokens if usage else None,
-        image_tokens=usage.image_tokens if usage else 0,
-        finish_reason=last.finish_reason if last else None,
-        error=error.kind if error else "abort" if aborted else None,
-        error_message=error.message if error else None,
-    )
-    return record, error
 
 
 async def _sleep_until(due_s: float) -> None:
@@ -318,21 +280,37 @@ async def _sleep_until(due_s: float) -> None:
         await asyncio.sleep(0)
 
 
-def _until(end_s: float, items: Sequence[Item]) -> Iterator[Item]:
-    """Rows, over and over, for a time."""
-    for item in cycle(items):
+def _ready(items: Sequence[Item], *, again: bool) -> Iterator[tuple[Item, GenerateRequest]]:
+    """Rows with their requests, made now; `again`: then over and over, each made anew as it comes.
+
+    None is kept: what an engine in this process decodes of a picture stays with its request.
+    """
+    made = deque((item, item.request()) for item in items)
+
+    def each() -> Iterator[tuple[Item, GenerateRequest]]:
+        while made:
+            yield made.popleft()
+        while again and items:
+            yield from ((item, item.request()) for item in items)
+
+    return each()
+
+
+def _until(end_s: float, ready: Iterator[T]) -> Iterator[T]:
+    for each in ready:
         if now() >= end_s:
             return
-        yield item
+        yield each
 
 
-async def _all(works: "Iterable[object]") -> None:
-    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+@asynccontextmanager
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Requests under way at once. What is no GhostvisError is a bug: it ends all of them, and is raised."""
     try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 # --- the client itself
@@ -389,12 +367,16 @@ def _first_failures(records: Sequence[Record], name: str, load: Load) -> Iterato
 
 
 def _doubts(
-    figures: metrics.Figures, load: Load, contender: Contender, asked: int, rows: int
+    figures: metrics.Figures, load: Load, contender: Contender, records: Sequence[Record], rows: int
 ) -> Iterator[str]:
     """What a reader must know before believing this run."""
-    if asked > rows:
+    hidden = sum(record.hidden_tokens for record in records)
+    if len(records) > rows:
         again = f"the {rows} rows of a run were asked more than once"  # how often differs from run to run
         yield f"{contender.name} at {load.name}: {again}, and a cache may know them"
+    if hidden:
+        unsent = f"{hidden:,} reasoning tokens were never sent"
+        yield f"{contender.name} at {load.name}: {unsent}, so ttft holds the time that they took"
     late, busy = figures["loop_lag_p99"] or 0.0, figures["loop_busy"] or 0.0
     sent_late, ttft = figures["send_lag_p99"] or 0.0, figures["ttft_p50"] or 0.0
     on_schedule = load.request_rate is None or load.concurrency is not None

@@ -55,6 +55,7 @@ SCALARS = {
     "failed": Metric("requests failed", "", "lower"),
     "input_tokens": Metric("input tokens", "", "neither"),
     "output_tokens": Metric("output tokens", "", "neither"),
+    "reasoning_tokens": Metric("output tokens that were reasoning", "", "neither"),
     "image_tokens": Metric("image tokens asked for", "", "neither"),
     "image_tokens_computed": Metric("image tokens computed", "", "lower"),
     "cached_tokens": Metric("cached tokens", "", "higher"),
@@ -88,7 +89,7 @@ def metric(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Record:
-    """One request. `chunk_s` and `chunk_tokens` have one entry per chunk that carried text or tokens."""
+    """One request. `chunk_s` and `chunk_tokens` have one entry per chunk of which the model made something."""
 
     id: str
     scheduled_s: float  # when the schedule wanted it sent; in a closed loop, when a place became free
@@ -100,6 +101,8 @@ class Record:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None  # of the completion
+    hidden_tokens: int = 0  # of those, such as the server counted and never sent
     image_tokens: int = 0
     images: int = 0
     images_seen: int = 0  # of those, sent to this engine before

@@ -5,57 +5,49 @@ takes it at once.
 """
 
 import asyncio
-import signal
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
+from ghostvis_cli import endings
+from ghostvis_cli.endings import Ending
 from ghostvis_cli.errors import one_line
-
-NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGALRM: "--timeout"}
 
 
 @dataclass(frozen=True)
 class Cut:
     """Why measuring ended early: a signal, or an error that left no point in going on, be it a bug of ours."""
 
-    by: signal.Signals | Exception
+    by: Ending | Exception
 
     @property
     def reason(self) -> str:
-        return NAMES[self.by] if isinstance(self.by, signal.Signals) else one_line(self.by)
+        return self.by.name if isinstance(self.by, Ending) else one_line(self.by)
 
     def take_effect(self) -> None:
-        """What would have happened had nobody held it up. Raises, or ends the process."""
+        """What would have happened had nobody held it up."""
         if isinstance(self.by, Exception):
             raise self.by
-        signal.raise_signal(self.by)
+        endings.end(self.by)
 
 
-async def held_up(work: Coroutine[Any, Any, object]) -> Cut | None:
-    """Do the work; None if it came to its end. Only in the main thread, to which signals come."""
+async def held_up(work: Coroutine[Any, Any, object], kept: ExitStack) -> Cut | None:
+    """Do the work; None if it came to its end. Until `kept` is left, which is after the report, nothing is lost."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    came: list[signal.Signals] = []
+    came: list[Ending] = []
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
-        restore()
+    def stop(ending: Ending) -> None:
+        came.append(ending)
         loop.call_soon_threadsafe(task.cancel)
 
-    before = {number: signal.signal(number, stop) for number in NAMES}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
+    kept.enter_context(endings.held_up())
     try:
-        await task
+        with endings.unwinding(stop):
+            await task
     except asyncio.CancelledError:
         if not came:
             raise
     except Exception as error:
         return Cut(error)
-    finally:
-        restore()
     return Cut(came[0]) if came else None

@@ -8,13 +8,14 @@ A prompt's length is counted in short common words; what a tokenizer makes of th
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ghostvis_cli import files
 from ghostvis_cli.batch.rows import ImageSource, Row, RunSettings, Turn, read_row
 from ghostvis_cli.batch.source import RowFile
 from ghostvis_cli.bench.lengths import Length, Sizes
@@ -129,11 +130,12 @@ class Item:
         return str(self.row.id)
 
     @property
+    def sources(self) -> Iterator[str]:
+        return (part.url for turn in self.row.turns for part in turn.parts if isinstance(part, ImageSource))
+
+    @property
     def pictures(self) -> tuple[str, ...]:
-        sources = [
-            part.url for turn in self.row.turns for part in turn.parts if isinstance(part, ImageSource)
-        ]
-        return tuple(self.gallery.digest(url) for url in sources)
+        return tuple(self.gallery.digest(url) for url in self.sources)
 
     def request(self) -> GenerateRequest:
         return self.row.request(self.gallery.fresh)
@@ -155,14 +157,19 @@ class Gallery:
     def __init__(self) -> None:
         self._images: dict[str, EncodedImage] = {}
         self._digests: dict[str, str] = {}
+        self._encoded: dict[str, bytes] = {}
 
     def add(self, url: str, image: "EncodedImage") -> None:
         self._images[url] = replace(image, original=image.data)
         self._digests[url] = hashlib.sha256(image.data).hexdigest()
 
+    def encode(self, urls: Iterable[str]) -> None:
+        """Make the base64 of these pictures, and keep no other: a server is sent it, which takes time and room."""
+        self._encoded = {url: self._encoded.get(url) or self._images[url].base64() for url in urls}
+
     def fresh(self, url: str) -> "EncodedImage":
         """A picture nobody has decoded yet: an engine in this process shall pay for that as a server does."""
-        return replace(self._images[url])
+        return replace(self._images[url], encoded=self._encoded.get(url))
 
     def digest(self, url: str) -> str:
         return self._digests[url]
@@ -344,11 +351,11 @@ def save(spec: Spec, workload: Workload, path: Path) -> Workload:
     rows = [row for n in range(len(workload.rounds)) for row in _rows(spec, str(n), workload.gallery)]
     lines = [json.dumps(_in_folder(row, folder.name), ensure_ascii=False) + "\n" for row in rows]
     try:
-        path.write_bytes("".join(lines).encode())
+        files.write(path, "".join(lines).encode())
         for url, image in workload.gallery.items():
             if not url.startswith(WARM_UP):
                 folder.mkdir(exist_ok=True)
-                (folder / url).write_bytes(image.data)
+                files.write(folder / url, image.data, durable=False)
     except OSError as error:
         raise OutputError(f"the workload can't be written: {error.filename}: {error.strerror}") from error
     except UnicodeEncodeError as error:

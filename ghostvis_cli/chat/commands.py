@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostvis_cli import files
 from ghostvis_cli.chat import slash, store
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.settings import plain, settable
 from ghostvis_cli.chat.slash import Command
 from ghostvis_cli.chat.surface import Surface
 from ghostvis_cli.chat.transcript import image_hash
+from ghostvis_cli.cli import output
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import OutputError, UsageError, one_line, printable
 from ghostvis_cli.paths import expanded
@@ -64,7 +66,7 @@ async def image(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 async def attach(chat: Conversation, sources: list[str], surface: Surface) -> None:
     """Put pictures on the next message: all of them, or, with an InputError, none."""
-    from ghostvis_cli.images import crop_notice, load_image
+    from ghostvis_cli.images import load_image
 
     if "-" in sources:
         raise UsageError("stdin is not read for pictures here", hint="/image PATH")
@@ -74,9 +76,12 @@ async def attach(chat: Conversation, sources: list[str], surface: Surface) -> No
         await asyncio.to_thread(lambda: [image_hash(each) for each in found])
     chat.session.attach(found)
     for each in found:
-        surface.note(f"attached: {chip(each)}")
-        if line := crop_notice(each):
-            surface.note(line)
+        _say_attached(each, surface)
+
+
+def _say_attached(image: "EncodedImage", surface: Surface) -> None:
+    for line in (f"attached: {chip(image)}", *image.notices, *(image.details if output.verbose() else ())):
+        surface.note(line)
 
 
 def _sources(rest: str, arguments: list[str]) -> list[str]:
@@ -106,7 +111,7 @@ async def paste(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
     found = await asyncio.to_thread(from_bytes, clip.picture, "clipboard", chat.profile.images)
     chat.session.attach([found])
-    surface.note(f"attached: {chip(found)}")
+    _say_attached(found, surface)
     chat.save()
     return DONE
 
@@ -266,7 +271,7 @@ async def save(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     try:
         await asyncio.to_thread(store.write_file, path, chat.session, chat.about())
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {one_line(error)}", hint="/save OTHER.jsonl") from error
+        raise files.cannot_write(path, error, "/save OTHER.jsonl") from error
     surface.note(f"saved: {path}")
     return DONE
 
@@ -308,11 +313,9 @@ async def export(chat: Conversation, rest: str, surface: Surface) -> Outcome:
         return DONE
     path = _writable(chat, target or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.{style}", force)
     try:
-        store.replace_file(path, [text.encode()])
+        await asyncio.to_thread(files.write, path, text.encode(), mode=store.PRIVATE)
     except OSError as error:
-        raise OutputError(
-            f"{path} can't be written: {one_line(error)}", hint=f"/export {style} OTHER"
-        ) from error
+        raise files.cannot_write(path, error, f"/export {style} OTHER") from error
     surface.note(f"exported: {path}")
     return DONE
 
@@ -332,7 +335,7 @@ def _target(rest: str) -> tuple[bool, str | None]:
 def _writable(chat: Conversation, target: str, force: bool) -> Path:
     """A file that is new, or that this chat wrote; any other only with -f."""
     try:
-        path = expanded(target).resolve()
+        path = files.target(expanded(target))
         taken = path.exists() and path not in chat.written and not force
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{printable(target)} is no file: {one_line(error)}") from error

@@ -4,21 +4,21 @@
         async with aclosing(conversation.send("What is this?")) as chunks:
             async for chunk in chunks: ...
 
-Closing or cancelling that stream stops the reply and keeps the part that came; so does `stop()`, after which the
-stream ends by itself with a chunk whose finish reason is "abort".
+Closing or cancelling that stream stops the reply and keeps the part that came.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from ghostvis_cli import endings
 from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
-from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, Engine, GenerateRequest
+from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Beside, Chunk, Engine, GenerateRequest
 from ghostvis_cli.errors import (
     EngineError,
     GhostvisError,
@@ -61,7 +61,6 @@ class Conversation:
         self._door = asyncio.Lock()  # one at a time loads the model
         self._lost = False
         self._told: set[str] = set()
-        self._pump: asyncio.Task[None] | None = None
         self.saved = True  # whether the file has all there is
 
     # The engine
@@ -87,8 +86,10 @@ class Conversation:
         """
         from ghostvis_cli.engines.factory import make_engine
         from ghostvis_cli.profile import resolve
+        from ghostvis_cli.profile.readers import heeded
 
         resolved = await asyncio.to_thread(resolve, name, flags=self._kept)
+        resolved = heeded(resolved, (resolved.profile.engine.chosen_kind,))
         profile = _for_chat(resolved)
         async with self._door:
             engine = await make_engine(profile)
@@ -111,11 +112,6 @@ class Conversation:
         new = changes(pairs)
         self.profile = replace(self.profile, sampling=replace(self.profile.sampling, **new))
         self._kept |= {f"sampling.{name}": value for name, value in new.items()}
-
-    def stop(self) -> None:
-        """End the reply that is on its way, and tell the engine so."""
-        if self._pump is not None:
-            self._pump.cancel()
 
     async def aclose(self) -> None:
         async with self._door:
@@ -160,24 +156,27 @@ class Conversation:
 
     async def _reply(self) -> AsyncGenerator[Chunk, None]:
         coming = _Coming()
-        try:
-            engine = await self.connect()
-            coming = _Coming(engine.info.model)
-            async with aclosing(self._fitting(engine)) as chunks:
-                async for chunk in chunks:
-                    coming.add(chunk)
-                    yield chunk
-        except (EngineError, RequestError):
-            self._lost = self.engine is not None and self.engine.info.kind == "remote"
-            raise
-        finally:
-            self._keep(coming)
+        with endings.unwinding() if self.file else nullcontext():
+            try:
+                engine = await self.connect()
+                coming = _Coming(engine.info.model)
+                async with aclosing(self._fitting(engine)) as chunks:
+                    async for chunk in chunks:
+                        coming.add(chunk)
+                        yield chunk
+            except (EngineError, RequestError):
+                self._lost = self.engine is not None and self.engine.info.kind == "remote"
+                raise
+            finally:
+                self._keep(coming)
 
     def _keep(self, coming: "_Coming") -> None:
         """What came of a reply, however it ended."""
         if coming.worth_keeping:
             self.last = coming.reply()
             self.session.answer(self.last)
+            if self.last.notice is not None:
+                self.note(self.last.notice)
         else:
             self.session.take_back()
         self.save()
@@ -192,7 +191,7 @@ class Conversation:
         while True:
             request = GenerateRequest(messages=self.session.messages(), sampling=self.profile.sampling)
             try:
-                async with aclosing(self._chunks(engine, request)) as chunks:
+                async with aclosing(engine.generate(request)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 return
@@ -214,23 +213,6 @@ class Conversation:
             raise TooLongError(message, drop, room)
         self.note(message)
         self.forget(drop)
-
-    async def _chunks(self, engine: Engine, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """The engine's chunks through a task that `stop` can cancel while somebody waits for the next one."""
-        inbox: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
-        pump = self._pump = asyncio.create_task(_pump(engine, request, inbox))
-        try:
-            finished = False
-            while not finished:
-                item = await inbox.get()
-                if isinstance(item, Exception):
-                    raise item
-                finished = item.finish_reason is not None
-                yield item
-        finally:
-            self._pump = None
-            pump.cancel()
-            await asyncio.wait([pump])  # the engine has been told by then
 
     # Earlier sessions
 
@@ -315,45 +297,34 @@ class _Coming:
         self.model, self.last = model, Chunk()
         self._started = time.perf_counter()
         self._first: float | None = None
-        self._pieces: list[str] = []
-        self._tokens = 0
+        self._chunks: list[Chunk] = []
 
     def add(self, chunk: Chunk) -> None:
-        if self._first is None and (chunk.text or chunk.token_ids):
+        if self._first is None and chunk.generated:
             self._first = time.perf_counter()
-        self._pieces.append(chunk.text)
-        self._tokens += len(chunk.token_ids)
+        self._chunks.append(chunk)
         self.last = chunk
 
     @property
     def worth_keeping(self) -> bool:
         """Some words, or an end that the model chose."""
-        return any(self._pieces) or self.last.finish_reason in ("stop", "length")
+        return any(chunk.text for chunk in self._chunks) or self.last.finish_reason in ("stop", "length")
 
     def reply(self) -> Reply:
         usage = self.last.usage
         return Reply(
-            # A server may send half a surrogate pair, which could be neither saved nor sent again.
-            text="".join(self._pieces).encode(errors="replace").decode(),
+            text="".join(chunk.text for chunk in self._chunks),
             finish_reason=self.last.finish_reason or "abort",
             usage=usage,
-            completion_tokens=usage.completion_tokens if usage else self._tokens,
+            completion_tokens=usage.completion_tokens if usage else self._tokens(),
             ttft_s=self._first - self._started if self._first is not None else None,
             total_s=time.perf_counter() - self._started,
             model=self.model,
+            beside=Beside.of(self._chunks),
         )
 
-
-async def _pump(engine: Engine, request: GenerateRequest, inbox: "asyncio.Queue[Chunk | Exception]") -> None:
-    try:
-        async with aclosing(engine.generate(request)) as stream:
-            async for chunk in stream:
-                inbox.put_nowait(chunk)
-    except asyncio.CancelledError:
-        inbox.put_nowait(Chunk(finish_reason="abort"))
-        raise
-    except Exception as error:
-        inbox.put_nowait(error)
+    def _tokens(self) -> int:
+        return sum(len(chunk.token_ids) for chunk in self._chunks)
 
 
 def _for_chat(resolved: "Resolved") -> "Profile":

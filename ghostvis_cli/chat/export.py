@@ -45,14 +45,20 @@ def export(session: Session, style: str, title: str) -> str:
 
 
 def as_json(session: Session, title: str) -> str:
-    """`messages` can be sent to any OpenAI-compatible server as it stands."""
+    """`messages` can be sent to any OpenAI-compatible server as it stands.
+
+    `beside` holds what a server sent besides text, by the number of its message.
+    """
     messages: list[dict[str, Any]] = []
+    beside: list[dict[str, Any]] = []
     if session.system:
         messages.append({"role": "system", "content": session.system})
     for turn in session.turns:
         messages.append({"role": "user", "content": _content(turn)})
         if turn.reply is not None:
             messages.append({"role": "assistant", "content": turn.reply.text})
+            if found := turn.reply.beside.record():
+                beside.append({"message": len(messages) - 1, **found})
     totals = session.totals
     tokens = {
         "prompt": totals.prompt,
@@ -60,7 +66,9 @@ def as_json(session: Session, title: str) -> str:
         "cached": totals.cached,
         "completion": totals.completion,
     }
-    whole = {"schema_version": SCHEMA_VERSION, "title": title, "messages": messages, "tokens": tokens}
+    whole: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "title": title, "messages": messages}
+    whole |= {"beside": beside} if beside else {}
+    whole["tokens"] = tokens
     return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -119,7 +127,7 @@ def markdown(session: Session, title: str) -> str:
         pictures = "".join(f"![{_label(image.name)}]({image.data_url()})\n\n" for image in turn.images)
         parts.append(f"## You\n\n{pictures}{_closed(turn.text)}")
         if turn.reply is not None:
-            parts.append(f"## Model\n\n{_closed(turn.reply.text)}{_cut(turn.reply)}")
+            parts.append(f"## Model\n\n{_closed(turn.reply.text)}{_closed(_cut(turn.reply))}")
     return "\n\n".join([*parts, f"---\n\n{_footer(session)}"]) + "\n"
 
 
@@ -168,6 +176,9 @@ def _footer(session: Session) -> str:
 
 
 def _cut(reply: Reply) -> str:
+    """How a reply ended early, or what came where it has no text."""
+    if reply.notice is not None:
+        return f"({_visible(reply.notice)})"
     reasons = {"stop": "", "length": "\n\n(cut off at max_tokens)", "abort": "\n\n(stopped)"}
     return reasons[reply.finish_reason]
 

@@ -8,11 +8,11 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncGenerator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostvis_cli import endings
 from ghostvis_cli.chat import settings, slash
 from ghostvis_cli.chat.commands import as_seen, attach, chip, described, perform
 from ghostvis_cli.chat.completion import Names, quoted
@@ -23,22 +23,24 @@ from ghostvis_cli.chat.render import Markdown, Plain, Renderer
 from ghostvis_cli.chat.session import Reply
 from ghostvis_cli.chat.surface import Options
 from ghostvis_cli.chat.terminal import Terminal, TerminalGoneError
-from ghostvis_cli.cli import guard
+from ghostvis_cli.checkpoint.choose import choose_checkpoint
+from ghostvis_cli.endings import Ending
 from ghostvis_cli.engines.base import Chunk, EngineInfo
-from ghostvis_cli.engines.factory import choose_checkpoint
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, printable
+from ghostvis_cli.paths import state_dir
+from ghostvis_cli.threads import Impatient, require_loop
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from ghostvis_cli.images import EncodedImage
 
-HANGUP = 128 + signal.SIGHUP
 CHIP_LENGTH = 40
 
 
 def run(conversation: Conversation, options: Options) -> int:
     """The whole chat; its exit code."""
+    require_loop()
     return asyncio.run(Chat(conversation, options, Terminal(options)).run())
 
 
@@ -65,7 +67,7 @@ class Chat:
         self._failure: GhostvisError | None = None  # why there is no model to talk to
 
     async def run(self) -> int:
-        asyncio.get_running_loop().set_default_executor(_Impatient())
+        asyncio.get_running_loop().set_default_executor(Impatient())
         with self._signals():
             try:
                 async with self._conversation:
@@ -74,7 +76,7 @@ class Chat:
                 if self._code is None:
                     raise
             except TerminalGoneError:
-                self._code = self._code or HANGUP
+                self._code = self._code or ExitCode.HANGUP
         if self._failure is not None:
             raise self._failure
         return self._code or ExitCode.OK
@@ -252,36 +254,27 @@ class Chat:
     def _signals(self) -> Iterator[None]:
         loop, chat = asyncio.get_running_loop(), asyncio.current_task()
 
-        def end(code: int) -> None:
-            guard.end_within_grace(code)
-            self._code = code
+        def end(ending: Ending) -> None:
+            endings.hurry(ending)
+            self._code = ending.code
             assert chat is not None
-            chat.cancel()
+            loop.call_soon_threadsafe(chat.cancel)
 
         def on_sigint(_number: int, _frame: "FrameType | None") -> None:
             loop.call_soon_threadsafe(self._on_interrupt)
 
         before = signal.signal(signal.SIGINT, on_sigint)
-        loop.add_signal_handler(signal.SIGTERM, end, int(ExitCode.TERMINATED))
-        loop.add_signal_handler(signal.SIGHUP, end, HANGUP)
         try:
-            yield
+            with endings.unwinding(end):
+                yield
         finally:
             signal.signal(signal.SIGINT, before)
-            loop.remove_signal_handler(signal.SIGHUP)
 
     def _on_interrupt(self) -> None:
         if self._doing is not None:
             self._doing.cancel()
         elif not self._editor.interrupt():
             self._interrupted = True
-
-
-class _Impatient(ThreadPoolExecutor):
-    """Whoever leaves does not wait for weights that are still being read."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        super().shutdown(wait=False, cancel_futures=True)
 
 
 def _short(name: str) -> str:
@@ -295,7 +288,7 @@ def _model(info: EngineInfo) -> str:
 
 
 def _history_file() -> Path | None:
-    state = guard.state_dir()
+    state = state_dir()
     return state / "chat_history" if state else None
 
 

@@ -4,19 +4,20 @@ The first line that fails ends it, with that failure's exit code: what follows w
 is not the one the script's author had in mind.
 """
 
-import asyncio
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli import encoding, endings
 from ghostvis_cli.answer import of_record
 from ghostvis_cli.chat import slash
 from ghostvis_cli.chat.commands import attach, perform
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.surface import Clip, Options
 from ghostvis_cli.cli import output
+from ghostvis_cli.encoding import decode, pieces_of
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LINE_LIMIT_BYTES = 16 * 1024**2
-BOM = b"\xef\xbb\xbf"
 
 
 class ScriptSurface:
@@ -51,7 +51,7 @@ class ScriptSurface:
 
 def run(conversation: Conversation, options: Options) -> int:
     """The whole of stdin. GhostvisError names the line that failed."""
-    return asyncio.run(_run(conversation, options))
+    return endings.run(_run(conversation, options))
 
 
 async def _run(conversation: Conversation, options: Options) -> int:
@@ -75,25 +75,14 @@ async def _run(conversation: Conversation, options: Options) -> int:
 def lines() -> Iterator[str]:
     """Lines of stdin as they come, without their ends. Waiting blocks the loop: nothing else is going on."""
     stream = getattr(sys.stdin, "buffer", None)
-    number = 0
-    while stream is not None:
-        number += 1
-        try:
-            line: bytes = stream.readline(LINE_LIMIT_BYTES + 1)
-        except OSError as error:
-            raise InputError(f"stdin can't be read: {error.strerror}") from error
-        if not line:
-            return
-        if len(line) > LINE_LIMIT_BYTES:
-            raise InputError(f"line {number} holds more than {LINE_LIMIT_BYTES // 1024**2} MiB")
-        try:
-            yield (
-                line.removeprefix(BOM if number == 1 else b"").decode().removesuffix("\n").removesuffix("\r")
-            )
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"line {number} is not UTF-8 text: {error.reason} at byte {error.start}"
-            ) from error
+    pieces = pieces_of(stream) if stream is not None else ()
+    try:
+        for number, line in enumerate(encoding.lines(pieces, "stdin", LINE_LIMIT_BYTES), start=1):
+            if line is None:
+                raise InputError(f"line {number} holds more than {LINE_LIMIT_BYTES // 1024**2} MiB")
+            yield decode(line, f"line {number}")
+    except OSError as error:
+        raise InputError(f"stdin can't be read: {error.strerror}") from error
 
 
 async def _do(line: str, conversation: Conversation, options: Options, surface: ScriptSurface) -> bool:
@@ -134,6 +123,7 @@ def record(conversation: Conversation) -> dict[str, Any]:
         "prompt": turn.text,
         "images": [image.name for image in turn.images],
         "text": reply.text,
+        **reply.beside.record(),
         "finish_reason": reply.finish_reason,
         "usage": asdict(reply.usage) if reply.usage else None,
         "timing": {"ttft_s": reply.ttft_s, "total_s": reply.total_s, "tokens_per_s": reply.tokens_per_s},

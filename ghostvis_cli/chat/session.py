@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ghostvis_cli.engines.base import FinishReason, Usage
+from ghostvis_cli.engines.base import Beside, FinishReason, Usage
 from ghostvis_cli.errors import InputError, UsageError
 from ghostvis_cli.prompt import Message, well_formed
 
@@ -29,6 +29,12 @@ class Reply:
     ttft_s: float | None = None
     total_s: float = 0.0
     model: str = ""  # which one answered; a conversation may change its model
+    beside: Beside = field(default_factory=Beside)
+
+    @property
+    def notice(self) -> str | None:
+        """A line for people about a reply without text."""
+        return self.beside.notice(self.text, self.finish_reason)
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -15,13 +15,14 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from tempfile import mkstemp
 from typing import TYPE_CHECKING, BinaryIO, Self
 
+from ghostvis_cli import files
 from ghostvis_cli.chat import transcript
 from ghostvis_cli.chat.session import Session, Turn
+from ghostvis_cli.encoding import lines, pieces_of
 from ghostvis_cli.errors import InputError, LockedError, UsageError, one_line, printable
 from ghostvis_cli.paths import expanded
 
@@ -33,6 +34,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 UNNAMED = re.compile(r"\d{8}-\d{6}-\d+")
 UNNAMED_KEPT = 100
 LARGEST_BYTES = 2**30
+PRIVATE = 0o600
 
 
 class Shelf:
@@ -43,7 +45,7 @@ class Shelf:
 
     @classmethod
     def of_user(cls) -> Self:
-        from ghostvis_cli.cli.guard import state_dir
+        from ghostvis_cli.paths import state_dir
 
         state = state_dir()
         return cls(state / "chats" if state else None)
@@ -81,13 +83,24 @@ class Shelf:
         return SessionFile(self._home() / name, lazy=True)
 
     def prune(self) -> None:
-        """Remove the oldest unnamed sessions that no chat has open."""
-        unnamed = [name for name in self.names() if UNNAMED.fullmatch(name)]
-        for name in unnamed[UNNAMED_KEPT:]:
+        """Remove the oldest unnamed sessions that no chat has open, and what killed chats left of any."""
+        names = self.names()
+        unnamed = [name for name in names if UNNAMED.fullmatch(name)]
+        for name in [*unnamed[UNNAMED_KEPT:], *self._begun(names)]:
             with suppress(OSError, LockedError):
                 file = self.open(name)
                 shutil.rmtree(file.directory)
                 file.close()
+        for name in names:
+            files.sweep(self._home() / name)
+            files.sweep(self._home() / name / IMAGES)
+
+    def _begun(self, names: list[str]) -> list[str]:
+        """Unnamed sessions whose first writing was cut short."""
+        with suppress(OSError):
+            found = {entry.name for entry in self._home().iterdir() if UNNAMED.fullmatch(entry.name)}
+            return sorted(found.difference(names))
+        return []
 
     def _home(self) -> Path:
         if self.directory is None:
@@ -124,9 +137,11 @@ class SessionFile:
         if used:
             (self.directory / IMAGES).mkdir(mode=0o700, exist_ok=True)
         for digest in used.keys() - self._written:
-            replace_file(self.directory / IMAGES / digest, [used[digest].data], durable=durable)
+            place = self.directory / IMAGES / digest
+            files.write(place, used[digest].data, mode=PRIVATE, durable=durable)
             self._written.add(digest)
-        replace_file(self.directory / SESSION, self._rows(session, about), durable=durable)
+        rows = self._rows(session, about)
+        files.write(self.directory / SESSION, rows, mode=PRIVATE, durable=durable)
         if durable:
             self._sweep(used.keys())
 
@@ -198,14 +213,15 @@ def read_file(path: Path, limits: "ImageLimits", *, name: str | None = None) -> 
         with _opened(expanded(path)) as file:
             if os.fstat(file.fileno()).st_size > LARGEST_BYTES:
                 raise InputError(f"{name}: larger than {LARGEST_BYTES / 2**30:g} GiB")
-            return transcript.read(file, name, limits, beside)
+            content = (line or b"" for line in lines(pieces_of(file), name, LARGEST_BYTES))
+            return transcript.read(content, name, limits, beside)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"{name} can't be read: {one_line(error)}") from error
 
 
 def write_file(path: Path, session: Session, about: dict[str, str]) -> None:
     """A session with its pictures inside."""
-    replace_file(path, (line.encode() for line in transcript.lines(session, about)))
+    files.write(path, (line.encode() for line in transcript.lines(session, about)), mode=PRIVATE)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -216,25 +232,3 @@ def _opened(path: Path) -> BinaryIO:
         file.close()
         raise OSError("it is not a regular file")
     return file
-
-
-def replace_file(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None:
-    """Write beside it, then rename: whoever reads sees the old file or the new one. 0600."""
-    with _temporary(path) as (descriptor, temporary):
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
-    descriptor, name = mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
-    try:
-        yield descriptor, Path(name)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise

@@ -9,13 +9,12 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostvis_cli import files, scratch
 from ghostvis_cli.chat.surface import Clip, Options
 from ghostvis_cli.cli import output
 from ghostvis_cli.cli.output import CONTROL
@@ -165,9 +164,9 @@ class Terminal:
     def edit_text(self, text: str) -> str | None:
         """$VISUAL or $EDITOR on a file of its own."""
         editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "") or ["vi"]
-        with tempfile.TemporaryDirectory(prefix="ghostvis-") as folder:
-            file = Path(folder) / "message.md"
-            file.write_text(text, encoding="utf-8")
+        with scratch.folder() as folder:
+            file = folder / "message.md"
+            files.write(file, text.encode(errors="replace"), durable=False)
             try:
                 code = subprocess.run([*editor, str(file)], check=False).returncode
             except OSError as error:
@@ -175,7 +174,7 @@ class Terminal:
                 raise UsageError(f"no editor {editor[0]!r}: {error.strerror}", hint=hint) from error
             if code != 0:
                 return None
-            return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+            return file.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n")
 
     def clipboard(self) -> Clip:
         from ghostvis_cli.chat import clipboard

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from ghostvis_cli.chat.session import Reply, Session, Turn
-from ghostvis_cli.engines.base import FinishReason, Usage
+from ghostvis_cli.engines.base import Beside, FinishReason, ToolCall, Usage
 from ghostvis_cli.errors import GhostvisError, InputError
 from ghostvis_cli.prompt import well_formed
 
@@ -180,6 +180,23 @@ def _reply(row: dict[str, Any]) -> Reply:
         ttft_s=_seconds(row, "ttft_s"),
         total_s=_seconds(row, "total_s") or 0.0,
         model=_text(row, "model", "") or "",
+        beside=_beside(_field(row, "beside", dict)),
+    )
+
+
+def _beside(row: dict[str, Any]) -> Beside:
+    calls = _field(row, "tool_calls", list)
+    if not all(isinstance(call, dict) for call in calls):
+        raise InputError("a tool call is no JSON object")
+    return Beside(
+        _text(row, "reasoning", "") or "",
+        _text(row, "refusal", "") or "",
+        tuple(
+            ToolCall(
+                _count(call, "index"), _needed(call, "id"), _needed(call, "name"), _needed(call, "arguments")
+            )
+            for call in calls
+        ),
     )
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ghostvis_cli.checkpoint import pickles
-from ghostvis_cli.errors import ModelError, one_line, printable
+from ghostvis_cli.checkpoint.formats import begins_as_zip, foreign, foreign_zip
+from ghostvis_cli.errors import ModelError, limit_reached, one_line, printable
 
 # torch's storage class -> the dtype's name and its bytes an element
 STORAGES = {
@@ -86,25 +87,25 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         if not path.is_file():
             raise ModelError("it is not a file" if path.exists() else "it does not exist")
+        if not begins_as_zip(path):  # zipfile also finds one behind something else, such as in a tar
+            raise zipfile.BadZipFile
         with zipfile.ZipFile(path) as archive:
-            entries = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            if len(entries) != 1:
-                raise ModelError("it is a zip, but not one that torch.save wrote")
-            if entries[0].file_size > HEADER_LIMIT_BYTES:
+            if (stranger := foreign_zip(archive.namelist(), path)) is not None:
+                raise stranger
+            entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+            if entry.file_size > HEADER_LIMIT_BYTES:
                 raise ModelError("its header is larger than any checkpoint's")
-            content = pickles.load(archive.read(entries[0]), _Unpickler)
+            content = pickles.load(archive.read(entry), _Unpickler)
         return unwrap(content, TensorInfo)
     except ModelError as error:
         raise ModelError(f"{path}: {error.message}", hint=error.hint) from None
     except zipfile.BadZipFile:
-        raise ModelError(
-            f"{path} is damaged or incomplete: not a file that torch.save finished writing",
-            hint="copy it again and compare the sizes",
-        ) from None
+        raise foreign(path) from None
     except OSError as error:
-        raise ModelError(f"{path} can't be read: {one_line(error)}") from error
+        raise limit_reached(error) or ModelError(f"{path} can't be read: {one_line(error)}") from error
     except Exception as error:  # a hostile pickle can fail in any way at all
-        raise ModelError(f"{path} is damaged: its header can't be read ({type(error).__name__})") from error
+        damaged = ModelError(f"{path} is damaged: its header can't be read ({type(error).__name__})")
+        raise limit_reached(error) or damaged from error
 
 
 def unwrap(content: object, tensor_type: type[T]) -> dict[str, T]:

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any, TypeAlias, TypeVar
 
+from ghostvis_cli.checkpoint import generations
+from ghostvis_cli.checkpoint.generations import NONE_SET, Constants
 from ghostvis_cli.checkpoint.header import TensorInfo
 from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import (
     LAYOUTS,
+    SMEAR_CHANNELS,
     DecoderConfig,
     GhostVisConfig,
     Layout,
@@ -24,28 +27,23 @@ from ghostvis_cli.model.config import (
     TowerFamily,
     VisionConfig,
 )
+from ghostvis_cli.model.generations import N4, N5, PLAIN, Generation
 from ghostvis_cli.model.preprocess import normalisation
 
 T = TypeVar("T")
 Shape: TypeAlias = tuple[int, ...]
-ROOTS = ("transformer.", "lm_head.", "vision_encoder.", "vision_resampler.", "vision_projector.")
+ROOTS = (
+    *("transformer.", "lm_head.", "vision_encoder.", "vision_resampler.", "vision_projector."),
+    *("value_embeds.", "resid_lambdas", "x0_lambdas", "smear_gate.", "smear_lambda", "backout_lambda"),
+)
 WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 
-# Later nanochat generations share the plain names but not the mathematics, and the files do not hold the
-# constants that changed with them. The newest mark found names the generation.
-LATER_GENERATIONS = (
-    (
-        re.compile(r"smear_gate|smear_lambda|backout_lambda"),
-        "of March 2026 or later (smear and backout gates)",
-    ),
-    (re.compile(r"value_embeds|ve_gate"), "of January to March 2026 (value embeddings)"),
-    (re.compile(r"resid_lambdas|x0_lambdas"), "of January 2026 (residual scaling)"),
-)
 # Every key of `model_config` that any writer is known to use (format specification, section 2.1).
 KNOWN_CONFIG = frozenset(
     {
         *("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size"),
         *("mlp_type", "rope_theta", "attention_bias", "window_pattern", "image_token_id", "layout"),
+        *("num_experts", "top_k", "num_shared_experts"),
         *("moe_num_experts", "moe_top_k", "moe_layer_start", "moe_layer_end", "moe_layer_stride"),
         *(
             "moe_capacity_factor",
@@ -72,10 +70,14 @@ UNUSED_IN_CLIP = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?post_la
 
 @dataclass(frozen=True)
 class Part:
-    """The file's tensors that make up one of ours: concatenated along rows, cut to `rows`, reshaped."""
+    """The file's tensors that make up one of ours: concatenated along rows, cut to `rows`, reshaped.
+
+    `exact` ones are float32 whatever the weights are: scalars of the residual stream.
+    """
 
     keys: tuple[str, ...]
     rows: int | None = None
+    exact: bool = False
 
 
 @dataclass
@@ -84,11 +86,15 @@ class Classified:
     parts: dict[str, Part]  # our parameter name -> the file's keys
     parameters: int  # numbers in the file
     notices: list[str] = field(default_factory=list)
+    # The constants of its mathematics, and for each where it comes from.
+    constants: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         """A short description, e.g. "vlm swiglu, clip tower, perceiver"."""
         decoder, vision = self.config.decoder, self.config.vision
+        if decoder.generation is not PLAIN:
+            return ("text" if vision is None else "vlm") + f", {decoder.generation.title}"
         if vision is None:
             return f"text {decoder.mlp_type}"
         return f"vlm {decoder.mlp_type}, {vision.tower.family} tower, {vision.resampler_mode}"
@@ -114,28 +120,27 @@ def _clean(name: str) -> str:
     return name.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")
 
 
-def classify(tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any]) -> Classified:
-    """Header (clean names) and meta file -> configuration and tensor map, or a ModelError with the reason."""
-    _refuse_other_kinds(tensors, meta)
-    return _Classifier(tensors, meta).run()
+def classify(
+    tensors: Mapping[str, TensorInfo],
+    meta: Mapping[str, Any],
+    constants: Constants = NONE_SET,
+    base_meta: Mapping[str, Any] | None = None,
+) -> Classified:
+    """Header (clean names) and meta file -> configuration and tensor map, or a ModelError with the reason.
+
+    `constants` beat what the generation says; `base_meta` is that of the base run of the same tag, which dates it.
+    """
+    _refuse_other_kinds(tensors)
+    return _Classifier(tensors, meta, constants, base_meta or meta).run()
 
 
-def _refuse_other_kinds(tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any]) -> None:
-    if any(".mlp.router." in name or ".mlp.experts." in name for name in tensors):
+def _refuse_other_kinds(tensors: Mapping[str, TensorInfo]) -> None:
+    if any(".mlp.router.weight" in name or re.search(r"\.mlp\.experts\.\d", name) for name in tensors):
         raise ModelError(
             "it is a mixture-of-experts model: its answers depend on what else is in the batch, "
             "so cached decoding can't be right",
             hint="serve a dense checkpoint",
         )
-    for mark, generation in LATER_GENERATIONS:
-        if found := next((name for name in tensors if mark.search(name)), None):
-            raise ModelError(
-                f"it is a nanochat model {generation}: {found}",
-                hint="only the generations before 11 January 2026 share GhostVis's mathematics",
-            )
-    window = str(_model_config(meta).get("window_pattern") or "L")
-    if set(window.upper()) != {"L"}:
-        raise ModelError(f"it is a nanochat model of January 2026 or later (sliding windows {window!r})")
     if "transformer.wte.weight" not in tensors:
         raise ModelError(
             f"its keys are not a GhostVis or nanochat model's: {', '.join(list(tensors)[:3])} ...",
@@ -151,8 +156,16 @@ def _model_config(meta: Mapping[str, Any]) -> Mapping[str, Any]:
 class _Classifier:
     """One pass over a header. `parts` grows as sections are read; at the end it must account for every key."""
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorInfo],
+        meta: Mapping[str, Any],
+        constants: Constants = NONE_SET,
+        base_meta: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tensors, self.meta, self.stored = tensors, meta, _model_config(meta)
+        self.chosen, self.base_meta = constants.chosen, base_meta or meta
+        self.constants: dict[str, tuple[Any, str]] = {}
         self.parts: dict[str, Part] = {}
         self.shapes: dict[str, Shape] = {}  # what each of the file's keys must be
         self.notices: list[str] = []
@@ -162,7 +175,8 @@ class _Classifier:
         vision = self.vision(decoder.n_embd)
         self.account_for_every_key()
         numbers = sum(info.numel for info in self.tensors.values())
-        return Classified(GhostVisConfig(decoder, vision, self.layout()), self.parts, numbers, self.notices)
+        config = GhostVisConfig(decoder, vision, self.layout())
+        return Classified(config, self.parts, numbers, self.notices, self.constants)
 
     # --- reading
 
@@ -182,9 +196,11 @@ class _Classifier:
             raise ModelError(f"its layers go up to {max(found)}, and layer {missing} is missing")
         return len(found)
 
-    def place(self, ours: str, shapes: Mapping[str, Shape], rows: int | None = None) -> None:
+    def place(
+        self, ours: str, shapes: Mapping[str, Shape], rows: int | None = None, *, exact: bool = False
+    ) -> None:
         """Our parameter is made of these keys of the file, which must have these shapes."""
-        self.parts[ours] = Part(tuple(shapes), rows)
+        self.parts[ours] = Part(tuple(shapes), rows, exact)
         self.shapes |= shapes
 
     def layer(self, ours: str, theirs: str, shape: Shape) -> None:
@@ -218,14 +234,107 @@ class _Classifier:
             raise ModelError(
                 f"lm_head.weight has shape {list(self.shape('lm_head.weight'))}, not [{rows}, {width}]"
             )
+        generation = self.generation()
         layers = self.count(r"transformer\.h\.(\d+)\.")
+        heads, kv_heads = self.heads(generation, layers, width)
+        mlp_type, gate_up = self.mlp_names()
+        if generation is not PLAIN and (mlp_type != "relu2" or self.biased):
+            raise ModelError(
+                f"it is a fork of nanochat: {generation.words} with "
+                + ("attention biases" if self.biased else "a swiglu MLP")
+            )
+        sequence_len = self.constant("sequence_len", self.sequence_len(), "the meta file")
+        config = DecoderConfig(
+            sequence_len=sequence_len,
+            vocab_size=self.vocabulary(rows),
+            n_layer=layers,
+            n_head=heads,
+            n_kv_head=kv_heads,
+            n_embd=width,
+            intermediate_size=self.shape(f"transformer.h.0.mlp.{gate_up[0]}.weight")[0],
+            mlp_type=mlp_type,
+            attention_bias=self.biased,
+            rope_theta=self.theta(generation),
+            softcap=self.constant("softcap", generation.softcap, self.origin),
+            generation=generation,
+            qk_scale=self.constant("qk_scale", generation.qk_scale, self.origin),
+            gate_scale=self.constant("gate_scale", generation.gate_scale, self.origin),
+            windows=self.windows(generation, layers, sequence_len),
+            rotary_tables=self.constant(
+                "rotary_tables",
+                generation.rotary_tables(self.tensors["transformer.wte.weight"].dtype),
+                "the embedding's dtype" if generation.tables_as_stored else self.origin,
+            ),
+        )
+        for name in ("n_layer", "n_head", "n_embd", "intermediate_size", "mlp_type", "attention_bias"):
+            self.compare(name, getattr(config, name))
+        self.map_decoder(config, rows, gate_up)
+        self.map_generation(config, rows)
+        return config
+
+    # --- the generation and its constants
+
+    def generation(self) -> Generation:
+        pattern = self.chosen.get("window_pattern", self.stored.get("window_pattern"))
+        found = generations.recognise(self.tensors, pattern, generations.evaluated_on(self.base_meta))
+        if found is PLAIN and pattern is not None and set(str(pattern).upper()) != {"L"}:
+            raise ModelError(f"it has sliding windows ({pattern!r}) without January 2026's residual scalars")
+        if unknown := sorted(self.chosen.keys() - generations.settable(found)):
+            raise ModelError(
+                f"{', '.join(unknown)} can't be set: its mathematics has none",
+                hint=f"--set model.{unknown[0]}=null",
+            )
+        self.settable, self.origin = generations.settable(found), found.name
+        if found is PLAIN:
+            self.origin = "default"
+        if found in (N4, N5) and "softcap" not in self.chosen and not generations.dated(self.base_meta):
+            self.notices.append(
+                "its soft cap is 15 or 20, and no file says which: taking 15 (--set model.softcap=20); "
+                "the likeliest token is the same"
+            )
+        return found
+
+    def constant(self, name: str, found: T, origin: str) -> T:
+        """A constant of the mathematics: as the user set it, else as found; remembered with its origin."""
+        if name in self.settable:
+            self.constants[name] = (found, origin)
+        if name in self.chosen:
+            self.constants[name] = (self.chosen[name], "setting")
+            if self.chosen[name] != found:
+                self.notices.append(f"{name} is {self.chosen[name]} as it was set, not {found} ({origin})")
+        chosen: T = self.chosen.get(name, found)
+        return chosen
+
+    def windows(self, generation: Generation, layers: int, sequence_len: int) -> tuple[int, ...]:
+        stored = self.stored.get("window_pattern")
+        if not generation.windows or (stored is None and "window_pattern" not in self.chosen):
+            if generation.lambdas:
+                self.notices.append(
+                    "the meta file has no window_pattern: no layer has a short window "
+                    "(--set model.window_pattern=SSSL, where it was trained with one)"
+                )
+            if not generation.windows:
+                return ()
+        pattern = self.constant("window_pattern", "L" if stored is None else str(stored), "the meta file")
+        default = generation.short_window(sequence_len)
+        short = self.constant("short_window", default, self.origin)
+        return generations.windows(pattern, layers, short, sequence_len)
+
+    def heads(self, generation: Generation, layers: int, width: int) -> tuple[int, int]:
+        """Query and key heads: off the gates, which have a row for each key head, else off the meta file."""
+        kv_rows = self.shape("transformer.h.0.attn.c_k.weight")[0]
+        if generation.gate_channels:
+            key_heads = self.shape(f"transformer.h.{layers - 1}.attn.ve_gate.weight")[0]
+            head_dim = kv_rows // key_heads
+            if kv_rows % key_heads or head_dim % 2 or width % head_dim or (width // head_dim) % key_heads:
+                raise ModelError(f"{key_heads} gates do not fit the key projection's {kv_rows} rows")
+            return width // head_dim, key_heads
         heads = self.number("n_head")
         if not layers or width % heads or (width // heads) % 2:
             raise ModelError(
                 f"{heads} heads do not divide a width of {width} with {layers} layers into even sizes"
             )
         head_dim = width // heads
-        kv_rows = self.shape("transformer.h.0.attn.c_k.weight")[0]
         kv_heads = kv_rows // head_dim
         if (
             kv_rows % head_dim
@@ -237,23 +346,28 @@ class _Classifier:
                 f"n_head = {heads} in the meta file does not fit the key projection's {kv_rows} rows",
                 hint="n_head and n_kv_head in the meta file must be those it was trained with",
             )
-        mlp_type, gate_up = self.mlp_names()
-        config = DecoderConfig(
-            sequence_len=self.sequence_len(),
-            vocab_size=self.vocabulary(rows),
-            n_layer=layers,
-            n_head=heads,
-            n_kv_head=kv_heads,
-            n_embd=width,
-            intermediate_size=self.shape(f"transformer.h.0.mlp.{gate_up[0]}.weight")[0],
-            mlp_type=mlp_type,
-            attention_bias="transformer.h.0.attn.c_q.bias" in self.tensors,
-            rope_theta=self.theta(),
-        )
-        for name in ("n_layer", "n_embd", "intermediate_size", "mlp_type", "attention_bias"):
-            self.compare(name, getattr(config, name))
-        self.map_decoder(config, rows, gate_up)
-        return config
+        return heads, kv_heads
+
+    def map_generation(self, config: DecoderConfig, rows: int) -> None:
+        """The tensors that its generation added."""
+        generation, layers = config.generation, (config.n_layer,)
+        if generation.lambdas:
+            for name in ("resid_lambdas", "x0_lambdas"):
+                self.place(f"decoder.{name}", {name: layers}, exact=True)
+        for i, layer in enumerate(config.value_layers):
+            gate = f"transformer.h.{layer}.attn.ve_gate.weight"
+            shape = (config.n_kv_head, generation.gate_channels)
+            self.place(f"decoder.blocks.{layer}.attn.gate.weight", {gate: shape})
+            table = {f"value_embeds.{layer}.weight": (rows, config.kv_width)}
+            self.place(f"decoder.values.{i}.weight", table, config.vocab_size)
+        if generation.smear:
+            self.place("decoder.smear_gate.weight", {"smear_gate.weight": (1, SMEAR_CHANNELS)})
+            for name in ("smear_lambda", "backout_lambda"):
+                self.place(f"decoder.{name}", {name: (1,)}, exact=True)
+
+    @property
+    def biased(self) -> bool:
+        return "transformer.h.0.attn.c_q.bias" in self.tensors
 
     def vocabulary(self, rows: int) -> int:
         """Rows in use: nanochat pads the tables to a multiple of 64."""
@@ -268,9 +382,10 @@ class _Classifier:
             raise ModelError(f"the meta file's sequence_len is {length}, more than any model's")
         return length
 
-    def theta(self) -> float:
-        value = self.stored.get("rope_theta")
-        value = 10000.0 if value is None else value
+    def theta(self, generation: Generation) -> float:
+        stored = self.stored.get("rope_theta")
+        found, origin = (generation.rotary_base, self.origin) if stored is None else (stored, "the meta file")
+        value = self.constant("rotary_base", found, origin)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 1 < value < 1e12:
             raise ModelError(f"the meta file's rope_theta is {value!r}, not a rotary base")
         return float(value)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli.checkpoint import generations
+from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
-from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.checkpoint.locate import SOURCE_DIRS, Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.errors import ModelError, one_line
+from ghostvis_cli.errors import ModelError, limit_reached, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,10 @@ class LoadedModel:
 
 def read_meta(checkpoint: Checkpoint) -> dict[str, Any]:
     """The JSON beside the weights. It must be there: the number of heads is in no tensor."""
-    path = checkpoint.meta_path
+    return _read(checkpoint.meta_path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > META_LIMIT_BYTES:
             raise ModelError(f"{path} is larger than any meta file")
@@ -43,7 +48,8 @@ def read_meta(checkpoint: Checkpoint) -> dict[str, Any]:
             hint=f"""copy it there, or write {{"model_config": {{"n_head": N}}}} to {path}""",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+        unreadable = ModelError(f"{path} can't be read: {error}")
+        raise limit_reached(error) or instead(path, "{", "[") or unreadable from error
     if not isinstance(meta, dict):
         raise ModelError(f"{path} is not a JSON object")
     return meta
@@ -53,11 +59,23 @@ def inspect(checkpoint: Checkpoint) -> Classified:
     """What the checkpoint is, from its header and meta alone: no torch, no weights read."""
     header, meta = read_header(checkpoint.path), read_meta(checkpoint)
     try:
-        return classify(clean_names(header), meta)
+        base = None if generations.dated(meta) else _meta_of_base(checkpoint)
+        return classify(clean_names(header), meta, checkpoint.constants, base)
     except ModelError as error:
         raise _named(checkpoint.path, error) from None
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # nonsense in ways nobody foresaw
         raise ModelError(f"{checkpoint.path} makes no sense: {one_line(error)}") from error
+
+
+def _meta_of_base(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The meta file of the base run that a later stage's checkpoint descends from, where it lies beside it."""
+    stage = checkpoint.path.absolute().parent
+    places = (stage.parent.parent / SOURCE_DIRS["base"][0] / stage.name, stage.parent / "base")
+    try:
+        found = sorted(path for place in places for path in place.glob("meta_*.json"))
+        return _read(found[-1]) if found else None
+    except (ModelError, OSError):
+        return None  # it would only date the model
 
 
 def verify(checkpoint: Checkpoint) -> tuple[Classified, Tokenizer]:
@@ -109,7 +127,8 @@ def _open(path: Path) -> "dict[str, Tensor]":
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} is damaged or not safe to load: {reason}") from error
+        damaged = ModelError(f"{path} is damaged or not safe to load: {reason}")
+        raise limit_reached(error) or damaged from error
     try:
         return clean_names(unwrap(content, torch.Tensor))
     except ModelError as error:
@@ -127,6 +146,7 @@ def assemble(
     """One of our parameters out of the file's: cut, cast, moved, joined, and looked at once for NaN."""
     import torch
 
+    dtype = torch.float32 if part.exact else dtype
     pieces = [tensors[key][: part.rows].to(device=device, dtype=dtype) for key in part.keys]
     for key, piece in zip(part.keys, pieces, strict=True):
         if not bool(torch.isfinite(piece).all()):

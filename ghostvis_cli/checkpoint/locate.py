@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ghostvis_cli.checkpoint.formats import foreign_directory
+from ghostvis_cli.checkpoint.generations import NONE_SET, Constants
 from ghostvis_cli.errors import ModelError, one_line
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import expanded, home
 
 # The name the training code writes comes first; the second is the one its README uses.
 SOURCE_DIRS: dict[str, tuple[str, ...]] = {
@@ -20,7 +22,9 @@ SOURCE_DIRS: dict[str, tuple[str, ...]] = {
 }
 MODEL_FILE = re.compile(r"^model_(\d+)\.pt$")
 DEPTH_TAG = re.compile(r"^d(\d+)")
+BASE_VARIABLE = "NANOCHAT_BASE_DIR"
 TOKENIZER = Path("tokenizer", "tokenizer.pkl")
+EXPERIMENTS, EXPERIMENTS_VARIABLE = "experiments", "NANOCHAT_EXPERIMENTS_DIR"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Checkpoint:
     step: int | None = None
     base_dir: Path | None = None  # where else its tokenizer may be
     tokenizer: Path | None = None  # the one to take, wherever it is
+    constants: Constants = NONE_SET  # set by the user instead of what the model's generation says
 
     @property
     def meta_path(self) -> Path:
@@ -57,30 +62,40 @@ class Checkpoint:
 
 def default_base_dir() -> Path:
     """`NANOCHAT_BASE_DIR`, else ~/.cache/nanochat, else (no home at all) ./.cache/nanochat."""
-    if chosen := os.environ.get("NANOCHAT_BASE_DIR"):
-        return Path(chosen)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path()
-    return home / ".cache" / "nanochat"
+    if chosen := os.environ.get(BASE_VARIABLE):
+        return expanded(chosen)
+    return (home() or Path()) / ".cache" / "nanochat"
 
 
 def steps(directory: Path) -> dict[int, Path]:
     """Step -> model file, ascending. Compared as numbers: upstream compares them as strings."""
-    found = {int(m[1]): path for path in _entries(directory) if (m := MODEL_FILE.match(path.name))}
-    return dict(sorted(found.items()))
+    named = [(int(m[1]), path) for path in _entries(directory) if (m := MODEL_FILE.match(path.name))]
+    return dict(sorted((step, path) for step, path in named if not path.is_dir()))
 
 
 def tags(base_dir: Path, source: str) -> dict[str, Path]:
     """Tag -> directory that holds at least one checkpoint, the tag upstream would choose first."""
     found: dict[str, Path] = {}
-    for name in SOURCE_DIRS[source]:
-        for path in _entries(base_dir / name):
-            with suppress(OSError):  # a directory that may not be entered has nothing for us
-                if path.is_dir() and (steps(path) or _deepspeed(path)):
-                    found.setdefault(path.name, path)
+    places = [(path.name, path) for name in SOURCE_DIRS[source] for path in _entries(base_dir / name)]
+    places += [(path.name, path / source) for path in _entries(_experiment(base_dir))]
+    for tag, path in places:
+        with suppress(OSError, ModelError):  # a directory that may not be entered has nothing for us
+            if path.is_dir() and _adds(path, found.get(tag)):
+                found[tag] = path
     return dict(sorted(found.items(), key=_tag_rank, reverse=True))
+
+
+def _adds(directory: Path, known: Path | None) -> bool:
+    """Whether it holds more than the tag's directory under the other spelling: nothing, shards, checkpoints."""
+    if known is None:
+        return bool(steps(directory)) or _deepspeed(directory)
+    return bool(steps(directory)) and not steps(known)
+
+
+def _experiment(base_dir: Path) -> Path:
+    """Where nanochat of July 2026 keeps `<tag>/<source>/`, of the experiment that its environment names."""
+    experiments = os.environ.get(EXPERIMENTS_VARIABLE) or base_dir / EXPERIMENTS
+    return Path(experiments, os.environ.get("NANOCHAT_EXPERIMENT") or "default")
 
 
 def _tag_rank(item: tuple[str, Path]) -> tuple[int, bool, float]:
@@ -104,9 +119,10 @@ def find(base_dir: Path, source: str, tag: str | None = None, step: int | None =
         raise ModelError(f"no source named {source!r}", hint=f"one of {', '.join(SOURCE_DIRS)}")
     available = tags(base_dir, source)
     if not available:
-        raise ModelError(f"no {source} checkpoint under {base_dir}", hint=_what_is_there(base_dir))
-    if tag is None:
-        tag = next(iter(available))
+        gone = "" if base_dir.exists() else ", which does not exist"
+        raise ModelError(f"no {source} checkpoint under {base_dir}{gone}", hint=_what_is_there(base_dir))
+    if tag is None:  # shards alone can't be loaded, and must not stand in the way of what can
+        tag = next((tag for tag in available if steps(available[tag])), next(iter(available)))
     elif tag not in available:
         raise ModelError(
             f"no {source} checkpoint tagged {tag!r} under {base_dir}",
@@ -141,9 +157,7 @@ def from_path(path: Path, step: int | None = None, base_dir: Path | None = None)
         _refuse_deepspeed(path)
         by_step = steps(path)
         if not by_step:
-            raise ModelError(
-                f"{path} holds no model_<step>.pt", hint="name the file, or the directory it lies in"
-            )
+            raise foreign_directory(path)
         _, path = _at(path, by_step, step)
     elif step is not None:
         raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")
@@ -154,9 +168,16 @@ def _describe(path: Path) -> Checkpoint:
     """Source and tag as far as the place of the file tells them."""
     where = path.resolve()
     by_dir = {name: source for source, names in SOURCE_DIRS.items() for name in names}
-    source = by_dir.get(where.parent.parent.name)
+    stage, above = where.parent.name, where.parent.parent.name
+    source, tag = by_dir.get(above), stage
+    elsewhere = os.environ.get(EXPERIMENTS_VARIABLE)
+    in_experiment = EXPERIMENTS in where.parts or (
+        elsewhere and where.is_relative_to(Path(elsewhere).resolve())
+    )
+    if in_experiment and stage in SOURCE_DIRS:
+        source, tag = stage, above
     number = MODEL_FILE.match(path.name)
-    return Checkpoint(path, source, where.parent.name if source else None, int(number[1]) if number else None)
+    return Checkpoint(path, source, tag if source else None, int(number[1]) if number else None)
 
 
 def _deepspeed(directory: Path) -> bool:
@@ -178,7 +199,10 @@ def _what_is_there(base_dir: Path) -> str:
     ]
     if found:
         return "there is: " + "; ".join(found)
-    return "choose another place with --base-dir DIR or NANOCHAT_BASE_DIR, or a file with --checkpoint-path"
+    return (
+        f"choose another place with --base-dir DIR or {BASE_VARIABLE}, a file with --checkpoint-path,"
+        " or the built-in model with --source demo"
+    )
 
 
 def _entries(directory: Path) -> list[Path]:

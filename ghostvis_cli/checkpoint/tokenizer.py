@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.checkpoint import pickles
-from ghostvis_cli.errors import InputError, ModelError, one_line
+from ghostvis_cli.checkpoint.formats import instead
+from ghostvis_cli.errors import InputError, ModelError, limit_reached, one_line
 
 if TYPE_CHECKING:
     import tiktoken
@@ -69,12 +70,17 @@ class Tokenizer:
                 f"no tokenizer: {path} does not exist",
                 hint="copy the training run's tokenizer.pkl there, or beside the model_*.pt",
             ) from None
+        except IsADirectoryError:
+            hint = f"name the file in it: {path / 'tokenizer.pkl'}"
+            raise ModelError(f"tokenizer {path} is a directory", hint=hint) from None
         except OSError as error:
-            raise ModelError(f"tokenizer {path} can't be read: {error.strerror or error}") from error
+            unread = ModelError(f"tokenizer {path} can't be read: {error.strerror or error}")
+            raise limit_reached(error) or unread from error
         except ModelError as error:
             raise ModelError(f"tokenizer {path}: {error.message}", hint=error.hint) from None
         except Exception as error:  # a hostile pickle can fail in any way at all
-            raise ModelError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})") from error
+            damaged = ModelError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})")
+            raise limit_reached(error) or instead(path) or damaged from error
 
     def _try_out(self) -> None:
         """A split pattern that can't be compiled, or loses text, shows here and not in an answer."""
@@ -116,7 +122,8 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
             raise
         except BaseException as error:  # the pattern's own stack overflow is a panic, which is no Exception
-            raise InputError(f"the text can't be split into tokens: {one_line(error)}") from None
+            unsplit = InputError(f"the text can't be split into tokens: {one_line(error)}")
+            raise limit_reached(error) or unsplit from None
 
     def token_bytes(self, id_: int) -> bytes:
         """The bytes one id stands for; a special's name; nothing for ids the tokenizer does not know."""

@@ -1,25 +1,32 @@
-"""The `ghostvis` command: finds the subcommand, runs it, and turns whatever ends it into an exit code."""
+"""The `ghostvis` command. `main` is the console script, which says what a signal does before it imports the rest.
+
+Whatever this module imports stands between the start of the process and its first line of defence: keep it small.
+"""
 
 import os
-import sys
-from collections.abc import Callable
+import signal
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from ghostvis_cli import __version__
-from ghostvis_cli.cli import guard
-from ghostvis_cli.errors import ExitCode, GhostvisError
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
+
     import typer
 
 
-def main() -> NoReturn:
-    """The console script. Never returns: the process ends with one of the documented codes."""
-    _occupy_closed_streams()
-    guard.own_process()
-    code = _code_of(_write_version if sys.argv[1:] in (["--version"], ["-V"]) else _run)
-    _leave(_code_of(lambda: _finish(code)))
+def main() -> "NoReturn":
+    """Never returns: the process ends with one of the documented codes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    from ghostvis_cli.cli import process
+
+    process.run()
+
+
+def _end(number: int, _frame: "FrameType | None") -> None:
+    """While Python imports: nothing is to be said or put in order yet."""
+    os._exit(128 + number)
 
 
 def build() -> "typer.Typer":
@@ -46,77 +53,13 @@ def build() -> "typer.Typer":
     ) -> None:
         """Run, serve and measure the GhostVis models you train."""
         if version:
-            raise typer.Exit(_write_version())
+            from ghostvis_cli.cli.process import write_version
+
+            raise typer.Exit(write_version())
 
     return app
 
 
-def load_command(module: str) -> Any:
+def load_command(module: str) -> "Any":
     """The Typer application of one command module."""
     return import_module(f"ghostvis_cli.commands.{module}").app
-
-
-def exit_code_of(error: BaseException) -> int:
-    return int(error.code) if isinstance(error, GhostvisError) else int(ExitCode.BUG)
-
-
-def _run() -> int:
-    build()()
-    return ExitCode.OK
-
-
-def _write_version() -> int:
-    return _to_stdout(lambda: sys.stdout.write(f"ghostvis {__version__}\n"))
-
-
-def _code_of(step: Callable[[], int]) -> int:
-    """Run a step to its end, or to the signal, deadline or exit that ends it."""
-    try:
-        return step()
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-
-
-def _finish(code: int) -> int:
-    """Flush while a failure can still be told."""
-    if code and (output := _output_where_used()):
-        output.end_line()
-    failed = _to_stdout(lambda: sys.stdout.flush())
-    return code or failed
-
-
-def _to_stdout(write: Callable[[], object]) -> int:
-    try:
-        if sys.stdout is not None:
-            write()
-    except BrokenPipeError:  # a reader that left early is no error of ours
-        return ExitCode.READER_GONE
-    except OSError as error:  # a full disk
-        if sys.stderr is not None:
-            sys.stderr.write(f"ghostvis: error: the output could not be written: {error.strerror}\n")
-        return ExitCode.BUG
-    return ExitCode.OK
-
-
-def _leave(code: int) -> NoReturn:
-    """End at once: loader threads may still be reading weights that nobody waits for any more."""
-    if output := _output_where_used():
-        output.end_log(code)
-    if code == ExitCode.INTERRUPTED:
-        guard.die_of_interrupt()
-    os._exit(code)
-
-
-def _output_where_used() -> Any:
-    return sys.modules.get("ghostvis_cli.cli.output")  # --version does without
-
-
-def _occupy_closed_streams() -> None:
-    """Put /dev/null where the caller closed a stream; else the next file opened gets its number, and its text."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)

@@ -11,7 +11,8 @@ import typer.main
 
 from ghostvis_cli.cli import app, guard, output
 from ghostvis_cli.cli.registry import COMMANDS, Command
-from ghostvis_cli.errors import GhostvisError, MemoryLimitError, OutputError, UsageError
+from ghostvis_cli.endings import Ended
+from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, limit_reached
 
 # Typer carries its own Click and exports this much of it: the class of every parsing error.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
@@ -59,20 +60,21 @@ def _errors_become_messages() -> Iterator[None]:
         yield
     except GhostvisError as error:
         is_bug = type(error) is GhostvisError
-        _fail(error, show_traceback=output.verbose() or is_bug)
-    except guard.DeadlinePassed as passed:
-        _fail(passed.error)
+        limit = limit_reached(error.__cause__) if isinstance(error.__cause__, OSError) else None
+        _fail(limit or error, show_traceback=output.verbose() or is_bug)
+    except Ended as ended:
+        if ended.ending.error is None:
+            raise
+        _fail(ended.ending.error)
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:  # Typer printing help
         raise guard.ReaderGone from None
     except CLICK_ERROR as error:
         _fail(_usage_error(error))
-    except MemoryError:
-        _fail(
-            MemoryLimitError("out of memory", hint="fewer prompts, smaller pictures or a lower --max-tokens")
-        )
     except Exception as error:
+        if limit := limit_reached(error):
+            _fail(limit, show_traceback=output.verbose())
         if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
             _fail(OutputError(f"the output could not be written: {error.strerror}"))
         reason = str(error).strip().partition("\n")[0]
@@ -113,4 +115,4 @@ def _fail(error: GhostvisError, *, show_traceback: bool = False) -> NoReturn:
     if show_traceback:
         output.traceback(error)
     output.error(error)
-    raise typer.Exit(app.exit_code_of(error))
+    raise typer.Exit(int(error.code))

@@ -1,29 +1,33 @@
 """What shells, cron and systemd ask of a run: to end soon after a signal or a deadline, and to run once at a time.
 
-What ends a run early is a SystemExit: asyncio swallows other exceptions in its callbacks, and nothing here catches
-SystemExit but the top. Where unwinding gets stuck (a thread that is joined, a pipe that nobody reads), the process
-ends GRACE_S later all the same.
+No handler here raises: it ends the process at once, or where endings.py knows of something to unwind, has the work
+stopped. Where that gets stuck (a thread that is joined, a pipe that nobody reads), the process ends GRACE_S later
+all the same.
 """
 
 import _thread
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from ghostvis_cli.errors import DeadlineError, ExitCode, GhostvisError, LockedError, UsageError
+from ghostvis_cli import endings
+from ghostvis_cli.endings import Ended, Ending
+from ghostvis_cli.errors import DeadlineError, ExitCode, LockedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
     from types import FrameType
 
     import typer
 
 GRACE_S = 1.0  # longer than a step of a small model takes, short enough for whoever waits for the end
-LAST_WORDS_S = 0.2
+TWICE_S = (
+    0.5  # `timeout` signals a process and then its group: one signal that comes twice is not a second one
+)
 NOT_THE_JOB = (
     "timeout",
     "lock",
@@ -33,15 +37,6 @@ NOT_THE_JOB = (
     "color",
 )  # options that leave the work as it is
 
-_process_is_ours = False
-
-
-class Terminated(SystemExit):
-    """SIGTERM arrived."""
-
-    def __init__(self) -> None:
-        super().__init__(int(ExitCode.TERMINATED))
-
 
 class ReaderGone(SystemExit):
     """Whoever read stdout has left."""
@@ -50,19 +45,30 @@ class ReaderGone(SystemExit):
         super().__init__(int(ExitCode.READER_GONE))
 
 
-class DeadlinePassed(SystemExit):
-    """--timeout is over; `error` is what to say about it."""
+class _State:
+    """Of this process."""
 
-    def __init__(self, error: DeadlineError) -> None:
-        super().__init__(int(error.code))
-        self.error = error
+    def __init__(self) -> None:
+        self.is_ours = False
+        self.endings = {
+            int(signal.SIGINT): Ending(ExitCode.INTERRUPTED, "Ctrl-C"),
+            int(signal.SIGTERM): Ending(ExitCode.TERMINATED, "SIGTERM"),
+            int(signal.SIGHUP): Ending(ExitCode.HANGUP, "SIGHUP"),
+        }
+        self.first: tuple[Ending, float] | None = None  # what came, and when
+        self.leaving = self.is_cut_short = False
+
+
+_state = _State()
 
 
 def own_process() -> None:
-    """For the console script: SIGTERM, and whatever else ends a run early, ends this process."""
-    global _process_is_ours
-    _process_is_ours = True
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    """For the console script: signals, and whatever else ends a run early, end this process."""
+    _state.is_ours = True
+    endings.hurried_by(_end_within_grace)
+    for number in _state.endings:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _on_signal)
 
 
 def start(ctx: "typer.Context", *, timeout_s: float | None, lock: str | None, log_file: str | None) -> None:
@@ -71,7 +77,6 @@ def start(ctx: "typer.Context", *, timeout_s: float | None, lock: str | None, lo
 
     from ghostvis_cli.cli import output
 
-    ctx.with_resource(_quick_interrupt())
     if timeout_s is not None:
         ctx.with_resource(deadline(timeout_s))
     if log_file is not None:  # under the deadline: opening a pipe waits for its reader
@@ -85,68 +90,76 @@ def start(ctx: "typer.Context", *, timeout_s: float | None, lock: str | None, lo
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise DeadlinePassed in the main thread once `seconds` are over, whatever it is doing in Python by then."""
+    """End the run once `seconds` are over, whatever it is doing in Python by then."""
     error = DeadlineError(f"not done after {seconds:g} s (--timeout)", hint=f"--timeout {2 * seconds:g}")
-
-    def on_alarm(_signal: int, _frame: "FrameType | None") -> None:
-        end_within_grace(ExitCode.TIMEOUT, error)
-        raise DeadlinePassed(error)
-
-    with _handling(signal.SIGALRM, on_alarm):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-@contextmanager
-def _quick_interrupt() -> Iterator[None]:
-    """Ctrl-C ends the run even if a thread of a library is in the way."""
-
-    def on_sigint(_signal: int, _frame: "FrameType | None") -> None:
-        end_within_grace(ExitCode.INTERRUPTED)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once
-        raise KeyboardInterrupt
-
-    with _handling(signal.SIGINT, on_sigint):
-        yield
-
-
-@contextmanager
-def _handling(number: signal.Signals, handler: "Callable[[int, FrameType | None], None]") -> Iterator[None]:
-    previous = signal.signal(number, handler)
+    _state.endings[int(signal.SIGALRM)] = Ending(ExitCode.TIMEOUT, "--timeout", error)
+    previous = signal.signal(signal.SIGALRM, _on_signal)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        if not _process_is_ours or signal.getsignal(number) is handler:
-            # Else a Ctrl-C came and ends the process: its default action is what a slow end needs.
-            signal.signal(number, previous)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
-def _on_sigterm(_signal: int, _frame: "FrameType | None") -> None:
-    end_within_grace(ExitCode.TERMINATED)
-    raise Terminated
+def _on_signal(number: int, _frame: "FrameType | None") -> None:
+    ending, now_s = _state.endings[number], time.monotonic()
+    if not _state.is_ours:
+        _stop_in_another_program(ending)
+    elif _state.first is not None:
+        if ending.error is None and now_s - _state.first[1] > TWICE_S:
+            if _state.leaving:
+                os._exit(ending.code)
+            _end_at_once(ending)
+    else:
+        _state.first = ending, now_s
+        if endings.is_free():
+            _end_at_once(ending)
+        elif not endings.ask_to_stop(ending):
+            _end_within_grace(ending)
 
 
-def end_within_grace(code: int, error: GhostvisError | None = None) -> None:
-    # Not threading.Thread: its locks may be held by the very code that the signal interrupted.
-    if _process_is_ours:
-        _thread.start_new_thread(_cut_short, (code, error))
+def _stop_in_another_program(ending: Ending) -> None:
+    """Inside somebody else's process, such as a test, a deadline may only stop the command."""
+    if not endings.can_stop():
+        raise Ended(ending)
+    endings.ask_to_stop(ending)
 
 
-def _cut_short(code: int, error: GhostvisError | None) -> None:
-    from ghostvis_cli.cli import output
+def _end_at_once(ending: Ending) -> None:
+    """Say the line, put away what must not stay, and end. Fit for a handler: waits for no lock, never raises."""
+    if _state.leaving:
+        return
+    _state.leaving = True
+    try:
+        if output := sys.modules.get("ghostvis_cli.cli.output"):
+            output.last_words(ending.error)
+            output.end_log(ending.code)
+        endings.undo_all()
+        if ending.code == ExitCode.INTERRUPTED:
+            die_of_interrupt()
+    finally:
+        os._exit(ending.code)
 
+
+def _end_within_grace(ending: Ending) -> None:
+    """Should unwinding get stuck."""
+    if _state.is_cut_short:
+        return
+    _state.is_cut_short = True
+    if ending.code == ExitCode.INTERRUPTED and _in_front():
+        # The grace ends in a thread, which can't do this. Nor does a second Ctrl-C wait for it so.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        # Not threading.Thread: its locks may be held by the very code that the signal interrupted.
+        _thread.start_new_thread(_cut_short, (ending,))
+    except RuntimeError:  # no room for a thread
+        _end_at_once(ending)
+
+
+def _cut_short(ending: Ending) -> None:
     time.sleep(GRACE_S)
-    if error is not None and not output.was_told(error):
-        _thread.start_new_thread(output.error, (error,))  # stdout or stderr may be what is stuck
-        time.sleep(LAST_WORDS_S)
-    output.end_log(code)
-    if code == ExitCode.INTERRUPTED and _in_front():
-        os.kill(os.getpid(), signal.SIGINT)  # whose default action the handler has put back
-        time.sleep(LAST_WORDS_S)
-    os._exit(code)
+    _end_at_once(ending)
 
 
 def die_of_interrupt() -> None:
@@ -155,7 +168,8 @@ def die_of_interrupt() -> None:
     The shell reports 130 either way. Without a terminal in front of it the process exits with 130.
     """
     if _in_front():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with suppress(ValueError):  # in a thread, to which the handler has left SIGINT so
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -194,6 +208,8 @@ def automatic_lock(ctx: "typer.Context") -> "Path":
     from hashlib import sha256
     from pathlib import Path
 
+    from ghostvis_cli.paths import state_dir
+
     job = [(name, value) for name, value in sorted(ctx.params.items()) if name not in NOT_THE_JOB]
     hint = "--lock FILE, or export GHOSTVIS_STATE_DIR=DIR"
     try:
@@ -210,17 +226,3 @@ def automatic_lock(ctx: "typer.Context") -> "Path":
         # No other place instead: two runs that lock different files do not keep each other out.
         raise UsageError(f"--lock auto has no place: {directory}: {error.strerror}", hint=hint) from error
     return directory / f"{ctx.info_name}-{sha256(key.encode()).hexdigest()[:16]}.lock"
-
-
-def state_dir() -> "Path | None":
-    """GHOSTVIS_STATE_DIR, $XDG_STATE_HOME/ghostvis, ~/.local/state/ghostvis; None where there is no home."""
-    from pathlib import Path
-
-    if own := os.environ.get("GHOSTVIS_STATE_DIR"):
-        return Path(own)
-    if (
-        xdg := Path(os.environ.get("XDG_STATE_HOME", ""))
-    ).is_absolute():  # the specification ignores other values
-        return xdg / "ghostvis"
-    home = Path(os.environ.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises without one
-    return home / ".local/state/ghostvis" if home.is_absolute() else None

@@ -5,6 +5,7 @@ import stat
 import sys
 from pathlib import Path
 
+from ghostvis_cli.encoding import decode
 from ghostvis_cli.errors import InputError
 
 TEXT_LIMIT_BYTES = 16 * 1024**2
@@ -43,11 +44,7 @@ def read_text(path: Path) -> str:
 def _text(content: bytes, name: str) -> str:
     if len(content) > TEXT_LIMIT_BYTES:
         raise InputError(f"{name} holds more than {TEXT_LIMIT_BYTES // 1024**2} MiB of text")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    text = text.removesuffix("\n").removesuffix("\r")
+    text = decode(content, name).removesuffix("\n").removesuffix("\r")
     if not text.strip():
         raise InputError(f"{name} is empty")
     return text

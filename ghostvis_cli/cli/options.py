@@ -1,10 +1,9 @@
 """Options that several commands share, and how what was typed becomes a profile.
 
-Every option here defaults to None: None means "not typed", so that environment and profile may speak. The
-defaults themselves live in the dataclasses of profile/settings.py and engines/base.py.
+An option that was not typed leaves its key to environment and profile. The defaults themselves live in the
+dataclasses of profile/settings.py and engines/base.py.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,10 @@ from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ghostvis_cli.profile import Resolved
+    from ghostvis_cli.profile.readers import Reader
 
 LONGEST_TIMEOUT_S = 1e8  # three years; the system's timer takes no infinity
 _DEFAULT = Sampling()
@@ -57,6 +59,15 @@ LayoutOption = Annotated[
         "--layout",
         metavar="LAYOUT",
         help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal.",
+    ),
+]
+
+ImagesBackground = Annotated[
+    str | None,
+    typer.Option(
+        "--images-background",
+        metavar="COLOUR",
+        help="What shows where a picture is transparent: white (default), black, grey, #rrggbb.",
     ),
 ]
 
@@ -186,8 +197,10 @@ KEYS = {
     "model_tag": "model.model_tag",
     "step": "model.step",
     "checkpoint_path": "model.checkpoint_path",
+    "checkpoint": "model.checkpoint_path",  # convert's argument
     "base_dir": "model.base_dir",
     "layout": "model.layout",
+    "images_background": "images.background",
     "engine": "engine.kind",
     "base_url": "engine.base_url",
     "device": "engine.device",
@@ -212,18 +225,44 @@ KEYS = {
 }
 
 
-def resolve_profile(ctx: typer.Context) -> "Resolved":
-    """The profile of this call: what was typed over the environment over the chosen profile over defaults."""
+def was_typed(ctx: typer.Context, name: str) -> bool:
+    """By where the value is from. The value can't tell: an option that may be repeated is () if it was not."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def flags(ctx: typer.Context) -> dict[str, Any]:
+    """The settings that were typed as options of their own, by their keys."""
+    return {KEYS[name]: value for name, value in ctx.params.items() if name in KEYS and was_typed(ctx, name)}
+
+
+def resolve_profile(
+    ctx: typer.Context, readers: "Iterable[Reader] | None" = None, *, several: bool = False
+) -> "Resolved":
+    """The profile of this call: what was typed over the environment over the chosen profile over defaults.
+
+    What its engine does not read is refused, or told of where a profile says it. A command that knows only later
+    what runs the model, or runs none, gives () for the readers and calls `heed` itself.
+    """
     from ghostvis_cli.profile import resolve
 
-    typed: Mapping[str, Any] = ctx.params
-    flags = {KEYS[name]: value for name, value in typed.items() if name in KEYS and value not in (None, [])}
-    resolved = resolve(typed.get("profile"), flags=flags, sets=typed.get("sets") or ())
+    chosen, sets = ctx.params.get("profile"), ctx.params.get("sets") or ()
+    resolved = resolve(chosen, flags=flags(ctx), sets=sets, several=several)
     for line in resolved.notices:
         output.notice(line)
     for file in resolved.files:
         output.detail(f"profile read from {file}")
+    heed(resolved, (resolved.profile.engine.chosen_kind,) if readers is None else readers)
     return resolved
+
+
+def heed(resolved: "Resolved", readers: "Iterable[Reader]", *, option: str = "--engine") -> None:
+    """Refuse or tell of the settings that none of these reads."""
+    from ghostvis_cli.profile.readers import heeded
+
+    if readers := tuple(readers):
+        for line in heeded(resolved, readers, option=option).notices[len(resolved.notices) :]:
+            output.notice(line)
 
 
 def talk(quiet: bool, verbose: bool, color: str) -> None:

@@ -7,6 +7,7 @@ control characters taken out, because model text is data and must not drive the 
 import json
 import os
 import re
+import select
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ghostvis_cli.cli.guard import ReaderGone
-from ghostvis_cli.errors import ExitCode, GhostvisError, OutputError
+from ghostvis_cli.errors import GhostvisError, OutputError
 
 if TYPE_CHECKING:
     from ghostvis_cli.cli.logfile import Log
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 # All of C0 and C1 but tab and line feed, and what turns the direction of text around.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+LAST_WORDS_MS = 200  # that a reader may take to make room for them
 REDRAW_S, REPORT_S = 0.1, 30.0  # of progress, on a terminal and elsewhere
 ColorChoice = Literal["auto", "always", "never"]
 
@@ -192,13 +194,46 @@ def error(error: GhostvisError) -> None:
     """
     _state.told.append(error)
     end_line()
-    message = CONTROL.sub("", error.message).strip().replace("\n", "\n  ")
-    _stderr(f"{_style('ghostvis: error:', '31', sys.stderr)} {message}")
-    if error.hint:
-        _stderr(f"hint: {_one_line(error.hint)}")
+    for line in _lines_of(error):
+        _stderr(line)
     if _state.json_errors:
         with suppress(OutputError, ReaderGone):  # stdout may be what failed
-            record({"schema_version": SCHEMA_VERSION, "error": error_record(error)})
+            record(_record_of(error))
+
+
+def _lines_of(error: GhostvisError) -> list[str]:
+    message = CONTROL.sub("", error.message).strip().replace("\n", "\n  ")
+    lines = [f"{_style('ghostvis: error:', '31', sys.stderr)} {message}"]
+    return [*lines, f"hint: {_one_line(error.hint)}"] if error.hint else lines
+
+
+def _record_of(error: GhostvisError) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, "error": error_record(error)}
+
+
+def last_words(error: GhostvisError | None) -> None:
+    """As `error`, in a signal handler: past the streams, whose locks the interrupted code may hold."""
+    if _state.progress_drawn:
+        _write_now(2, "\r\x1b[K")
+    if _state.mid_line:
+        _write_now(1, "\n")
+    if error is None or any(error is told for told in _state.told):
+        return
+    _write_now(2, "".join(f"{line}\n" for line in _lines_of(error)))
+    if _state.log is not None:
+        for line in _lines_of(error):
+            _state.log.line(line)
+    if _state.json_errors:
+        _write_now(1, json.dumps(_record_of(error)) + "\n")
+
+
+def _write_now(descriptor: int, text: str) -> None:
+    """Unless it would wait for a reader."""
+    ready = select.poll()
+    ready.register(descriptor, select.POLLOUT)
+    with suppress(OSError):
+        if ready.poll(LAST_WORDS_MS):
+            os.write(descriptor, text.encode(errors="backslashreplace"))
 
 
 def traceback(error: BaseException) -> None:
@@ -253,10 +288,6 @@ def _to_terminal(text: str) -> None:
             sys.__stderr__.flush()
 
 
-def was_told(error: GhostvisError) -> bool:
-    return any(error is told for told in _state.told)
-
-
 def error_record(error: GhostvisError) -> dict[str, Any]:
     return {"code": int(error.code), "kind": error.kind, "message": error.message, "hint": error.hint}
 
@@ -290,4 +321,4 @@ def log_to(path: Path, command: str) -> None:
 
 def end_log(code: int) -> None:
     if _state.log is not None:
-        _state.log.end(ExitCode(code))
+        _state.log.end(code)

@@ -26,12 +26,13 @@ from ghostvis_cli.convert.shards import INDEX
 from ghostvis_cli.convert.tensors import DTYPES
 from ghostvis_cli.convert.tensors import Source as Tensors
 from ghostvis_cli.convert.verify import Compared, LogitSums, diverged, layer_names
-from ghostvis_cli.model.config import LOGIT_SOFTCAP
 from ghostvis_cli.model.decoder import Step, rms
+from ghostvis_cli.model.generations import PLAIN
 from ghostvis_cli.model.ghostvis import GhostVis
 from ghostvis_cli.prompt import VISION_ROW
 
 MODE = "layer by layer"
+BESIDE_LAYERS = ("resid_", "x0_", "smear_", "backout_")  # nanochat's later generations', all of them small
 HEAD_ROWS = 4096  # of the vocabulary, whose logits are held at a time
 NOT_CHECKED = {"greedy_tokens": 0, "greedy_match": "not checked"}
 
@@ -41,11 +42,15 @@ class _Case:
     """A prompt on its way through the layers, as the source has it and as the directory has it."""
 
     figures: dict[str, Any]
+    ids: Tensor  # (T,), below zero where a picture's row stands
     step: Step
     expected: Tensor  # (2, T, D): with the source's rotary tables, and with unrounded ones
     got: Tensor  # (1, T, D)
     sums: LogitSums
     diverging: str | None = None
+
+    def __post_init__(self) -> None:
+        self.first = self.middle = self.expected, self.got  # of each side, for models that come back to them
 
     def compare(self, layer: str) -> None:
         if self.diverging is None and diverged(rms(self.expected[1]), rms(self.got[0])):
@@ -57,13 +62,14 @@ def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, 
     """The certificate's `verification`. `check` is called between the parts and may raise to end it."""
     source, converted, compared = _Source(plan), _Converted(plan, directory), Compared(plan)
     running = _begin(source, converted, compared, check)
-    layers = plan.classified.config.decoder.n_layer
-    for index, name in enumerate(layer_names(layers)[1:]):
+    decoder = plan.classified.config.decoder
+    for index, name in enumerate(layer_names(decoder.n_layer)[1:]):
         check()
         ours, theirs = source.block(index), converted.layer(index)
         for case in running:
-            case.expected = ours(case.expected, case.step, None, index)
-            case.got = theirs(case.got)
+            case.expected, case.got = ours(case), theirs(case)
+            if index == decoder.n_layer // 2:
+                case.middle = case.expected, case.got
             case.compare(name)
     _compare_logits(running, source, converted, check)
     for case in running:
@@ -78,14 +84,15 @@ def _begin(
     """Prompts and pictures, and what enters the first layers, of the cases that are the same on both sides."""
     expected = source.prompts(check)
     steps = source.steps([answer.positions for _, answer in expected])
-    got = converted.answers([case for case, _ in expected], check)
+    answers = converted.answers([case for case, _ in expected], check)
     running = []
-    for (case, ours), step, theirs in zip(expected, steps, got, strict=True):
+    for (case, ours), step, theirs in zip(expected, steps, answers, strict=True):
         figures = compared.prompt(case, ours, theirs)
         if figures["same_ids"]:
             figures |= NOT_CHECKED
-            rows, sums = source.embedded(ours), LogitSums(ours.positions)
-            running.append(_Case(figures, step, rows.expand(2, -1, -1), converted.embedded(theirs), sums))
+            rows, sums = source.embedded(ours, step).expand(2, -1, -1), LogitSums(ours.positions)
+            got = converted.embedded(theirs)
+            running.append(_Case(figures, torch.tensor(ours.ids), step, rows, got, sums))
             running[-1].compare("embed_tokens")
     return running
 
@@ -93,14 +100,14 @@ def _begin(
 def _compare_logits(
     running: list[_Case], source: "_Source", converted: "_Converted", check: Callable[[], None]
 ) -> None:
-    norm = converted.norm()
+    finish = converted.finish()
     for case in running:
-        case.expected, case.got = rms(case.expected), norm(case.got)
+        case.expected, case.got = source.finish(case), finish(case)
     for start in range(0, source.config.decoder.vocab_size, HEAD_ROWS):
         check()
         ours, theirs = source.head(start), converted.head(start)
         for case in running:
-            rounded, unrounded = _capped(case.expected @ ours.T, LOGIT_SOFTCAP)
+            rounded, unrounded = _capped(case.expected @ ours.T, source.config.decoder.softcap)
             case.sums.add(rounded, unrounded, _capped(case.got @ theirs.T, converted.softcap)[0])
 
 
@@ -142,6 +149,10 @@ class _Source:
         self._dtype = DTYPES[plan.settings.dtype]
         with torch.device("meta"):
             self._model = GhostVis(self.config).eval().requires_grad_(False)
+        self._decoder = self._model.decoder
+        for name, parameter in list(self._decoder.named_parameters()):
+            if name.startswith(BESIDE_LAYERS):
+                _replace(self._decoder, name, self._read(f"decoder.{name}", parameter.shape))
 
     def _fill(self, module: nn.Module, prefix: str) -> nn.Module:
         return _fill(module, lambda name, shape: self._read(f"{prefix}.{name}", shape))
@@ -173,9 +184,10 @@ class _Source:
 
     def steps(self, lengths: list[int]) -> list[Step]:
         """For rows (2, T, D): the first rotated by the source's tables, the second by unrounded ones."""
-        decoder = self._model.decoder
+        decoder = self._decoder
         rounded = [decoder.plan(torch.arange(T)[None], length=T) for T in lengths]
-        unround_rotary(decoder, max(lengths, default=0))
+        if self.config.decoder.generation is PLAIN:
+            unround_rotary(decoder, max(lengths, default=0))
         steps = []
         for step in rounded:
             other = decoder.plan(step.positions, length=step.length)
@@ -183,17 +195,42 @@ class _Source:
             steps.append(replace(step, cos=cos, sin=sin))
         return steps
 
-    def embedded(self, answer: Answer) -> Tensor:
-        """(1, T, D), normalised as the first block gets them."""
+    def embedded(self, answer: Answer, step: Step) -> Tensor:
+        """(1, T, D), normalised as they enter the layers."""
         ids = torch.tensor(answer.ids)
         x = self._rows("decoder.wte.weight", ids.clamp(min=0))
         if answer.rows is not None:
             x[ids == VISION_ROW] = answer.rows.flatten(0, 1)
-        return rms(x)[None]
+        return self._decoder.begin(x[None], step)
 
-    def block(self, index: int) -> nn.Module:
-        """All are of one shape, and take the first one's place."""
-        return self._fill(self._model.decoder.blocks[0], f"decoder.blocks.{index}")
+    def block(self, index: int) -> Callable[[_Case], Tensor]:
+        """Those of one shape take the first one's place."""
+        config = self.config.decoder
+        place = next(
+            i for i in range(index + 1) if (i in config.value_layers) == (index in config.value_layers)
+        )
+        block: Any = self._fill(self._decoder.blocks[place], f"decoder.blocks.{index}")
+        if config.windows:
+            block.attn.window = config.windows[index]
+
+        def run(case: _Case) -> Tensor:
+            value = self._value(index, case.ids)
+            value = None if value is None else value.expand(2, -1, -1)
+            x = self._decoder.blend(case.expected, case.first[0], index)
+            out: Tensor = block(x, case.step, None, index, value)
+            return out
+
+        return run
+
+    def _value(self, index: int, ids: Tensor) -> Tensor | None:
+        """The layer's value embeddings (1, T, K*h), where it has one."""
+        if index not in self.config.decoder.value_layers:
+            return None
+        name = f"decoder.values.{self.config.decoder.value_layers.index(index)}.weight"
+        return self._rows(name, ids.clamp(min=0)).masked_fill((ids < 0)[:, None], 0)[None]
+
+    def finish(self, case: _Case) -> Tensor:
+        return rms(self._decoder.back_out(case.expected, case.middle[0]))
 
     def head(self, start: int) -> Tensor:
         stop = min(start + HEAD_ROWS, self.config.decoder.vocab_size)  # files may be padded
@@ -214,8 +251,12 @@ class _Converted:
         self._model = model.requires_grad_(False)
         self._base = model.model.language_model if vision else model.model
         self._root = "model.language_model" if vision else "model"
-        self._rotary = type(self._base.rotary_emb)(self._config.get_text_config())  # derived: in no file
         self._files = _files(directory)
+        self._decoder = (_NanoChat if self._is_nanochat else _Stock)(self)
+
+    @property
+    def _is_nanochat(self) -> bool:
+        return bool(self._config.get_text_config().model_type == "ghostvis_nanochat")
 
     @property
     def softcap(self) -> float:
@@ -251,33 +292,88 @@ class _Converted:
 
             places = picture_places(ids[None], self._config.image_token_id, self._config.image_layout)
             x[places[0]] = answer.rows.flatten(0, 1)
-        return (self._base.norm(x) if self._normalises_embeddings else x)[None]
+        return self._decoder.begin(x[None])
 
-    @property
-    def _normalises_embeddings(self) -> bool:
-        return type(self._base).__name__ == "NanoChatModel"  # whose norm has no weights
+    def layer(self, index: int) -> Callable[[_Case], Tensor]:
+        return self._decoder.layer(index)
 
-    def layer(self, index: int) -> Callable[[Tensor], Tensor]:
+    def finish(self) -> Callable[[_Case], Tensor]:
+        return self._decoder.finish()
+
+    def head(self, start: int) -> Tensor:
+        return self._rows("lm_head.weight", slice(start, start + HEAD_ROWS))
+
+
+class _Stock:
+    """transformers' own Qwen3 and NanoChat."""
+
+    def __init__(self, converted: _Converted) -> None:
+        self._fill, self._base, self._root = converted._fill, converted._base, converted._root
+        self._rotary = type(self._base.rotary_emb)(self._base.config)  # derived: in no file
+
+    def begin(self, x: Tensor) -> Tensor:
+        # NanoChat normalises its embeddings, and its norm has no weights.
+        out: Tensor = self._base.norm(x) if type(self._base).__name__ == "NanoChatModel" else x
+        return out
+
+    def layer(self, index: int) -> Callable[[_Case], Tensor]:
         """All are of one shape, and take the first one's place."""
         layer = self._fill(self._base.layers[0], f"{self._root}.layers.{index}")
 
-        def run(x: Tensor) -> Tensor:
-            positions = torch.arange(x.size(1))[None]
+        def run(case: _Case) -> Tensor:
+            positions = torch.arange(case.got.size(1))[None]
             out: Tensor = layer(
-                x,
+                case.got,
                 attention_mask=None,  # one whole sequence: causal without one
                 position_ids=positions,
-                position_embeddings=self._rotary(x, positions),
+                position_embeddings=self._rotary(case.got, positions),
             )
             return out
 
         return run
 
-    def norm(self) -> nn.Module:
-        return self._fill(self._base.norm, f"{self._root}.norm")
+    def finish(self) -> Callable[[_Case], Tensor]:
+        norm = self._fill(self._base.norm, f"{self._root}.norm")
+        return lambda case: norm(case.got)
 
-    def head(self, start: int) -> Tensor:
-        return self._rows("lm_head.weight", slice(start, start + HEAD_ROWS))
+
+class _NanoChat:
+    """Our class for nanochat's later generations."""
+
+    def __init__(self, converted: _Converted) -> None:
+        self._fill, self._base, self._root = converted._fill, converted._base, converted._root
+        for name, _ in list(self._base.named_parameters()):
+            if name.startswith(BESIDE_LAYERS):
+                _replace(self._base, name, converted._rows(f"{self._root}.{name}", slice(None)))
+
+    def begin(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.size(1))[None]
+        out: Tensor = self._base.smear(rms(x), positions, None) if self._base.config.smear else rms(x)
+        return out
+
+    def layer(self, index: int) -> Callable[[_Case], Tensor]:
+        """Those of one shape take the first one's place."""
+        base, has_value = self._base, self._base.config.has_value_embedding
+        place = next(i for i in range(index + 1) if has_value(i) == has_value(index))
+        layer = self._fill(base.layers[place], f"{self._root}.layers.{index}")
+
+        def run(case: _Case) -> Tensor:
+            T = case.got.size(1)
+            mask = base.masks(None, 0, T, case.got.device)[base.window(index)]
+            x, turn = base.blend(case.got, case.first[1], index), base.turn(torch.arange(T)[None])
+            out: Tensor = layer(x, case.ids[None], mask, turn)
+            return out
+
+        return run
+
+    def finish(self) -> Callable[[_Case], Tensor]:
+        return lambda case: rms(self._base.back_out(case.got, case.middle[1]))
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give a parameter, which has no memory yet, this value."""
+    *path, last = name.split(".")
+    setattr(module.get_submodule(".".join(path)), last, nn.Parameter(tensor, requires_grad=False))
 
 
 def _files(directory: Path) -> Mapping[str, Path]:

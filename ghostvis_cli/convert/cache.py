@@ -1,12 +1,11 @@
 """The converted directory of a checkpoint: made on first use, found again by the contents it was made of.
 
 `$XDG_CACHE_HOME/ghostvis/converted/TAG-KEY`, TAG-KEY naming everything that decides the result: hashes of weights,
-meta file and tokenizer, dtype, layout, and the converter's own code. Entries are whole or absent (see staging);
-nothing is ever removed by itself: `rm -r` of the folder is always safe while no server runs.
+meta file and tokenizer, dtype, layout, and the code that makes a directory. Entries are whole or absent (see
+staging); nothing is ever removed by itself: `rm -r` of the folder is always safe while no server runs.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,12 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghostvis_cli import sizes
+from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.convert import sources, staging
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
 from ghostvis_cli.model.config import Layout
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import cache_dir, expanded
 
 if TYPE_CHECKING:
     from ghostvis_cli.convert.run import Plan, WeightsDtype
@@ -34,14 +36,15 @@ REPORT_S = 5.0
 
 
 def default_base() -> Path:
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("GHOSTVIS_CACHE_DIR") or user_cache_path("ghostvis")) / "converted"
+    if (place := cache_dir()) is None:
+        message = "there is no home directory for what is converted"
+        raise OutputError(message, hint="export GHOSTVIS_CACHE_DIR=DIR")
+    return place / "converted"
 
 
 def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) -> Path:
     """The directory to serve for what a profile names: a checkpoint, or what `ghostvis convert` made of one."""
-    from ghostvis_cli.engines.factory import choose_checkpoint
+    from ghostvis_cli.checkpoint.choose import choose_checkpoint
 
     if model.checkpoint_path is not None and is_converted(expanded(model.checkpoint_path)):
         return as_it_is(expanded(model.checkpoint_path), model, report=report)
@@ -58,11 +61,18 @@ def is_converted(path: Path) -> bool:
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
+    from ghostvis_cli.checkpoint.choose import constants
+
     certificate = certificate_of(directory)
     if certificate is None:
         raise ModelError(
             f"{directory / CERTIFICATE} is no certificate of ghostvis convert",
             hint="ghostvis convert CHECKPOINT --out DIR",
+        )
+    if chosen := constants(model).chosen:
+        raise ModelError(
+            f"{directory} has its constants in it: {', '.join(chosen)} can't be set any more",
+            hint=f"ghostvis convert CHECKPOINT --set model.{min(chosen)}=... --out DIR",
         )
     if model.layout not in ("auto", certificate.get("layout")):
         raise ModelError(
@@ -87,6 +97,7 @@ def converted(
     """The cached directory of a checkpoint. Made here, by one run at a time, if it isn't there whole."""
     base = default_base() if base is None else base
     _make(base)
+    staging.clear_unfinished(base)
     known = KnownHashes(base / "hashes.json", report)
     place = base / _name(checkpoint, dtype, layout, known)
     with _alone(place, report):
@@ -137,16 +148,16 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
     except OSError as error:
         _plan(checkpoint, "bfloat16", layout)  # says better what is missing
         raise ModelError(f"{checkpoint.path} can't be read: {one_line(error)}") from error
-    key = sha256(json.dumps([*inputs, dtype, layout, _converter()]).encode()).hexdigest()
+    constants = load.inspect(
+        checkpoint
+    ).constants  # some are settings, one may lie in another stage's meta file
+    key = sha256(json.dumps([*inputs, dtype, layout, constants, _converter()]).encode()).hexdigest()
     return f"{checkpoint.tag or checkpoint.path.stem}-{key[:KEY_CHARS]}"
 
 
 @cache
 def _converter() -> str:
-    """Of the code that decides what a directory holds: a version number would be forgotten."""
-    package = Path(__file__).parents[1]
-    sources = sorted(file for folder in ("convert", "hf") for file in (package / folder).glob("*.py"))
-    return sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+    return sources.digest()
 
 
 @contextmanager
@@ -231,7 +242,7 @@ def _convert(
             plan = _plan(checkpoint, dtype, layout, verify=True)
         for line in plan.notices:
             report(line)
-        report(f"converting {checkpoint.path} to {place} ({plan.weights_bytes / 1e9:.2f} GB), once")
+        report(f"converting {checkpoint.path} to {place} ({sizes.shown(plan.weights_bytes)}), once")
         progress = run.Progress(plan.weights_bytes)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(run.run, plan, place, progress)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+
+from ghostvis_cli import files, sizes
 
 NOTABLE_BYTES = 2 * 10**9  # seconds to read
 # A file changed so recently may change again without a new time: it is not remembered yet.
@@ -33,7 +34,7 @@ class KnownHashes:
             return str(found[-1])
         if stat.st_size > NOTABLE_BYTES:
             self._report(
-                f"reading {path} ({stat.st_size / 1e9:.1f} GB) to see whether it was converted before"
+                f"reading {path} ({sizes.shown(stat.st_size)}) to see whether it was converted before"
             )
         with path.open("rb") as file:
             digest = file_digest(file, "sha256").hexdigest()
@@ -48,10 +49,8 @@ class KnownHashes:
     def save(self) -> None:
         """Without complaint: a directory that can't be written only costs time."""
         newest = dict(list(self._known.items())[-MOST_KNOWN:])
-        with suppress(OSError), NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-            json.dump(newest, file)
-            file.flush()
-            Path(file.name).replace(self._path)
+        with suppress(OSError):
+            files.write(self._path, json.dumps(newest).encode(), mode=0o600)
 
     def _remember(self, path: Path, stat: os.stat_result, digest: str, *, just_written: bool = False) -> None:
         self._known.pop(str(path), None)  # to the end, where the newest are

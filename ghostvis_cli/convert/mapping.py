@@ -1,7 +1,8 @@
 """Which tensors the converted directory holds, and how each is made from the checkpoint's. Data, without torch.
 
 A swiglu decoder is a Qwen3 after a change of parameters that leaves its function as it is (format specification,
-section 10); a relu2 decoder is transformers' NanoChat as it stands; the vision part keeps the names it has in
+section 10); a relu2 decoder is transformers' NanoChat as it stands; nanochat's generations of 2026, which no stock
+class expresses, are our own class's as they stand; the vision part keeps the names it has in
 `ghostvis_cli.model.vision`.
 
     change        what is written
@@ -20,10 +21,16 @@ from typing import Literal
 
 from ghostvis_cli.checkpoint.header import TensorInfo
 from ghostvis_cli.checkpoint.keys import Classified
-from ghostvis_cli.model.config import DecoderConfig, GhostVisConfig
+from ghostvis_cli.model.config import SMEAR_CHANNELS, DecoderConfig, GhostVisConfig
+from ghostvis_cli.model.generations import PLAIN
 
 Change = Literal["copy", "rms", "swap_halves", "pad_rows", "pad_columns", "ones", "zeros"]
-Architecture = Literal["Qwen3ForCausalLM", "NanoChatForCausalLM", "GhostVisForConditionalGeneration"]
+Architecture = Literal[
+    "Qwen3ForCausalLM",
+    "NanoChatForCausalLM",
+    "GhostVisNanoChatForCausalLM",
+    "GhostVisForConditionalGeneration",
+]
 MLP_MULTIPLE = 128  # GPU kernels and tensor parallelism want even widths; zeros change nothing
 
 
@@ -36,6 +43,7 @@ class Target:
     sources: tuple[str, ...] = ()
     change: Change = "copy"
     head_dim: int = 1  # of swap_halves: rows that must stay together
+    exact: bool = False  # float32 whatever the other weights are
 
     @property
     def numel(self) -> int:
@@ -45,6 +53,8 @@ class Target:
 def architecture(config: GhostVisConfig) -> Architecture:
     if config.vision is not None:
         return "GhostVisForConditionalGeneration"
+    if config.decoder.generation is not PLAIN:
+        return "GhostVisNanoChatForCausalLM"
     return "Qwen3ForCausalLM" if config.decoder.mlp_type == "swiglu" else "NanoChatForCausalLM"
 
 
@@ -80,6 +90,7 @@ def _decoder(classified: Classified, root: str) -> Iterator[Target]:
                 yield Target(f"{root}layers.{i}.{norm}.weight", (config.n_embd,), change="ones")
     if qwen:
         yield Target(f"{root}norm.weight", (config.n_embd,), change="ones")
+    yield from _generation(classified, root)
     yield Target("lm_head.weight", table, parts["decoder.lm_head.weight"].keys)
 
 
@@ -112,6 +123,25 @@ def _mlp(classified: Classified, layer: int, root: str) -> Iterator[Target]:
         yield Target(f"{root}.{name}.weight", (inner, width), (key,), "pad_rows")
     down = parts[f"decoder.blocks.{layer}.mlp.down.weight"].keys
     yield Target(f"{root}.{'down_proj' if gated else 'fc2'}.weight", (width, inner), down, "pad_columns")
+
+
+def _generation(classified: Classified, root: str) -> Iterator[Target]:
+    """What nanochat's later generations added, under the names that we have for it."""
+    config, parts = classified.config.decoder, classified.parts
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    if config.generation.lambdas:
+        shapes |= {name: (name, (config.n_layer,)) for name in ("resid_lambdas", "x0_lambdas")}
+    for i, layer in enumerate(config.value_layers):
+        gate = (config.n_kv_head, config.generation.gate_channels)
+        shapes[f"blocks.{layer}.attn.gate.weight"] = (f"layers.{layer}.self_attn.gate.weight", gate)
+        table = (config.vocab_size, config.kv_width)
+        shapes[f"values.{i}.weight"] = (f"layers.{layer}.value_embed.weight", table)
+    if config.generation.smear:
+        shapes["smear_gate.weight"] = ("smear_gate.weight", (1, SMEAR_CHANNELS))
+        shapes |= {name: (name, (1,)) for name in ("smear_lambda", "backout_lambda")}
+    for ours, (theirs, shape) in shapes.items():
+        part = parts[f"decoder.{ours}"]
+        yield Target(f"{root}{theirs}", shape, part.keys, exact=part.exact)
 
 
 def _vision(classified: Classified, header: Mapping[str, TensorInfo]) -> Iterator[Target]:

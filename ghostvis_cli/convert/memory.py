@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ghostvis_cli import sizes
 from ghostvis_cli.convert.run import Plan
 from ghostvis_cli.errors import MemoryLimitError
 from ghostvis_cli.model.config import GhostVisConfig
@@ -17,18 +18,18 @@ def fitted(plan: Plan, free_bytes: float) -> tuple[Plan, str | None]:
     model = plan.classified
     whole = verification_bytes(model.config, model.parameters)
     if free_bytes >= whole and not plan.settings.by_layer:
-        told = f"verification will take up to {whole / 1e9:.1f} GB of memory; --no-verify skips it"
+        told = f"verification will take up to {sizes.shown(whole)} of memory; --no-verify skips it"
         return plan, told if whole > NOTABLE_BYTES else None
     needed = verification_bytes_by_layer(model.config, model.parameters)
     if free_bytes < needed:
         raise MemoryLimitError(
-            f"verification takes up to {needed / 1e9:.1f} GB of memory even layer by layer, "
-            f"{free_bytes / 1e9:.1f} GB are free",
+            f"verification takes up to {sizes.shown(needed)} of memory even layer by layer, "
+            f"{sizes.shown(free_bytes)} are free",
             hint="--no-verify",
         )
-    why = f", since the whole model would take {whole / 1e9:.1f} GB" if free_bytes < whole else ""
+    why = f", since the whole model would take {sizes.shown(whole)}" if free_bytes < whole else ""
     told = (
-        f"verification will run layer by layer{why}: in up to {needed / 1e9:.1f} GB of memory, "
+        f"verification will run layer by layer{why}: in up to {sizes.shown(needed)} of memory, "
         "without greedy answers; --no-verify skips it"
     )
     return replace(plan, settings=replace(plan.settings, by_layer=True)), told
@@ -45,8 +46,10 @@ def verification_bytes_by_layer(config: GhostVisConfig, parameters: int) -> int:
     width, heads = decoder.n_embd, decoder.n_head + 2 * decoder.n_kv_head
     matrices = 3 if decoder.mlp_type == "swiglu" else 2
     layer = width * (width + heads * decoder.head_dim + matrices * decoder.intermediate_size)
-    vision = parameters - decoder.n_layer * layer - 2 * decoder.vocab_size * width
-    part = max(layer, vision if config.vision else 0)
+    table = decoder.vocab_size * decoder.kv_width  # a value embedding
+    tables = 2 * decoder.vocab_size * width + len(decoder.value_layers) * table
+    vision = parameters - decoder.n_layer * layer - tables
+    part = max(layer + table if decoder.value_layers else layer, vision if config.vision else 0)
     rows = 4 * 4 * _fixed_positions(config) * (width + decoder.intermediate_size)
     return (
         3 * 4 * part + rows + 1_500_000_000

@@ -18,10 +18,11 @@ from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert.cases import Case
 from ghostvis_cli.model.config import GhostVisConfig, Layout
-from ghostvis_cli.model.decoder import Decoder, KVCache, rms
+from ghostvis_cli.model.decoder import Decoder, KVCache, rms, rotary_angles
+from ghostvis_cli.model.generations import PLAIN
 from ghostvis_cli.model.ghostvis import GhostVis
 from ghostvis_cli.model.preprocess import preprocess
-from ghostvis_cli.prompt import VISION_ROW, Prompt
+from ghostvis_cli.prompt import Prompt
 
 GREEDY_TOKENS = 32
 
@@ -65,7 +66,8 @@ class Source:
                 pixels = pixels_of(prompt, model.config)
                 self.answers[case.name] = _run(model, list(prompt.ids), pixels)
         longest = max((len(answer.logits) for answer in self.answers.values()), default=0)
-        unround_rotary(model.decoder, longest)
+        if model.config.decoder.generation is PLAIN:  # the classes of later ones round as training did
+            unround_rotary(model.decoder, longest)
         for answer in self.answers.values():
             check()
             with _watched(list(model.decoder.blocks)) as layers:
@@ -105,7 +107,8 @@ def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Answer:
     for position in range(T, T + GREEDY_TOKENS - 1):
         answer.greedy.append(int(logits[-1][-1].argmax()))
         step = decoder.plan(torch.tensor([[position]]), length=position + 1)
-        x = decoder.embed(torch.tensor([answer.greedy[-1:]]))
+        ids = [*ids, answer.greedy[-1]]
+        x = decoder.embed(torch.tensor([ids[-1 - decoder.config.reach :]]).clamp(min=0))
         logits.append(decoder.logits(decoder.trunk(x, step, cache))[0])
     answer.greedy.append(int(logits[-1][-1].argmax()))
     answer.logits = torch.cat(logits)
@@ -115,17 +118,13 @@ def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Answer:
 def _embedded(model: GhostVis, answer: Answer) -> Tensor:
     """Prompt and greedy tokens but the last, as rows (1, T, D)."""
     ids = torch.tensor([[*answer.ids, *answer.greedy[:-1]]])
-    x = model.decoder.embed(ids.clamp(min=0))
-    if answer.rows is not None:
-        x[ids == VISION_ROW] = answer.rows.flatten(0, 1)
-    return x
+    return model.decoder.embed(ids, None if answer.rows is None else answer.rows.flatten(0, 1))
 
 
 def unround_rotary(decoder: Decoder, positions: int) -> None:
     """Give it the tables that transformers computes. Nothing else of the two should differ."""
     h = decoder.config.head_dim
-    inverse = decoder.config.rope_theta ** -(torch.arange(0, h, 2, dtype=torch.float32) / h)
-    angle = torch.outer(torch.arange(positions, dtype=torch.float32), inverse)
+    angle = rotary_angles(h, decoder.config.rope_theta, positions)
     cos, sin = angle.cos(), angle.sin()
     decoder.cos, decoder.sin = torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
 
@@ -166,8 +165,8 @@ class Prompts:
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        if vision:
-            import ghostvis_cli.hf  # noqa: F401 - registers the classes
+        import ghostvis_cli.hf  # noqa: F401 - registers the classes
+
         self.processor = transformers.AutoProcessor.from_pretrained(directory) if vision else None
         self.tokenizer: Any = (
             self.processor.tokenizer

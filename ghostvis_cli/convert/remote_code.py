@@ -1,26 +1,42 @@
-"""The vision model's classes as one file that needs none of this project, for those who have not installed it.
+"""Our classes as one file that needs none of this project, for those who have not installed it.
 
 `auto_map` names it. transformers runs it only for who says trust_remote_code; where `ghostvis_cli.hf` is imported,
 the classes there come first.
 """
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 FILE = "modeling_ghostvis.py"
 PACKAGE = Path(__file__).parents[1]
 # What is taken of each module, in an order in which every name is known where it is used. None is everything.
-PARTS: dict[str, frozenset[str] | None] = {
+Parts: TypeAlias = dict[str, frozenset[str] | None]
+TEXT: Parts = {
+    "model/config.py": frozenset(("RMS_EPS", "SMEAR_CHANNELS")),
+    "model/decoder.py": frozenset(("rms", "inverse_frequencies", "rotate")),
+    "hf/nanochat.py": None,
+}
+VISION: Parts = {
     "model/config.py": frozenset(
-        ("TowerFamily", "ResamplerMode", "Layout", "RMS_EPS", "LAYER_NORM_EPS", "TowerConfig", "VisionConfig")
+        (
+            *("TowerFamily", "ResamplerMode", "Layout", "RMS_EPS", "SMEAR_CHANNELS", "LAYER_NORM_EPS"),
+            *("TowerConfig", "VisionConfig"),
+        )
     ),
+    "transparency.py": None,
     "model/preprocess.py": None,
-    "model/decoder.py": frozenset(("rms",)),
+    "model/decoder.py": TEXT["model/decoder.py"],
     "model/vision.py": None,
+    "hf/nanochat.py": None,
     "hf/config.py": None,
     "hf/model.py": None,
     "hf/processor.py": None,
+}
+TEXT_CLASSES = {
+    "AutoConfig": "GhostVisNanoChatConfig",
+    "AutoModelForCausalLM": "GhostVisNanoChatForCausalLM",
 }
 CLASSES = {
     "AutoConfig": "GhostVisConfig",
@@ -30,15 +46,15 @@ CLASSES = {
 }
 
 
-def auto_map(*names: str) -> dict[str, Any]:
+def auto_map(*names: str, classes: Mapping[str, str] = CLASSES) -> dict[str, Any]:
     """The `auto_map` of a configuration file, for these Auto classes."""
-    return {"auto_map": {name: f"{FILE.removesuffix('.py')}.{CLASSES[name]}" for name in names}}
+    return {"auto_map": {name: f"{FILE.removesuffix('.py')}.{classes[name]}" for name in names}}
 
 
-def source() -> str:
+def source(parts: Parts) -> str:
     """The file: this project's own modules one after the other, their imports of each other left out."""
     pieces = ['"""GhostVis for transformers. Made by ghostvis convert from the project\'s own modules."""']
-    for name, wanted in PARTS.items():
+    for name, wanted in parts.items():
         pieces += _statements((PACKAGE / name).read_text(encoding="utf-8"), wanted)
     return "\n\n".join(pieces) + "\n"
 

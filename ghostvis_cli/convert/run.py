@@ -10,7 +10,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.header import read_header
 from ghostvis_cli.checkpoint.keys import Classified, clean_names
@@ -22,6 +22,7 @@ from ghostvis_cli.convert import tokenizer as tokenizer_files
 from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
 from ghostvis_cli.convert.shards import INDEX, Shard
 from ghostvis_cli.errors import CheckFailedError, ModelError
+from ghostvis_cli.files import write as write_file
 from ghostvis_cli.model.config import Layout
 
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
@@ -114,7 +115,7 @@ class Progress:
         if self.stage != "writing":
             return self.stage
         share = self.written_bytes / max(1, self.total_bytes)
-        return f"writing {share:4.0%} of {self.total_bytes / 1e9:.2f} GB"
+        return f"writing {share:4.0%} of {sizes.shown(self.total_bytes)}"
 
 
 class CancelledError(Exception):
@@ -125,8 +126,8 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
     """Write the directory `place`; the contents of its certificate. CheckFailedError leaves DIR.failed."""
     place = place.expanduser().resolve()  # a link stays a link when what it names is replaced
     failed = place.with_name(f"{place.name}.failed")
-    staging.refuse_to_overwrite(place, force=plan.settings.force)
-    staging.refuse_to_overwrite(failed, force=True)
+    replaced = staging.replaceable(place, force=plan.settings.force)
+    failed_before = staging.replaceable(failed, force=True)
     with staging.staged(place, plan.weights_bytes + SMALL_FILES_BYTES) as directory:
         certificate = _write(plan, directory, progress)
         certificate["verification"] = _verification(plan, directory, progress)
@@ -134,7 +135,10 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
         progress.stage = "syncing"
         progress.check()
         passed = certificate["verification"].get("passed", True)
-        staging.publish(directory, place if passed else failed)
+        if passed:
+            staging.publish(directory, place, replaced)
+        else:
+            staging.publish(directory, failed, failed_before)
     if not passed:
         raise CheckFailedError(
             f"the converted model does not answer as the checkpoint does: {_faults(certificate)}",
@@ -186,7 +190,7 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         hashes = [other_core.submit(_sha256, path) for path in inputs]
         for name, content in small_files(plan).items():
             text = content if isinstance(content, str) else _json(content)
-            (directory / name).write_text(text, encoding="utf-8")
+            write_file(directory / name, text.encode(), durable=False)  # synced where it gets its name
             outputs[name] = sha256(text.encode()).hexdigest()
         for shard in plan.shards:
             outputs[shard.name] = shards.write(
@@ -200,6 +204,7 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         "source": _described(plan.checkpoint),
         "dtype": plan.settings.dtype,
         "layout": plan.layout,
+        "constants": plan.checkpoint.constants.chosen,  # that the user set
         "weights_bytes": plan.weights_bytes,
         "inputs": read,
         "outputs": outputs,
@@ -209,8 +214,9 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
 def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     """Everything beside the weights, by name: JSON contents, or text."""
     config, tokenizer, layout = plan.classified.config, plan.tokenizer, plan.layout
+    config_json = files.model_config(config, tokenizer, plan.settings.dtype, layout)
     found: dict[str, Mapping[str, Any] | str] = {
-        "config.json": files.model_config(config, tokenizer, plan.settings.dtype, layout),
+        "config.json": config_json,
         "generation_config.json": files.generation_config(tokenizer),
         "tokenizer.json": tokenizer_files.tokenizer_json(tokenizer, layout),
         "tokenizer_config.json": tokenizer_files.tokenizer_config(
@@ -221,8 +227,10 @@ def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     if layout is not None:
         token = tokenizer_files.image_token(layout)
         found["preprocessor_config.json"] = files.image_processor_config(config)
-        found[remote_code.FILE] = remote_code.source()
         found["processor_config.json"] = files.processor_config(config, layout, token)
+    if "auto_map" in config_json:
+        parts = remote_code.TEXT if layout is None else remote_code.VISION
+        found[remote_code.FILE] = remote_code.source(parts)
     if len(plan.shards) > 1:
         found[INDEX] = shards.index(plan.shards, plan.settings.dtype)
     return found
@@ -247,4 +255,4 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(_json(content), encoding="utf-8")
+    write_file(path, _json(content).encode(), durable=False)

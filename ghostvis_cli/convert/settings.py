@@ -4,9 +4,10 @@ from typing import Any
 
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert.mapping import architecture, padded_mlp_width
-from ghostvis_cli.convert.remote_code import auto_map
+from ghostvis_cli.convert.remote_code import TEXT_CLASSES, auto_map
 from ghostvis_cli.engines.base import Sampling
-from ghostvis_cli.model.config import LOGIT_SOFTCAP, RMS_EPS, DecoderConfig, GhostVisConfig, Layout
+from ghostvis_cli.model.config import RMS_EPS, DecoderConfig, GhostVisConfig, Layout
+from ghostvis_cli.model.generations import PLAIN
 
 
 def model_config(
@@ -15,7 +16,9 @@ def model_config(
     """config.json. `layout` is None for a text model."""
     text = _text_config(config.decoder, tokenizer) | {"dtype": dtype}
     if config.vision is None:
-        return {"architectures": [architecture(config)], **text}
+        own = config.decoder.generation is not PLAIN
+        code = auto_map("AutoConfig", "AutoModelForCausalLM", classes=TEXT_CLASSES) if own else {}
+        return {"architectures": [architecture(config)], **code, **text}
     return {
         "architectures": [architecture(config)],
         **auto_map("AutoConfig", "AutoModelForImageTextToText"),
@@ -45,14 +48,30 @@ def _text_config(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
-        "final_logit_softcapping": LOGIT_SOFTCAP,
+        "final_logit_softcapping": config.softcap,
         "tie_word_embeddings": False,
         "use_cache": True,
         **_ids(tokenizer),
     }
+    if config.generation is not PLAIN:
+        return {"model_type": "ghostvis_nanochat", "hidden_act": "relu2", **common, **_generation(config)}
     if config.mlp_type == "relu2":
         return {"model_type": "nanochat", "hidden_act": "relu2", **common}
     return {"model_type": "qwen3", "hidden_act": "silu", "use_sliding_window": False, **common}
+
+
+def _generation(config: DecoderConfig) -> dict[str, Any]:
+    """Every constant of its mathematics, so that whoever loads it guesses nothing."""
+    return {
+        "generation": config.generation.name,
+        "qk_scale": config.qk_scale,
+        "gate_channels": config.generation.gate_channels,
+        "gate_scale": config.gate_scale,
+        "smear": config.generation.smear,
+        "window_sizes": list(config.windows),
+        "rotary_tables": config.rotary_tables,
+        "trained_positions": config.sequence_len,
+    }
 
 
 def _vision_config(config: GhostVisConfig) -> dict[str, Any]:

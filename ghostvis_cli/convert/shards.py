@@ -30,7 +30,7 @@ def split(targets: Sequence[Target], dtype: str, max_bytes: int) -> list[Shard]:
     groups: list[list[Target]] = [[]]
     size = 0
     for target in targets:
-        nbytes = target.numel * ITEMSIZE[dtype]
+        nbytes = target.numel * ITEMSIZE[dtype_of(target, dtype)]
         if groups[-1] and size + nbytes > max_bytes:
             groups.append([])
             size = 0
@@ -44,6 +44,10 @@ def split(targets: Sequence[Target], dtype: str, max_bytes: int) -> list[Shard]:
     ]
 
 
+def dtype_of(target: Target, dtype: str) -> str:
+    return "float32" if target.exact else dtype
+
+
 def index(shards: Sequence[Shard], dtype: str) -> str:
     """model.safetensors.index.json."""
     files = {target.name: shard.name for shard in shards for target in shard.targets}
@@ -51,7 +55,8 @@ def index(shards: Sequence[Shard], dtype: str) -> str:
 
 
 def total_bytes(shards: Iterable[Shard], dtype: str) -> int:
-    return sum(target.numel for shard in shards for target in shard.targets) * ITEMSIZE[dtype]
+    targets = [target for shard in shards for target in shard.targets]
+    return sum(target.numel * ITEMSIZE[dtype_of(target, dtype)] for target in targets)
 
 
 def write(path: Path, shard: Shard, source: Source, dtype: str, wrote: Callable[[int], None]) -> str:
@@ -68,7 +73,7 @@ def write(path: Path, shard: Shard, source: Source, dtype: str, wrote: Callable[
 
         behind = deque([writer.submit(keep, _header(shard, dtype))])
         for target in shard.targets:
-            for block in blocks(target, source, DTYPES[dtype]):
+            for block in blocks(target, source, DTYPES[dtype_of(target, dtype)]):
                 behind.append(writer.submit(keep, block.view(-1).view(torch.uint8).numpy().data))
                 if len(behind) > BLOCKS_BEHIND:
                     behind.popleft().result()
@@ -83,9 +88,9 @@ def _header(shard: Shard, dtype: str) -> bytes:
     content: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for target in shard.targets:
-        end = at + target.numel * ITEMSIZE[dtype]
+        end = at + target.numel * ITEMSIZE[dtype_of(target, dtype)]
         content[target.name] = {
-            "dtype": NAMES[dtype],
+            "dtype": NAMES[dtype_of(target, dtype)],
             "shape": list(target.shape),
             "data_offsets": [at, end],
         }

@@ -1,52 +1,90 @@
 """A directory that appears whole or not at all: made under another name beside its place, synced, then renamed.
 
 Killed at any moment, the place holds what it held before or all of what is new. What a killed run leaves beside it
-is cleared away by the next one for the same place.
+is cleared away by the next one for a place beside it.
 """
 
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from glob import escape
+from functools import partial
 from pathlib import Path
+from shlex import quote
+from typing import Any, TypeAlias
 
-from ghostvis_cli.errors import GhostvisError, OutputError, UsageError
+from ghostvis_cli import files, sizes
+from ghostvis_cli.checkpoint.formats import CERTIFICATE as CERTIFICATE
+from ghostvis_cli.endings import held_up, undone
+from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, printable
 
-CERTIFICATE = "parity.json"
-_EXCHANGE = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
-_AT_FDCWD = -100
+UNFINISHED = ".converting-"  # in the name of a directory that is being made
+NAMED = 5  # names in one message
+Identity: TypeAlias = tuple[int, int]  # device and inode
 
 
-def refuse_to_overwrite(place: Path, *, force: bool) -> None:
-    """UsageError where something lies at `place` that must stay. --force replaces what `convert` made, no more."""
+def replaceable(place: Path, *, force: bool) -> Identity | None:
+    """What lies at `place` and may be replaced; None where nothing does. UsageError where it must stay.
+
+    --force replaces what `convert` made, and no directory that somebody has put something else into.
+    """
     if not os.path.lexists(place):
-        return
+        return None
     if not force:
         raise UsageError(f"{place} exists", hint="--force replaces it, or choose another --out")
-    if not is_ours(place):
+    try:
+        ours, others = is_ours(place), strangers(place)
+    except OSError as error:
+        raise _failed(place, error) from error
+    if not ours:
         raise UsageError(
             f"{place} is not a directory that ghostvis convert made, so --force does not replace it",
             hint="choose another --out, or remove it yourself",
         )
+    if others:
+        raise _not_ours(place, others)
+    return _identity(place)
 
 
 def is_ours(place: Path) -> bool:
     """An empty directory, or one with our certificate in it."""
     if not place.is_dir():
         return False
-    if not any(place.iterdir()):
-        return True
+    return not any(place.iterdir()) or str(_certificate(place).get("made_by")).startswith("ghostvis convert")
+
+
+def strangers(place: Path) -> list[str]:
+    """Names in a directory that `convert` did not write: its certificate lists what it did."""
+    if not place.is_dir():
+        return []
+    ours = {CERTIFICATE, *_certificate(place).get("outputs", ())}
+    return sorted(entry.name for entry in place.iterdir() if entry.name not in ours or entry.is_dir())
+
+
+def _certificate(place: Path) -> Mapping[str, Any]:
     try:
-        certificate = json.loads((place / CERTIFICATE).read_text(encoding="utf-8"))
+        found = json.loads((place / CERTIFICATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(certificate, dict) and str(certificate.get("made_by")).startswith("ghostvis convert")
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("outputs"), dict) else {}
+
+
+def _not_ours(place: Path, names: Sequence[str]) -> UsageError:
+    shown = ", ".join(map(printable, names[:NAMED])) + f" and {len(names) - NAMED} more" * (
+        len(names) > NAMED
+    )
+    return UsageError(
+        f"{place} holds what ghostvis convert did not make, and --force would remove it: {shown}",
+        hint=f"move it away: mv {quote(printable(str(place / names[0])))} ELSEWHERE, or choose another --out",
+    )
+
+
+def _identity(place: Path) -> Identity:
+    found = place.lstat()
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
@@ -55,72 +93,121 @@ def staged(place: Path, needed_bytes: int) -> Iterator[Path]:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(place)
-        free = shutil.disk_usage(place.parent).free
-        if free < needed_bytes:
-            raise OutputError(
-                f"{place.parent} has {free / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed",
-                hint="choose another --out, or a smaller --dtype",
-            )
-        directory = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=place.parent))
-        directory.chmod(0o777 & ~_umask())
-        lock = _locked(directory)
+        directory, lock = _made(place)
     except OSError as error:
         raise _failed(place, error) from error
     try:
-        yield directory
+        _check_room(place, needed_bytes)
+        with undone(partial(_discard, directory)):
+            yield directory
     except OSError as error:
         if error.errno is None:  # a library's own, not the system's
             raise
         raise _failed(place, error) from error
     finally:
-        if lock is not None:
+        with suppress(FileNotFoundError):  # renamed away
+            if os.path.samestat(os.fstat(lock), directory.lstat()):
+                shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _check_room(place: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(place.parent).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"{place.parent} has {sizes.shown(free)} free, and {sizes.shown(needed_bytes)} are needed",
+            hint="choose another --out, or a smaller --dtype",
+        )
+
+
+def _made(place: Path) -> tuple[Path, int]:
+    """A new directory and a descriptor that keeps other runs from clearing it away."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=place.parent))
+        with suppress(FileNotFoundError):  # another run took it for a leftover before it was locked
+            directory.chmod(0o777 & ~_umask())
+            lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            if files.lock(lock) and directory.exists():
+                return directory, lock
             os.close(lock)
-        shutil.rmtree(directory, ignore_errors=True)
 
 
-def publish(directory: Path, place: Path) -> None:
-    """Sync the files of `directory` and give it the name `place`; what had that name before is removed."""
+def _discard(directory: Path) -> None:
+    """While another thread may be writing it: under another name, which still is one of a leftover."""
+    gone = directory.with_name(f"{directory.name}-gone")
+    with suppress(OSError):
+        directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def publish(directory: Path, place: Path, replaced: Identity | None) -> None:
+    """Sync the files of `directory` and give it the name `place`.
+
+    `replaced` is what `replaceable` found there before the work began; anything else is refused and stays.
+    """
     for file in directory.iterdir():
         _sync(file)
     _sync(directory)
-    if not place.exists():
-        directory.rename(place)
-        _sync(place.parent)
-        return
-    if not _exchange(directory, place):
-        aside = _aside(place)
-        shutil.rmtree(aside, ignore_errors=True)
-        place.rename(aside)  # a kill right here is repaired by the next run
-        directory.rename(place)
-        directory = aside
-    _sync(place.parent)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names at once; False where the system or the disk can't."""
-    library = ctypes.CDLL(None, use_errno=True)
-    first, second = os.fsencode(a), os.fsencode(b)
     try:
-        if sys.platform == "darwin":
-            return bool(library.renamex_np(first, second, _EXCHANGE) == 0)
-        return bool(library.renameat2(_AT_FDCWD, first, _AT_FDCWD, second, _EXCHANGE) == 0)
-    except AttributeError:
-        return False
+        with held_up():  # `directory` may be what was there before
+            if replaced is None or not os.path.lexists(place):
+                files.rename_new(directory, place)
+            else:
+                _replace(directory, place, replaced)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{place} was made by somebody else during the conversion, and stays as it is",
+            hint="choose another --out, or move it away and convert again",
+        ) from error
+    files.sync_directory(place.parent)
+
+
+def _replace(directory: Path, place: Path, replaced: Identity) -> None:
+    """Looked at again once it has another name: nobody adds anything by the old one any more."""
+    _refuse_changed(place, place, replaced)
+    if files.exchange(directory, place):
+        old = directory
+    else:  # two renames; a kill between them is repaired by the next run
+        old = _aside(place)
+        place.rename(old)
+    try:
+        _refuse_changed(old, place, replaced)
+    except (UsageError, OSError):
+        if old != directory or not files.exchange(directory, place):
+            files.rename_new(old, place)
+        raise
+    if old != directory:
+        files.rename_new(directory, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_changed(found: Path, place: Path, replaced: Identity) -> None:
+    if _identity(found) != replaced:
+        raise FileExistsError
+    if others := strangers(found):
+        raise _not_ours(place, others)
 
 
 def _clear_leftovers(place: Path) -> None:
     aside = _aside(place)
     if aside.exists():
-        if place.exists():
+        if not os.path.lexists(place):
+            files.rename_new(aside, place)
+        elif not strangers(aside):
             shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.rename(place)
-    for directory in place.parent.glob(f"{escape(_prefix(place))}*"):
+    clear_unfinished(place.parent)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed conversions left there, for whichever place they were meant."""
+    for directory in folder.glob(f".*{UNFINISHED}*"):
         lock = _locked(directory)
-        if lock is not None:  # else a run is writing it
+        if lock is None:  # a run is writing it
+            continue
+        # Killed in _replace, it is what was there before, with what somebody may have put into it.
+        if not (_certificate(directory) and strangers(directory)):
             shutil.rmtree(directory, ignore_errors=True)
-            os.close(lock)
+        os.close(lock)
 
 
 def _locked(directory: Path) -> int | None:
@@ -138,7 +225,7 @@ def _locked(directory: Path) -> int | None:
 
 
 def _prefix(place: Path) -> str:
-    return f".{place.name}.converting-"
+    return f".{place.name}{UNFINISHED}"
 
 
 def _aside(place: Path) -> Path:

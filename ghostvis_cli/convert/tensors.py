@@ -11,7 +11,7 @@ from torch import Tensor
 from ghostvis_cli.checkpoint.header import unwrap
 from ghostvis_cli.checkpoint.keys import clean_names
 from ghostvis_cli.convert.mapping import Target
-from ghostvis_cli.errors import ModelError, one_line
+from ghostvis_cli.errors import ModelError, limit_reached, one_line
 from ghostvis_cli.model.decoder import rms
 
 BLOCK_BYTES = 4 * 1024**2  # stays in the processor's cache from reading to writing
@@ -51,7 +51,8 @@ def _map(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can fail in any way at all
-        raise ModelError(f"{path} is damaged or not safe to load: {one_line(error)}") from error
+        damaged = ModelError(f"{path} is damaged or not safe to load: {one_line(error)}")
+        raise limit_reached(error) or damaged from error
     return clean_names(unwrap(content, torch.Tensor))
 
 

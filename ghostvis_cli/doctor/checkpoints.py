@@ -5,22 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ghostvis_cli.checkpoint import load, locate
+from ghostvis_cli.checkpoint.choose import base_dir_of, choose_checkpoint, is_base_chosen
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.doctor.converted import chosen_directory
 from ghostvis_cli.doctor.finding import Finding, Status, from_error
 from ghostvis_cli.doctor.machine import GIB, read_memory
-from ghostvis_cli.engines.factory import choose_checkpoint
 from ghostvis_cli.errors import ModelError
-from ghostvis_cli.paths import expanded
-from ghostvis_cli.profile import EngineSettings, Resolved
+from ghostvis_cli.profile import EngineSettings, ModelSettings, Resolved
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
     """Everything found, then the chosen one where this process would run it."""
-    base, asked = _base_dir(resolved), _asked(resolved)
     profile = resolved.profile if resolved else None
+    model = profile.model if profile else ModelSettings()
+    base, asked = base_dir_of(model), is_base_chosen(model)
     runs_here = profile is not None and profile.engine.chosen_kind != "remote"
     state = _base(base, asked=asked)
     if runs_here or asked or state.status == "ok":  # a client of a server need not have one
@@ -45,17 +45,6 @@ def _served_only(directory: Path, resolved: Resolved | None) -> Iterator[Finding
     if resolved is not None and resolved.profile.engine.chosen_kind == "local":
         message = f"{directory} is a converted directory, which the local engine does not read"
         yield Finding("checkpoints", "chosen", "error", message, "--engine sglang, or ghostvis serve")
-
-
-def _base_dir(resolved: Resolved | None) -> Path:
-    given = resolved.profile.model.base_dir if resolved else None
-    return expanded(given) if given else locate.default_base_dir()
-
-
-def _asked(resolved: Resolved | None) -> bool:
-    return bool(os.environ.get("NANOCHAT_BASE_DIR")) or (
-        resolved is not None and resolved.chose("model.base_dir")
-    )
 
 
 def _base(base: Path, *, asked: bool) -> Finding:

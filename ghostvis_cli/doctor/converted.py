@@ -9,12 +9,14 @@ from ghostvis_cli.convert import cache
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.doctor.finding import Finding
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import cache_dir, expanded
 from ghostvis_cli.profile import Resolved
 
 
 def converted(resolved: Resolved | None) -> Iterator[Finding]:
     """Files that were hashed before and have not been touched since are not read again."""
+    if cache_dir() is None:
+        return  # the check of directories says so
     base = cache.default_base()
     known = KnownHashes(base / "hashes.json", lambda line: None)
     chosen = chosen_directory(resolved)
@@ -68,6 +70,8 @@ def _again(directory: Path, certificate: Mapping[str, Any]) -> str:
     for option in ("dtype", "layout"):
         if value := certificate.get(option):
             words += [f"--{option}", quote(str(value))]
+    for name, value in _table(certificate, "constants").items():
+        words += ["--set", quote(f"model.{name}={value}")]
     return " ".join([*words, "--force", "--out", quote(str(directory))])
 
 

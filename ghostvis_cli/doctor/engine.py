@@ -6,10 +6,10 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import is_this_machine, route
 from ghostvis_cli.doctor import settings
 from ghostvis_cli.doctor.finding import Finding, from_error
 from ghostvis_cli.doctor.trips import Trips
@@ -88,8 +88,6 @@ def _impatient(profile: "Profile", request_s: float) -> "Profile":
 
 
 def _way(engine: "EngineSettings") -> Iterator[Finding]:
-    from ghostvis_cli.engines.remote import route
-
     if engine.base_url is None:
         return  # the factory says so
     url, proxy = urlsplit(engine.base_url), route(engine.base_url)
@@ -98,16 +96,9 @@ def _way(engine: "EngineSettings") -> Iterator[Finding]:
     else:
         fix = f"export NO_PROXY={url.hostname}, if it should be reached directly"
         yield Finding("server", "route", "note", f"{engine.base_url}, through the proxy {proxy}", fix)
-    if url.scheme == "http" and not _is_this_machine(url.hostname or ""):
+    if url.scheme == "http" and not is_this_machine(url.hostname or ""):
         message = "plain http: key, texts and pictures can be read on the way"
         yield Finding("server", "tls", "warning", message, "https, or ssh -L 30000:localhost:30000 HOST")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _identity(engine: "RemoteEngine") -> Iterator[Finding]:

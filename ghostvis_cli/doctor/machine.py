@@ -4,16 +4,19 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghostvis_cli import __version__
+from ghostvis_cli import __version__, sizes
 from ghostvis_cli.doctor.finding import Finding, Status
+from ghostvis_cli.paths import PLACES, Kind, cache_dir, directory, variable
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from ghostvis_cli.profile import EngineSettings
 
 DISTRIBUTION = "ghostvis-cli"
@@ -32,44 +35,6 @@ def python() -> Iterator[Finding]:
 # --- packages
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """One line of our own metadata: `torch>=2.6; extra == "local"`."""
-
-    name: str
-    bounds: tuple[tuple[str, str], ...]  # (">=", "2.6")
-    extra: str | None
-
-    @classmethod
-    def parse(cls, line: str) -> "Requirement":
-        wanted, _, marker = line.partition(";")
-        name = re.match(r"[\w.-]+", wanted)
-        extra = re.search(r"""extra\s*==\s*["'](\w+)["']""", marker)
-        assert name is not None, f"{line!r} names no package"
-        bounds = tuple(re.findall(r"(>=|<=|==|<|>)\s*([\w.]+)", wanted))
-        return cls(name[0], bounds, extra[1] if extra else None)
-
-    def admits(self, version: str) -> bool:
-        """Compares release numbers only: 2.6.0rc1 and 2.6.0+cpu count as 2.6.0."""
-        found = _release(version)
-        compare = {
-            ">=": found.__ge__, "<=": found.__le__, "==": found.__eq__, "<": found.__lt__, ">": found.__gt__
-        }  # fmt: skip
-        return all(compare[operator](_release(bound)) for operator, bound in self.bounds)
-
-    def __str__(self) -> str:
-        return self.name + ",".join(f"{operator}{bound}" for operator, bound in self.bounds)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """2.11.0+cpu -> (2, 11): zeros at the end mean nothing."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    parts = [int(part) for part in numbers[0].split(".")] if numbers else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
-
-
 def packages(needed: str | None) -> Iterator[Finding]:
     """Ours by our own metadata, without importing any. `needed` is the extra that the profile's engine wants."""
     try:
@@ -78,24 +43,53 @@ def packages(needed: str | None) -> Iterator[Finding]:
         fix = f"pip install {DISTRIBUTION}"
         yield Finding("packages", "core", "note", "ghostvis runs from a folder that is not installed", fix)
         return
-    requirements = [Requirement.parse(line) for line in lines]
-    yield _group("core", [each for each in requirements if each.extra is None], "error", DISTRIBUTION)
+    yield from of_extra(lines, "", "error", DISTRIBUTION, "every command")
     for extra, purpose in EXTRAS.items():
-        group = [each for each in requirements if each.extra == extra]
-        if group:
-            status: Status = "error" if extra == needed else "note"
-            yield _group(extra, group, status, f"'{DISTRIBUTION}[{extra}]'", purpose)
+        status: Status = "error" if extra == needed else "note"
+        yield from of_extra(lines, extra, status, f"'{DISTRIBUTION}[{extra}]'", purpose)
 
 
-def _group(
-    name: str, group: list[Requirement], status: Status, install: str, purpose: str = "every command"
-) -> Finding:
+def of_extra(
+    lines: Sequence[str], extra: str, status: Status, install: str, purpose: str
+) -> Iterator[Finding]:
+    """What an extra of ours brings ("" is the core): whether it is here, and is for this machine at all."""
+    from packaging.requirements import Requirement
+
+    group = [each for each in map(Requirement, lines) if _extra(each) == extra]
+    here = [each for each in group if each.marker is None or each.marker.evaluate({"extra": extra})]
+    if here:
+        yield _group(extra or "core", here, status, install, purpose)
+    for each in group:
+        if each not in here:
+            message = f"{each.name} is not for {platform.system()} on {platform.machine()} (for {purpose})"
+            yield Finding(
+                "packages", extra or "core", status, message, "--base-url URL of a machine it is for"
+            )
+
+
+def _extra(requirement: "Requirement") -> str:
+    """The extra that it belongs to, read from its marker; "" where it is of the core."""
+    found = re.search(r'extra == "([\w.-]+)"', str(requirement.marker or ""))
+    return found[1] if found else ""
+
+
+def admits(requirement: "Requirement", version: str) -> bool:
+    """2.6.0rc1, 2.6.0a0+nv24 and 2.6.0+cpu count as the release 2.6.0, which builds of vendors are."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return requirement.specifier.contains(Version(version).base_version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def _group(name: str, group: "list[Requirement]", status: Status, install: str, purpose: str) -> Finding:
     installed = {each.name: installed_version(each.name) for each in group}
-    lacking = [str(each) for each in group if installed[each.name] is None]
+    lacking = [_wanted(each) for each in group if installed[each.name] is None]
     wrong = [
-        f"{each.name} {version}, not {each}"
+        f"{each.name} {version}, not {_wanted(each)}"
         for each in group
-        if (version := installed[each.name]) is not None and not each.admits(version)
+        if (version := installed[each.name]) is not None and not admits(each, version)
     ]
     if not lacking and not wrong:
         shown = ", ".join(f"{package} {version}" for package, version in installed.items())
@@ -104,6 +98,10 @@ def _group(
     if wrong and status == "note":
         status = "warning"  # not installed is a choice, the wrong version is a trap
     return Finding("packages", name, status, f"{'; '.join(faults)} (for {purpose})", f"pip install {install}")
+
+
+def _wanted(requirement: "Requirement") -> str:
+    return f"{requirement.name}{requirement.specifier}"
 
 
 def installed_version(package: str) -> str | None:
@@ -213,20 +211,12 @@ def _reclaimable(stat: Path) -> int:
 
 
 def directories(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    from platformdirs import user_cache_path, user_state_path
-
-    from ghostvis_cli.profile.files import config_dir
-
     if not env.get("HOME"):
         yield Finding("directories", "home", "note", "HOME is not set", "export HOME=DIR")
-    places = {
-        "config": config_dir(env),
-        "state": Path(env.get("GHOSTVIS_STATE_DIR") or user_state_path("ghostvis")),
-        "cache": Path(env.get("GHOSTVIS_CACHE_DIR") or user_cache_path("ghostvis")),
-    }
-    for name, place in places.items():
-        yield _directory(name, place)
-    yield from _converted()
+    for kind in PLACES:
+        yield _directory(kind, directory(kind, env))
+    if cache_dir(env) is not None:
+        yield from _converted()
 
 
 def _converted() -> Iterator[Finding]:
@@ -234,14 +224,14 @@ def _converted() -> Iterator[Finding]:
     from ghostvis_cli.convert import cache
 
     if size_bytes := cache.size_bytes():
-        message = f"{size_bytes / 1e9:.2f} GB of models converted for SGLang in {cache.default_base()}"
+        message = f"{sizes.shown(size_bytes)} of models converted for SGLang in {cache.default_base()}"
         yield Finding(
             "directories", "converted", "note", message, f"rm -r {cache.default_base()}, to have it back"
         )
 
 
-def _directory(name: str, place: Path | None) -> Finding:
-    fix = f"export GHOSTVIS_{name.upper()}_DIR=DIR"
+def _directory(name: Kind, place: Path | None) -> Finding:
+    fix = f"export {variable(name)}=DIR"
     if place is None:
         return Finding("directories", name, "note", "there is none without a home directory", fix)
     try:

@@ -38,8 +38,9 @@ def _chosen(chosen: Resolved) -> Finding:
 def _broken(error: UsageError) -> Iterator[Finding]:
     """One line for each fault; the first of several only counts them."""
     first, *rest = error.message.splitlines()
-    for line in rest or [first]:
-        yield Finding("profile", "chosen", "error", line.strip(), error.hint or VALIDATE)
+    for line in map(str.strip, rest or [first]):
+        elsewhere = line.startswith(("flag ", "environment "))  # than in a file
+        yield Finding("profile", "chosen", "error", line, error.hint or (None if elsewhere else VALIDATE))
     message = "what follows is checked with the defaults, and no model is run"
     yield Finding("profile", "chosen", "note", message)
 

@@ -5,13 +5,27 @@ Token counts come from the engine; times are the caller's, from its own clock.
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
-from ghostvis_cli.errors import UsageError
+from ghostvis_cli.errors import ContextLengthError, UsageError, printable
 from ghostvis_cli.prompt import Message, well_formed
 
+if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.locate import Checkpoint
+
+MOST_TOKENS = 1_000_000  # that anybody asks for
 CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
+
+
+class SamplingError(UsageError):
+    """`field` of a Sampling can't be so."""
+
+    def __init__(self, field: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
 EngineKind: TypeAlias = Literal["local", "sglang", "remote", "fake"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
@@ -36,7 +50,7 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _whole("max_tokens", self.max_tokens, 1, 1_000_000)
+        _whole("max_tokens", self.max_tokens, 1, MOST_TOKENS)
         _number("temperature", self.temperature, 0, 100)
         _number("top_p", self.top_p, 1e-9, 1)
         _whole("top_k", self.top_k, 0, 1_000_000)
@@ -47,40 +61,56 @@ class Sampling:
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, 20)
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
-            raise UsageError("stop is not a tuple of strings")
+            raise SamplingError("stop", "stop is not a tuple of strings")
         if not all(self.stop):
-            raise UsageError("a stop string is empty", hint="leave it out")
+            raise SamplingError("stop", "a stop string is empty", hint="leave it out")
         for text in self.stop:
             well_formed(text, "a stop string")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if type(value) is not int:
-        raise UsageError(f"{name} is {value!r}, not a whole number")
+        raise SamplingError(name, f"{name} is {value!r}, not a whole number")
     if not low <= value <= high:
-        raise UsageError(f"{name} is {value}, outside {low} to {high}")
+        raise SamplingError(name, f"{name} is {value}, outside {low} to {high}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}, not a number")
+        raise SamplingError(name, f"{name} is {value!r}, not a number")
     if not low <= value <= high:  # also catches NaN
-        raise UsageError(f"{name} is {value:g}, outside {low:g} to {high:g}")
+        raise SamplingError(name, f"{name} is {value:g}, outside {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Messages to answer, or a raw `prompt` to continue (exactly one of the two)."""
+    """Messages to answer, or a raw `prompt` to continue (exactly one of the two).
+
+    `fit`: max_tokens is nobody's wish but a bound, and the engine lowers it to the rest of its context.
+    """
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    fit: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
             raise UsageError("a request holds either messages or a raw prompt")
         if self.prompt is not None:
             well_formed(self.prompt, "the prompt")
+
+    def fitted(self, prompt_tokens: int, context_tokens: int, image_tokens: int = 0) -> Sampling:
+        """The sampling for a prompt of this length. ContextLengthError where the two do not fit."""
+        left, asked = context_tokens - prompt_tokens, self.sampling.max_tokens
+        if left < (1 if self.fit else asked):
+            pictures = f" ({image_tokens} of them for pictures)" if image_tokens else ""
+            answer = "" if self.fit else f" and max_tokens {asked} make {prompt_tokens + asked}"
+            raise ContextLengthError(
+                f"the prompt's {prompt_tokens} tokens{pictures}{answer}, the model has {context_tokens} positions",
+                hint="shorten the prompt" if left < 1 else f"--max-tokens {left}",
+            )
+        return replace(self.sampling, max_tokens=min(asked, left)) if self.fit else self.sampling
 
 
 @dataclass(frozen=True)
@@ -103,14 +133,89 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that a server's model wants called, or a piece of that; pieces of one index belong together."""
+
+    index: int = 0
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer. The last one has a finish reason and the usage, and may have no text."""
+    """A piece of an answer. The last one has a finish reason and the usage, and may have no text.
+
+    Servers may send more than text: `reasoning` before it, a `refusal` or `tool_calls` in its place.
+    `reasoning_tokens` comes with the usage; None: the server does not report it.
+    """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning_tokens: int | None = None
+
+    @property
+    def generated(self) -> bool:
+        """Whether the model made any of it: a first token is one of any kind."""
+        return bool(self.text or self.token_ids or self.reasoning or self.refusal or self.tool_calls)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What an answer holds besides its text."""
+
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Self:
+        calls: dict[int, ToolCall] = {}
+        for piece in (piece for chunk in chunks for piece in chunk.tool_calls):
+            so_far = calls.get(piece.index, ToolCall(piece.index))
+            calls[piece.index] = ToolCall(
+                piece.index,
+                so_far.id or piece.id,
+                so_far.name + piece.name,
+                so_far.arguments + piece.arguments,
+            )
+        return cls(
+            "".join(chunk.reasoning for chunk in chunks),
+            "".join(chunk.refusal for chunk in chunks),
+            tuple(calls[index] for index in sorted(calls)),
+        )
+
+    def notice(self, text: str, finish_reason: FinishReason) -> str | None:
+        """A line for people where there is no text, or none that can be seen."""
+        if text.strip():
+            return None
+        return (
+            f"the answer has no text: {self._instead(finish_reason, 'only white space came' if text else '')}"
+        )
+
+    def _instead(self, finish_reason: FinishReason, blank: str) -> str:
+        if self.refusal:
+            return f"the model refused: {printable(self.refusal)}"
+        if self.tool_calls:
+            return f"the model calls {printable(', '.join(call.name for call in self.tool_calls))}"
+        if self.reasoning:
+            cut = ", cut off at max_tokens" if finish_reason == "length" else ""
+            return f"{len(self.reasoning)} characters of reasoning came{cut}"
+        if finish_reason == "abort":
+            return "the server cut it off"
+        return blank or "the model ended it at once"
+
+    def record(self) -> dict[str, Any]:
+        """Fields of a JSON record: what there is of it."""
+        calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in self.tool_calls]
+        fields = {"reasoning": self.reasoning, "refusal": self.refusal, "tool_calls": calls}
+        return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True)
@@ -131,6 +236,7 @@ class EngineInfo:
     notices: tuple[str, ...] = ()
     kv_token_bytes: int | None = None  # keys and values of one position; None: not known
     image_pixels: int | None = None  # a side of the square that the vision tower sees; None: not known
+    checkpoint: "Checkpoint | None" = None  # what was loaded into this process, its tokenizer included
 
 
 class Engine(Protocol):
@@ -162,6 +268,12 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     usage: Usage
+    beside: Beside = field(default_factory=Beside)
+
+    @property
+    def notice(self) -> str | None:
+        """A line for people about an answer without text."""
+        return self.beside.notice(self.text, self.finish_reason)
 
 
 def gather(chunks: Sequence[Chunk]) -> Completion:
@@ -174,6 +286,7 @@ def gather(chunks: Sequence[Chunk]) -> Completion:
         logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
         finish_reason=last.finish_reason,
         usage=last.usage,
+        beside=Beside.of(chunks),
     )
 
 

@@ -4,7 +4,6 @@ Knows addresses, proxies, certificates and streams of events; nothing of models,
 """
 
 import asyncio
-import ipaddress
 import json
 import os
 import random
@@ -18,12 +17,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies_environment
+from urllib.parse import urlsplit
 
 import httpx2
 
 from ghostvis_cli import __version__
+from ghostvis_cli.addresses import proxy_of, root_of, route
 from ghostvis_cli.engines.http1 import DirectTransport
 from ghostvis_cli.engines.sse import SSEParser
 from ghostvis_cli.errors import EngineError, GhostvisError, RequestError, UsageError
@@ -69,11 +68,12 @@ class RefusedError(RequestError):
         self.status = status
 
 
-class BrokenOffError(RequestError):
-    """The connection ended, and the answer has not."""
+class BrokenOffError(EngineError):
+    """The connection ended, and the answer has not: the server is gone, and has said nothing of the request."""
 
     def __init__(self, where: str) -> None:
-        super().__init__(f"{where} closed the connection in the middle of the answer")
+        message = f"{where} closed the connection in the middle of the answer"
+        super().__init__(message, hint="read the server's log: it may have died")
 
 
 class _TemporaryError(Exception):
@@ -90,15 +90,20 @@ class Connection:
     def __init__(self, settings: RemoteSettings) -> None:
         self.settings = settings
         self.root = root_of(settings.base_url)
-        self.proxy = route(settings.base_url)
+        self.proxy = route(self.root)
         self.where = self.root if self.proxy is None else f"{self.root} (through the proxy {self.proxy})"
         self._client: httpx2.AsyncClient | None = None
         self._closed = False
 
     async def get(self, path: str, deadline: float) -> bytes:
-        started = now()
-        response = await self.open("GET", path, b"", deadline)
-        body = bytearray()
+        return await self.body(await self.open("GET", path, b"", deadline), path, deadline)
+
+    async def text(self, response: httpx2.Response, path: str, deadline: float) -> str:
+        return (await self.body(response, path, deadline)).decode("utf-8", errors="replace")
+
+    async def body(self, response: httpx2.Response, path: str, deadline: float) -> bytes:
+        """All of it, to BODY_BYTES. Closes the response."""
+        started, body = now(), bytearray()
         try:
             await _read_into(body, response, BODY_BYTES, deadline)
         except TimeoutError as error:
@@ -212,7 +217,7 @@ class Connection:
         if self._closed:
             raise RequestError("the engine is closed")
         if self._client is None:
-            key, proxy, certificates = self.settings.api_key, _proxy(self.root), self._certificates()
+            key, proxy, certificates = self.settings.api_key, proxy_of(self.root), self._certificates()
             direct = None
             if self.settings.crowd and proxy is None:
                 direct = DirectTransport(
@@ -228,7 +233,7 @@ class Connection:
                     verify=certificates,
                     proxy=proxy,
                     transport=direct,
-                    trust_env=False,  # the proxy is chosen by `route`, which never sends loopback through one
+                    trust_env=False,  # `addresses` chooses the proxy
                     timeout=httpx2.Timeout(None, connect=self.settings.connect_timeout_s),
                     limits=httpx2.Limits(
                         max_connections=_most_connections(),
@@ -306,64 +311,6 @@ def said(body: Any) -> str:
             break
         body = inner
     return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
-
-
-def root_of(base_url: str) -> str:
-    """The address without a slash or /v1 at its end. UsageError, without any secret, if it can't be one."""
-    try:
-        url = urlsplit(base_url)
-        if url.username is not None or url.password is not None:
-            raise UsageError("base_url holds a user or a password", hint="export GHOSTVIS_API_KEY=...")
-        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and httpx2.URL(base_url)
-    except (ValueError, httpx2.InvalidURL):
-        usable = None
-    if not usable or re.search(r"[\s?#]", base_url):
-        raise UsageError(
-            "base_url is no server's address", hint="--set engine.base_url=http://localhost:30000"
-        )
-    return url._replace(path=url.path.rstrip("/").removesuffix("/v1").rstrip("/")).geturl()
-
-
-def route(base_url: str) -> str | None:
-    """The proxy on the way to this address, without its password; None where the way is direct."""
-    proxy = _proxy(base_url)
-    if proxy is None:
-        return None
-    scheme, _, rest = proxy.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
-
-
-def _proxy(base_url: str) -> str | None:
-    """As the environment says. Loopback never has one, though NO_PROXY may forget to say so."""
-    url, proxies = urlsplit(base_url), getproxies_environment()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if not proxy or _is_loopback(url.hostname or "") or _is_exempt(url, proxies.get("no", "")):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def _is_exempt(url: SplitResult, no_proxy: str) -> bool:
-    """True where NO_PROXY has the host: gpu.test, .gpu.test, *.gpu.test, gpu.test:30000, 10.0.0.0/8, *."""
-    host = url.hostname or ""
-    for entry in re.split(r"[,\s]+", no_proxy.lower()):
-        with suppress(ValueError):
-            if "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
-                return True
-        name = entry.removeprefix("*").removeprefix(".").strip("[]")
-        if entry == "*" or (
-            name and any(f".{known}".endswith(f".{name}") for known in (host, url.netloc.lower()))
-        ):
-            return True
-    return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)  # 0.0.0.0 as a destination is this machine
 
 
 async def _read_into(body: bytearray, response: httpx2.Response, limit: int, deadline: float) -> None:

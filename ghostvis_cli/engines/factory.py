@@ -4,44 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from ghostvis_cli import demo
-from ghostvis_cli.checkpoint import locate
+from ghostvis_cli import address_space
+from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, UsageError
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
     from ghostvis_cli.engines.local import LocalEngine
-    from ghostvis_cli.profile import ModelSettings, Profile
+    from ghostvis_cli.profile import Profile
 
 Report: TypeAlias = Callable[[str], None]
-DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
-
-
-def _choose(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
-    """A path, else source, tag and step, else the newest sft, else (nothing chosen or found) the demo."""
-    base_dir = expanded(model.base_dir) if model.base_dir else locate.default_base_dir()
-    if model.checkpoint_path is not None:
-        return locate.from_path(expanded(model.checkpoint_path), model.step, base_dir), []
-    if model.source == DEMO_SOURCE:
-        return locate.find(demo.BASE_DIR, "sft", model.model_tag, model.step), []
-    chosen = any(v is not None for v in (model.base_dir, model.source, model.model_tag, model.step))
-    if chosen or locate.tags(base_dir, "sft"):
-        return locate.find(base_dir, model.source or "sft", model.model_tag, model.step), []
-    others = [source for source in locate.SOURCE_DIRS if locate.tags(base_dir, source)]
-    hint = f"; there is --source {others[-1]}" if others else ""
-    return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [
-        f"no sft checkpoint in {base_dir}: the built-in demo model answers{hint}"
-    ]
-
-
-def choose_checkpoint(model: "ModelSettings") -> "tuple[Checkpoint, list[str]]":
-    """The checkpoint meant, with the tokenizer meant, and what to tell the user about the choice."""
-    checkpoint, notices = _choose(model)
-    if model.tokenizer_path is not None:
-        checkpoint = replace(checkpoint, tokenizer=expanded(model.tokenizer_path))
-    return checkpoint, notices
 
 
 async def make_engine(
@@ -61,16 +35,21 @@ async def make_engine(
         return await _local(profile)
     if kind == "remote":
         return await _remote(profile, crowd=crowd)
-    from ghostvis_cli.engines.sglang import SGLangEngine
+    from ghostvis_cli.sglang.engine import SGLangEngine
 
     return await SGLangEngine.start(profile, report=report, detail=detail)
 
 
 async def _local(profile: "Profile") -> "LocalEngine":
-    settings = profile.engine
-    if settings.tensor_parallel_size > 1:
-        raise UsageError("the local engine runs on one device", hint="--tensor-parallel-size 1")
     checkpoint, notices = choose_checkpoint(profile.model)
+    # In a thread: while torch is imported and weights are read, the loop can be stopped.
+    engine = await in_daemon_thread(lambda: _open_local(checkpoint, profile), "ghostvis-load")
+    engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))
+    return engine
+
+
+def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
+    address_space.require_for_torch()
     try:
         from ghostvis_cli.engines.local import LocalEngine, LocalSettings
     except ModuleNotFoundError as error:
@@ -78,6 +57,7 @@ async def _local(profile: "Profile") -> "LocalEngine":
             f"the local engine needs {error.name}, which is not installed",
             hint="pip install 'ghostvis-cli[local]'",
         ) from error
+    settings = profile.engine
     layout = None if profile.model.layout == "auto" else profile.model.layout
     local = LocalSettings(
         device=settings.device,
@@ -89,9 +69,7 @@ async def _local(profile: "Profile") -> "LocalEngine":
         compile=settings.compile,
         threads=settings.threads,
     )
-    engine = await LocalEngine.load(checkpoint, local)
-    engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))
-    return engine
+    return LocalEngine.open(checkpoint, local)
 
 
 async def _remote(profile: "Profile", *, crowd: bool) -> Engine:

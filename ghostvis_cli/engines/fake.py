@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import Self
 
 from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, Usage
-from ghostvis_cli.errors import InputError, RequestError
+from ghostvis_cli.errors import RequestError
 
 IMAGE_TOKENS = 4
 
@@ -36,15 +36,15 @@ class FakeEngine:
         prompt_tokens = IMAGE_TOKENS * pictures + sum(
             len(message.text.split()) for message in request.messages
         )
-        limit = self.info.context_tokens
-        if limit is not None and prompt_tokens + request.sampling.max_tokens > limit:
-            raise InputError(f"{prompt_tokens} + {request.sampling.max_tokens} tokens do not fit {limit}")
+        sampling, limit = request.sampling, self.info.context_tokens
+        if limit is not None:
+            sampling = request.fitted(prompt_tokens, limit)
         self.running += 1
         done = 0
         reason: FinishReason = "stop"
         try:
-            for word in re.findall(r"\s*\S+|\s+$", _until_stop(text, request.sampling.stop)):
-                if done == request.sampling.max_tokens:
+            for word in re.findall(r"\s*\S+|\s+$", _until_stop(text, sampling.stop)):
+                if done == sampling.max_tokens:
                     reason = "length"
                     break
                 await asyncio.sleep(self.delay_s)

@@ -6,14 +6,25 @@ and leave as `data:` URLs: the server is never given a path or an address to ope
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator
+import re
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import uuid4
 
 import httpx2
 
-from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, TokenLogprob, Usage
+from ghostvis_cli.engines.base import (
+    Chunk,
+    EngineInfo,
+    FinishReason,
+    GenerateRequest,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from ghostvis_cli.engines.connection import (
     DONE,
     BrokenOffError,
@@ -21,28 +32,36 @@ from ghostvis_cli.engines.connection import (
     RefusedError,
     RemoteSettings,
     now,
-    route,
     said,
 )
+from ghostvis_cli.engines.text_stream import SurrogateJoiner
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message, Picture, Text
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server", "route"]
+if TYPE_CHECKING:
+    from ghostvis_cli.images import EncodedImage
+
+__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
 ANSWER_CHARS, TOKEN_CHARS = 1 << 24, 1 << 14
 MOST_TOKENS = 10**12  # that anybody counts for a request; adding up what is beyond would fail elsewhere
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
+# OpenAI's models that reason have another name for it, and older servers know only this one.
+LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
 # Fields beyond OpenAI's, each with the value that changes nothing.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
+# The thoughts before an answer, by the names that servers have for them.
+REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 # What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
 OUR_WORDS = ("dtype", "layout", "source", "tag")
 OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_token_bytes")
 # A gateway in front of several servers (smg, sglang-router) sends requests with one key to one of them, whose
 # cache then has the picture. 16 bits: enough to spread over any number of servers, far too few to tell by whom
 # or about what a request is, also for who reads the gateway's log and has a guess.
-ROUTING_HEADER, ROUTING_DIGITS = "X-SMG-Routing-Key", 4
+ROUTING_HEADER, ROUTING_DIGITS, ROUTING_BYTES = "X-SMG-Routing-Key", 4, 1 << 16
+PICTURE = uuid4().hex  # stands in a body for a picture's base64; no text that anybody sends can hold it
 # Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
@@ -64,7 +83,7 @@ class RemoteEngine:
         self.server = Server()
         self.info = EngineInfo("remote", settings.model or "", "remote", "unknown", context_tokens=None)
         self._connection = Connection(settings)
-        self._stream_options = True
+        self._stream_options, self._limit = True, LIMIT
         self._noticed: set[str] = set()
 
     @classmethod
@@ -81,11 +100,12 @@ class RemoteEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
-        response = await self._open(path, body, deadline, _routing(request))
+        pictures = [picture for message in request.messages for picture in message.images]
+        response = await self._open(path, body, pictures, deadline, _routing(request))
         answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
             try:
-                async with aclosing(self._connection.events(response, deadline)) as events:
+                async with aclosing(self._events(path, response, deadline)) as events:
                     async for event in events:
                         chunk = self._read(answer, event)
                         if chunk is not None:
@@ -96,7 +116,12 @@ class RemoteEngine:
             if answer.finish_reason is None:
                 raise BrokenOffError(self._connection.where)
             usage = self._usage(answer, request)
-            yield Chunk("", answer.late_token_ids, finish_reason=answer.finish_reason, usage=usage)
+            yield replace(
+                answer.rest(),
+                finish_reason=answer.finish_reason,
+                usage=usage,
+                reasoning_tokens=answer.reasoning_tokens,
+            )
         finally:
             await response.aclose()  # where the answer is not at its end, the server aborts it
 
@@ -178,7 +203,7 @@ class RemoteEngine:
         sampling = request.sampling
         body: dict[str, Any] = {
             "model": self.info.model,
-            "max_tokens": sampling.max_tokens,
+            **({} if request.fit else {LIMIT: sampling.max_tokens}),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stream": True,
@@ -217,22 +242,49 @@ class RemoteEngine:
             self.info = replace(self.info, notices=(*self.info.notices, line))
 
     async def _open(
-        self, path: str, body: dict[str, Any], deadline: float, headers: dict[str, str]
+        self,
+        path: str,
+        body: dict[str, Any],
+        pictures: "Sequence[EncodedImage]",
+        deadline: float,
+        headers: dict[str, str],
     ) -> httpx2.Response:
-        usage = {"stream_options": {"include_usage": True}} if self._stream_options else {}
+        """The head of the answer, also of a server that refuses one of the names we have for a thing."""
+        sent = body | ({"stream_options": {"include_usage": True}} if self._stream_options else {})
+        if self._limit != LIMIT and LIMIT in sent and "messages" in sent:
+            sent[self._limit] = sent.pop(LIMIT)
         try:
-            content = json.dumps(body | usage).encode()
-            response = await self._connection.open("POST", path, content, deadline, headers)
+            content = _written(sent, pictures)
+            return await self._connection.open("POST", path, content, deadline, headers)
         except RefusedError as error:
-            if not usage or error.status != 400 or "stream_options" not in error.message:
+            if error.status not in (400, 422):
                 raise
-            self._stream_options = False
-            return await self._open(path, body, deadline, headers)
+            if "stream_options" in sent and "stream_options" in error.message:
+                self._stream_options = False
+            elif LIMIT in sent and "messages" in sent and _is_name_refused(error.message):
+                self._limit = NEWER_LIMIT
+            else:
+                raise
+            return await self._open(path, body, pictures, deadline, headers)
+
+    async def _events(
+        self, path: str, response: httpx2.Response, deadline: float
+    ) -> AsyncGenerator[str, None]:
+        """The events of a stream; a whole answer, of a server that does not stream, is one."""
         kind = response.headers.get("content-type", "").lower()
         if kind.startswith("text/event-stream"):
-            return response
-        where, words = self._connection.where, await self._connection.words(response)
-        raise RequestError(f"{where} answered {path} with {self._connection.plain(kind)}, no stream: {words}")
+            async with aclosing(self._connection.events(response, deadline)) as events:
+                async for event in events:
+                    yield event
+            return
+        whole = kind.startswith("application/json")
+        text = await (
+            self._connection.text(response, path, deadline) if whole else self._connection.words(response)
+        )
+        if not whole or not _is_answer(text):
+            where, plain = self._connection.where, self._connection.plain
+            raise RequestError(f"{where} answered {path} with {plain(kind)}, no stream: {plain(text)}")
+        yield text
 
     # What comes back
 
@@ -279,7 +331,17 @@ def _routing(request: GenerateRequest) -> dict[str, str]:
     first = next(pictures, None) or next(words, None)
     if first is None:
         return {}
-    return {ROUTING_HEADER: hashlib.sha256(first).hexdigest()[:ROUTING_DIGITS]}
+    digest = hashlib.sha256(first[:ROUTING_BYTES])  # more would take a millisecond for each megabyte
+    return {ROUTING_HEADER: digest.hexdigest()[:ROUTING_DIGITS]}
+
+
+def _written(body: dict[str, Any], pictures: "Sequence[EncodedImage]") -> bytes:
+    """The body as JSON, with its pictures. They are put in as bytes: JSON would read each of their characters."""
+    first, *others = json.dumps(body).encode().split(PICTURE.encode())
+    parts = [first]
+    for picture, text in zip(pictures, others, strict=True):
+        parts += picture.base64(), text
+    return b"".join(parts)
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
@@ -294,7 +356,9 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
     after_picture = False
     for part in message.parts:
         if isinstance(part, Picture):
-            parts.append({"type": "image_url", "image_url": {"url": part.image.data_url()}})
+            parts.append(
+                {"type": "image_url", "image_url": {"url": f"data:{part.image.mime};base64,{PICTURE}"}}
+            )
         elif isinstance(part, Text):
             text = part.text.removeprefix("\n") if after_picture else part.text
             if parts and parts[-1]["type"] == "text":
@@ -307,9 +371,28 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
     return parts if message.images else message.text
 
 
+def _is_name_refused(words: str) -> bool:
+    """Whether a refusal is of max_tokens by this name, and not of its value."""
+    return LIMIT in words and not re.search(
+        r"too (large|big|long)|at (most|least)|less|greater|exceed|(must|should) be|context", words
+    )
+
+
+def _is_answer(text: str) -> bool:
+    """An answer, or word of a failure in place of one."""
+    try:
+        payload = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(payload, dict) and bool(payload.get("choices") or payload.get("error"))
+
+
 def _failure_in(payload: dict[str, Any]) -> str | None:
     """What went wrong on the server in the middle of an answer, in any of the shapes it is told."""
-    if payload.get("object") == "error" or payload.get("error"):
+    bare = "choices" not in payload and (
+        payload.get("message") or payload.get("detail")
+    )  # of an `event: error`
+    if payload.get("object") == "error" or payload.get("error") or bare:
         return said(payload)
     for choice in payload.get("choices") or ():
         reason = choice.get("finish_reason")
@@ -326,11 +409,14 @@ class _Answer:
     room: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning_tokens: int | None = None
     late_token_ids: tuple[int, ...] = ()
+    joiners: defaultdict[str, SurrogateJoiner] = field(default_factory=lambda: defaultdict(SurrogateJoiner))
 
     def read(self, payload: dict[str, Any]) -> Chunk | None:
         if payload.get("usage"):
             self.usage = _usage(payload["usage"])
+            self.reasoning_tokens = _reasoning_tokens(payload["usage"])
         late = (payload.get("sglext") or {}).get("output_ids")
         if late:
             self.late_token_ids = tuple(late[0])
@@ -339,15 +425,58 @@ class _Answer:
             if reason:
                 name = reason["type"] if isinstance(reason, dict) else reason
                 self.finish_reason = FINISH_REASONS.get(name, "stop")
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            said = choice.get("delta") or choice.get("message") or {}  # the second where nothing is streamed
             ids = tuple(choice.get("token_ids") or ())
             given = choice.get("logprobs")
-            logprobs = _logprobs(given, ids) if given else ()
-            if not isinstance(text, str):
-                raise TypeError("text that is no text")
-            if text or ids or logprobs:
-                return Chunk(text, ids, logprobs)
+            chunk = Chunk(
+                self._joined("text", choice.get("text") or said.get("content")),
+                ids,
+                _logprobs(given, ids) if given else (),
+                reasoning=self._joined("reasoning", _first_of(said, REASONING)),
+                refusal=self._joined("refusal", said.get("refusal")),
+                tool_calls=tuple(map(self._tool_call, _tool_calls(said))),
+            )
+            if chunk.generated or chunk.logprobs:
+                return chunk
         return None
+
+    def rest(self) -> Chunk:
+        """What was held back until the end."""
+        rest = {name: joiner.finish() for name, joiner in self.joiners.items()}
+        text, reasoning, refusal = (rest.pop(name, "") for name in ("text", "reasoning", "refusal"))
+        calls = tuple(ToolCall(int(index), arguments=half) for index, half in rest.items() if half)
+        return Chunk(text, self.late_token_ids, reasoning=reasoning, refusal=refusal, tool_calls=calls)
+
+    def _joined(self, name: str, text: Any) -> str:
+        if not text:
+            return ""
+        if not isinstance(text, str):
+            raise TypeError(f"{name} that is no text")
+        return self.joiners[name].push(text)
+
+    def _tool_call(self, call: dict[str, Any]) -> ToolCall:
+        index, function = int(call.get("index") or 0), call.get("function") or {}
+        arguments = self._joined(str(index), function.get("arguments"))
+        return ToolCall(index, str(call.get("id") or ""), str(function.get("name") or ""), arguments)
+
+
+def _first_of(delta: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """The first of these that is not empty; servers send the same twice under two names."""
+    value = next(filter(None, map(delta.get, keys)), "")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tool_calls(delta: dict[str, Any]) -> list[dict[str, Any]]:
+    """In their present form, or in the one before it."""
+    old = delta.get("function_call")
+    return delta.get("tool_calls") or ([{"function": old}] if old else [])
+
+
+def _reasoning_tokens(usage: dict[str, Any]) -> int | None:
+    """OpenAI's place, or SGLang's."""
+    details = usage.get("completion_tokens_details") or {}
+    count = details.get("reasoning_tokens", usage.get("reasoning_tokens"))
+    return count if _is_count(count) else None
 
 
 def _usage(usage: dict[str, Any]) -> Usage:

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ghostvis_cli.engines.base import GenerateRequest
-from ghostvis_cli.errors import InputError
+from ghostvis_cli.engines.base import GenerateRequest, Sampling
+from ghostvis_cli.errors import ContextLengthError
 from ghostvis_cli.prompt import Prompt, render_for_reply, render_text
 
 if TYPE_CHECKING:
@@ -24,29 +24,22 @@ class Renderer:
     image_tokens: int
     positions: int
 
-    async def prompt(self, request: GenerateRequest) -> Prompt:
-        """Long texts are split in a thread: a second on the loop would stop every other request."""
+    async def prompt(self, request: GenerateRequest) -> tuple[Prompt, Sampling]:
+        """The prompt, and the sampling that fits it.
+
+        Long texts are split in a thread: a second on the loop would stop every other request.
+        """
         size = len(request.prompt or "") + sum(len(message.text) for message in request.messages)
         if size > self.positions * self.tokenizer.longest_token_bytes:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt's {size:,} characters can't fit the model's {self.positions} positions",
                 hint="shorten the prompt",
             )
         return await asyncio.to_thread(self._render, request) if size > LONG_TEXT else self._render(request)
 
-    def _render(self, request: GenerateRequest) -> Prompt:
+    def _render(self, request: GenerateRequest) -> tuple[Prompt, Sampling]:
         if request.prompt is not None:
             prompt = render_text(request.prompt, self.tokenizer)
         else:
             prompt = render_for_reply(request.messages, self.tokenizer, self.layout, self.image_tokens)
-        asked, limit = len(prompt.ids) + request.sampling.max_tokens, self.positions
-        if asked > limit:
-            pictures = f" ({prompt.image_tokens} of them for pictures)" if prompt.images else ""
-            raise InputError(
-                f"the prompt's {len(prompt.ids)} tokens{pictures} and max_tokens {request.sampling.max_tokens} "
-                f"make {asked}, the model has {limit} positions",
-                hint=f"--max-tokens {limit - len(prompt.ids)}"
-                if len(prompt.ids) < limit
-                else "shorten the prompt",
-            )
-        return prompt
+        return prompt, request.fitted(len(prompt.ids), self.positions, prompt.image_tokens)

@@ -1,7 +1,30 @@
-"""Tokens in, text out, never half a character and never part of a stop string."""
+"""Pieces in, text out, never half a character and never part of a stop string."""
 
 import codecs
+import re
 from collections.abc import Sequence
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+class SurrogateJoiner:
+    """Text in the pieces of JSON strings, where a character may be spelled as two halves in two pieces."""
+
+    def __init__(self) -> None:
+        self._half = ""  # the first one, whose second may come next
+
+    def push(self, text: str) -> str:
+        text, self._half = self._half + text, ""
+        if not _HALF.search(text):
+            return text
+        if "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def finish(self) -> str:
+        """U+FFFD for a half that stayed alone."""
+        half, self._half = self._half, ""
+        return "\N{REPLACEMENT CHARACTER}" if half else ""
 
 
 class TextStream:

@@ -1,16 +1,30 @@
-"""GhostVis for transformers: importing this package makes the Auto classes know converted vision models.
+"""GhostVis for transformers: importing this package makes the Auto classes know converted models that need it.
 
     import ghostvis_cli.hf
     model = AutoModelForImageTextToText.from_pretrained(DIR)
     processor = AutoProcessor.from_pretrained(DIR)
 
-Text models need none of it: they are stock Qwen3 and NanoChat directories.
+Those are vision models, and nanochat's generations of 2026. Other text models are stock Qwen3 and NanoChat
+directories.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from ghostvis_cli.hf.config import GhostVisConfig, GhostVisVisionConfig
 from ghostvis_cli.hf.model import GhostVisForConditionalGeneration, GhostVisModel
+from ghostvis_cli.hf.nanochat import (
+    GhostVisNanoChatConfig,
+    GhostVisNanoChatForCausalLM,
+    GhostVisNanoChatModel,
+    SmearCache,
+)
 from ghostvis_cli.hf.processor import GhostVisImageProcessor, GhostVisProcessor
 
 __all__ = [
@@ -18,8 +32,12 @@ __all__ = [
     "GhostVisForConditionalGeneration",
     "GhostVisImageProcessor",
     "GhostVisModel",
+    "GhostVisNanoChatConfig",
+    "GhostVisNanoChatForCausalLM",
+    "GhostVisNanoChatModel",
     "GhostVisProcessor",
     "GhostVisVisionConfig",
+    "SmearCache",
 ]
 
 
@@ -27,6 +45,9 @@ def register() -> None:
     """May be called any number of times."""
     AutoConfig.register("ghostvis", GhostVisConfig, exist_ok=True)
     AutoConfig.register("ghostvis_vision", GhostVisVisionConfig, exist_ok=True)
+    AutoConfig.register("ghostvis_nanochat", GhostVisNanoChatConfig, exist_ok=True)
+    AutoModel.register(GhostVisNanoChatConfig, GhostVisNanoChatModel, exist_ok=True)
+    AutoModelForCausalLM.register(GhostVisNanoChatConfig, GhostVisNanoChatForCausalLM, exist_ok=True)
     AutoModel.register(GhostVisConfig, GhostVisModel, exist_ok=True)
     AutoModelForImageTextToText.register(GhostVisConfig, GhostVisForConditionalGeneration, exist_ok=True)
     AutoImageProcessor.register(

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from ghostvis_cli.hf.nanochat import GhostVisNanoChatConfig
 from ghostvis_cli.model.config import Layout, ResamplerMode, TowerConfig, TowerFamily, VisionConfig
 
 NO_NORMALISATION = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the image processor's business
@@ -70,7 +71,7 @@ class GhostVisVisionConfig(PreTrainedConfig):
 
 
 class GhostVisConfig(PreTrainedConfig):
-    """`text_config` is a Qwen3Config (swiglu) or a NanoChatConfig (relu2)."""
+    """`text_config` is a Qwen3Config (swiglu), a NanoChatConfig (relu2), or a later generation's."""
 
     model_type = "ghostvis"
     sub_configs: ClassVar[dict[str, Any]] = {
@@ -88,7 +89,11 @@ class GhostVisConfig(PreTrainedConfig):
     ) -> None:
         if not isinstance(text_config, PreTrainedConfig):
             text = dict(text_config or {})
-            text_config = AutoConfig.for_model(text.pop("model_type", "qwen3"), **text)
+            model_type = text.pop("model_type", "qwen3")
+            if model_type == GhostVisNanoChatConfig.model_type:
+                text_config = GhostVisNanoChatConfig(**text)
+            else:
+                text_config = AutoConfig.for_model(model_type, **text)
         if not isinstance(vision_config, PreTrainedConfig):
             vision_config = GhostVisVisionConfig(**(vision_config or {}))
         self.text_config, self.vision_config = text_config, vision_config

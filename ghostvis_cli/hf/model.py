@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ghostvis_cli.hf.config import GhostVisConfig
+from ghostvis_cli.hf.nanochat import GhostVisNanoChatConfig, GhostVisNanoChatModel
 from ghostvis_cli.model.decoder import rms
 from ghostvis_cli.model.vision import Vision
 
@@ -34,11 +35,19 @@ class GhostVisPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ["image", "text"]  # noqa: RUF012 - the base class declares these so
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen3DecoderLayer", "NanoChatDecoderLayer", "TowerBlock"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        *("Qwen3DecoderLayer", "NanoChatDecoderLayer", "GhostVisNanoChatLayer", "TowerBlock")
+    ]
+    _keep_in_fp32_modules_strict = GhostVisNanoChatModel._keep_in_fp32_modules_strict
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        table: Any = self.get_input_embeddings()
+        return table.weight.dtype
 
 
 class GhostVisModel(GhostVisPreTrainedModel):
@@ -47,7 +56,10 @@ class GhostVisModel(GhostVisPreTrainedModel):
     def __init__(self, config: GhostVisConfig) -> None:
         super().__init__(config)
         self.vision = Vision(config.vision_config.vision(), config.text_config.hidden_size)
-        self.language_model = AutoModel.from_config(config.text_config)
+        if isinstance(config.text_config, GhostVisNanoChatConfig):
+            self.language_model = GhostVisNanoChatModel(config.text_config)
+        else:
+            self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -82,6 +94,9 @@ class GhostVisModel(GhostVisPreTrainedModel):
                     f"the prompt has {int(places.sum())}"
                 )
             inputs_embeds = inputs_embeds.masked_scatter(places[..., None], rows)
+            input_ids = input_ids.masked_fill(places, -1)
+        if isinstance(self.language_model, GhostVisNanoChatModel):
+            kwargs["input_ids"] = input_ids  # it has more than one embedding of them
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
 

@@ -1,10 +1,11 @@
 """Pictures and text -> what the model takes: our own preprocessing, and N image ids in each picture's place."""
 
 from collections.abc import Iterator, Sequence
+from os.path import isfile
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
@@ -13,6 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.preprocess import HALF, preprocess
+from ghostvis_cli.transparency import WHITE, on_ground
 
 # What stands in a rendered conversation for each picture: its rows' place, and in prepend_slots its slots too.
 MARKS_A_PICTURE: dict[Layout, int] = {
@@ -53,10 +55,20 @@ def _flat(images: Any) -> Iterator[Image.Image]:
     if isinstance(images, list | tuple):
         for image in images:
             yield from _flat(image)
-    elif isinstance(images, str):
+    elif isinstance(images, str) and not isfile(images):  # noqa: PTH113 - Path raises on long names
         yield load_image(images)
     else:
-        yield images if isinstance(images, Image.Image) else to_pil_image(images)
+        yield _opaque(images)
+
+
+def _opaque(image: Any) -> Image.Image:
+    """RGB, on white where it is transparent: `load_image` and `convert` would bring hidden colours to light."""
+    if isinstance(image, str):
+        with Image.open(image) as opened:
+            image = ImageOps.exif_transpose(opened)
+    elif not isinstance(image, Image.Image):
+        image = to_pil_image(image)
+    return on_ground(image, image.convert("RGB"), WHITE)
 
 
 class GhostVisProcessor(ProcessorMixin):

@@ -3,20 +3,25 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ghostvis_cli.model.generations import PLAIN, Generation, TableType
+
 MlpType = Literal["swiglu", "relu2"]
 TowerFamily = Literal["clip", "timm", "siglip"]
 ResamplerMode = Literal["perceiver", "avgpool"]
 Layout = Literal["inline", "prepend", "prepend_slots", "prepend_literal"]
 LAYOUTS: tuple[Layout, ...] = ("inline", "prepend", "prepend_slots", "prepend_literal")
 
-LOGIT_SOFTCAP = 15.0
+SMEAR_CHANNELS = 24
 RMS_EPS = 2.0**-23
 LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The language model. Names follow nanochat's, see format specification section 2.1."""
+    """The language model. Names follow nanochat's, see format specification section 2.1.
+
+    The last fields are a nanochat generation's: its mathematics, and its constants unless a setting beats them.
+    """
 
     sequence_len: int
     vocab_size: int
@@ -27,11 +32,31 @@ class DecoderConfig:
     intermediate_size: int
     mlp_type: MlpType
     attention_bias: bool = False
-    rope_theta: float = 10000.0
+    rope_theta: float = PLAIN.rotary_base
+    softcap: float = PLAIN.softcap
+    generation: Generation = PLAIN
+    qk_scale: float = PLAIN.qk_scale
+    gate_scale: float = PLAIN.gate_scale
+    windows: tuple[int, ...] = ()  # of each layer: keys back, without oneself; empty: all of them, everywhere
+    rotary_tables: TableType = "bfloat16"  # what training rounded them to
 
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def value_layers(self) -> tuple[int, ...]:
+        """The layers with a value embedding: every second one, the last always among them."""
+        return tuple(range((self.n_layer - 1) % 2, self.n_layer, 2)) if self.generation.gate_channels else ()
+
+    @property
+    def kv_width(self) -> int:
+        return self.n_kv_head * self.head_dim
+
+    @property
+    def reach(self) -> int:
+        """Rows before the first new one that a step takes in besides its keys and values."""
+        return int(self.generation.smear)
 
     @property
     def max_positions(self) -> int:

@@ -1,19 +1,26 @@
-"""The language model: nanochat's decoder as GhostVis trains it (format specification, section 4).
+"""The language model: nanochat's decoder as GhostVis trains it, and what nanochat's later generations add.
 
 What would surprise a reader who knows Llama: norms have no weights, the embedding is normalised before the
 first block, rotary rotates by -theta with tables rounded to bfloat16, q and k are normalised *after* rotary,
-and logits are 15*tanh(x/15). Projections that read the same input are stored as one matrix (`qkv`, `gate_up`).
+and logits are cap*tanh(x/cap). Projections that read the same input are stored as one matrix (`qkv`, `gate_up`).
+
+Later generations (`model.generations`): before each block x = r*x + s*x0 with two trained scalars and the embedding
+x0; on every second layer a value embedding of the token is added to v through a gate; some layers see a window of
+keys; the embedding takes in its predecessor's (smear), and the middle layer's output is backed out at the end.
+
+An *embedded row* is all that the network takes of a token's id: its row of `wte`, then its value embeddings.
 
 B batch, T new positions, M cached positions, D width, H query heads, K key heads, h head size, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostvis_cli.model.config import LOGIT_SOFTCAP, RMS_EPS, DecoderConfig
+from ghostvis_cli.model.config import RMS_EPS, SMEAR_CHANNELS, DecoderConfig
 
 FIRST_POSITIONS = 4096  # of the rotary tables, which grow on demand
 
@@ -23,16 +30,26 @@ def rms(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
 
 
+def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
+    """1 / theta^(2i/head_dim): (head_dim / 2,) float32, on the CPU.
+
+    In this order: theta^(-2i/head_dim) has other last bits, which round to other bfloat16 tables.
+    """
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+
+
 def rotary_angles(head_dim: int, theta: float, positions: int) -> Tensor:
-    """theta^(-2i/head_dim) times each position: (positions, head_dim / 2) float32, on the CPU."""
-    inverse = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+    """Each position over its frequencies: (positions, head_dim / 2) float32, on the CPU."""
+    inverse = inverse_frequencies(head_dim, theta)
     return torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inverse)
 
 
 def rotary_tables(config: DecoderConfig, positions: int) -> tuple[Tensor, Tensor]:
-    """[cos cos] and [sin -sin], each (positions, h) float32 holding bfloat16 values, as upstream rounds them."""
+    """[cos cos] and [sin -sin], each (positions, h) float32, rounded as training's tables were."""
     angle = rotary_angles(config.head_dim, config.rope_theta, positions)
-    cos, sin = angle.cos().bfloat16().float(), angle.sin().bfloat16().float()
+    cos, sin = angle.cos(), angle.sin()
+    if config.rotary_tables == "bfloat16":
+        cos, sin = cos.bfloat16().float(), sin.bfloat16().float()
     return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
@@ -70,12 +87,24 @@ class KVCache:
 
 
 @dataclass(frozen=True)
+class View:
+    """Which keys the new positions see in layers of one window: those from `begin` on, under `mask`.
+
+    `mask` (B, 1, T, M - begin) is 0 or -inf, in the weights' dtype, or None where every new position sees all of
+    them; `causal`: T == M and the triangle applies.
+    """
+
+    begin: int
+    mask: Tensor | None
+    causal: bool
+
+
+@dataclass(frozen=True)
 class Step:
     """Where the T new positions of each row go, worked out once and shared by every layer.
 
     positions (B, T) int64; `first_row` is the cache row of the batch's first sequence (rows are contiguous);
-    `length` M is how many cached positions any row may look at; `mask` (B, 1, T, M) is 0 or -inf, in the
-    weights' dtype, or None where every new position sees all M; `causal`: T == M and the triangle applies.
+    `length` M is how many cached positions any row may look at; `views` has one for each window of the model.
     """
 
     positions: Tensor
@@ -83,33 +112,50 @@ class Step:
     sin: Tensor
     first_row: int
     length: int
-    mask: Tensor | None
-    causal: bool
+    contiguous: bool  # a single row's positions are the last T of `length`
+    views: dict[int | None, View]
 
 
 class Attention(nn.Module):
-    def __init__(self, config: DecoderConfig) -> None:
+    """`gate` opens a layer's value embedding: one number a key head, made of the first channels of its input."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
+        self.window = config.windows[layer] if config.windows else None
+        self.scale = config.qk_scale**2 / config.head_dim**0.5  # q and k are scaled after their norms
+        self.gate_channels, self.gate_scale = config.generation.gate_channels, config.gate_scale
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
         heads = config.n_head + 2 * config.n_kv_head
         self.qkv = nn.Linear(config.n_embd, heads * config.head_dim, bias=config.attention_bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        if layer in config.value_layers:
+            self.gate = nn.Linear(self.gate_channels, config.n_kv_head, bias=False)
 
-    def forward(self, x: Tensor, step: Step, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, step: Step, cache: KVCache | None, layer: int, value: Tensor | None
+    ) -> Tensor:
+        """x (B, T, D); `value` (B, T, K*h) is the layer's value embedding of each token, where it has one."""
         B, T, D = x.shape
         H, K, h = self.n_head, self.n_kv_head, self.head_dim
         qkv = self.qkv(x).view(B, T, H + 2 * K, h)
         qk = rms(rotate(qkv[:, :, : H + K], step.cos, step.sin)).to(qkv.dtype).transpose(1, 2)
-        q, k, v = qk[:, :H], qk[:, H:], qkv[:, :, H + K :].transpose(1, 2)
+        q, k, v = qk[:, :H], qk[:, H:], qkv[:, :, H + K :]
+        if value is not None:
+            gate = self.gate_scale * torch.sigmoid(self.gate(x[..., : self.gate_channels]))
+            v = torch.addcmul(v, gate[..., None], value.view(B, T, K, h).to(v.dtype))
+        v = v.transpose(1, 2)
         if cache is not None:
             k, v = _extend(cache, layer, step, k, v)
+        view = step.views[self.window]
+        if view.begin:
+            k, v = k[:, :, view.begin :], v[:, :, view.begin :]
         if T == 1:
             # One new position: the query heads of a key head attend together, as rows of one small product.
             q = q.reshape(B, K, H // K, h)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, scale=self.scale)
         else:
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=step.mask, is_causal=step.causal, enable_gqa=H != K
+                q, k, v, attn_mask=view.mask, is_causal=view.causal, scale=self.scale, enable_gqa=H != K
             ).transpose(1, 2)
         return self.proj(y.reshape(B, T, D))
 
@@ -119,7 +165,7 @@ def _extend(cache: KVCache, layer: int, step: Step, k: Tensor, v: Tensor) -> tup
     B, _, T, _ = k.shape
     rows = slice(step.first_row, step.first_row + B)
     keys, values = cache.k[layer][rows], cache.v[layer][rows]
-    if B == 1 and (T > 1 or step.mask is None):
+    if B == 1 and step.contiguous:
         new = slice(step.length - T, step.length)
         keys[:, :, new], values[:, :, new] = k, v
     else:
@@ -146,15 +192,17 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, step: Step, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, step: Step, cache: KVCache | None, layer: int, value: Tensor | None = None
+    ) -> Tensor:
         # The residual stream stays float32 whatever the matrices are, as on upstream's GPUs.
         weights = self.mlp.down.weight.dtype
-        x = x + self.attn(rms(x).to(weights), step, cache, layer)
+        x = x + self.attn(rms(x).to(weights), step, cache, layer, value)
         return x + self.mlp(rms(x).to(weights))
 
 
@@ -166,8 +214,18 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.values = nn.ModuleList(
+            nn.Embedding(config.vocab_size, config.kv_width) for _ in config.value_layers
+        )
+        if config.generation.lambdas:
+            self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
+            self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
+        if config.generation.smear:
+            self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+            self.backout_lambda = nn.Parameter(torch.zeros(1))
         self.grow_rotary(min(config.sequence_len, FIRST_POSITIONS))
 
     def grow_rotary(self, positions: int) -> None:
@@ -181,43 +239,110 @@ class Decoder(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token rows (B, T) -> (B, T, D) float32, not yet normalised: vision rows join them first."""
-        return self.wte(ids).float()
+    def embed(self, ids: Tensor, pictures: Tensor | None = None) -> Tensor:
+        """Ids (B, T) -> embedded rows (B, T, ...) float32, not yet normalised.
+
+        Where pictures' rows (n, D) are given, they stand in order where ids are negative; they have no value
+        embedding.
+        """
+        known = ids if pictures is None else ids.clamp(min=0)
+        x = self.wte(known).float()
+        if self.values:
+            x = torch.cat((x, *(table(known).float() for table in self.values)), dim=-1)
+        if pictures is not None:
+            x[ids < 0] = F.pad(pictures.float(), (0, x.size(-1) - pictures.size(-1)))
+        return x
 
     def plan(
-        self, positions: Tensor, *, first_row: int = 0, length: int | None = None, padded: bool = False
+        self,
+        positions: Tensor,
+        *,
+        first_row: int = 0,
+        first: int | None = None,
+        length: int | None = None,
+        padded: bool = False,
     ) -> Step:
         """Shared work of one forward. positions (B, T).
 
-        `length` is max(positions) + 1, where the caller knows it; with `padded` it may be more, and what lies
-        beyond a position is masked.
+        `first` and `length` are min(positions) and max(positions) + 1, where the caller knows them; with `padded`
+        the length may be more, and what lies beyond a position is masked.
         """
         B, T = positions.shape
         length = int(positions.max()) + 1 if length is None else length
         if length > self.cos.size(0):
             self.grow_rotary(max(length, 2 * self.cos.size(0)))
         cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
-        causal = length == T and not padded
-        mask = None
-        if padded or not (causal or (B == 1 and T == 1)):
-            hidden = torch.arange(length, device=positions.device) > positions[:, None, :, None]
-            mask = torch.zeros(hidden.shape, dtype=self.lm_head.weight.dtype, device=positions.device)
-            mask.masked_fill_(hidden, -torch.inf)
-        return Step(positions, cos, sin, first_row, length, mask, causal and T > 1)
+        if first is None:
+            first = length - T if B == 1 else 0
+        first = 0 if padded else first
+        windows = dict.fromkeys(self.config.windows or (None,))
+        views = {window: self._view(positions, window, first, length, padded) for window in windows}
+        return Step(positions, cos, sin, first_row, length, not padded, views)
+
+    def _view(self, positions: Tensor, window: int | None, first: int, length: int, padded: bool) -> View:
+        """A window of W sees W keys back, and oneself. It bites where the last position is beyond it."""
+        B, T = positions.shape
+        bites = window is not None and length - 1 > window
+        begin = max(0, first - window) if window is not None else 0
+        causal = length == T and not padded and not bites
+        if not padded and (causal or (B == 1 and T == 1)):
+            return View(begin, None, causal and T > 1)
+        column, position = torch.arange(begin, length, device=positions.device), positions[:, None, :, None]
+        hidden = column > position
+        if window is not None and (bites or padded):
+            hidden |= column < position - window
+        mask = torch.zeros(hidden.shape, dtype=self.lm_head.weight.dtype, device=positions.device)
+        return View(begin, mask.masked_fill_(hidden, -torch.inf), False)
 
     def trunk(self, x: Tensor, step: Step, cache: KVCache | None = None) -> Tensor:
-        """Embedded rows (B, T, D) -> final hidden rows (B, T, D), normalised, in the weights' dtype."""
-        x = rms(x)
+        """Embedded rows (B, T, ...) -> final hidden rows (B, T, D), normalised, in the weights' dtype.
+
+        Where `config.reach` is 1 and the step does not begin at position 0, x begins with the row before it.
+        """
+        values = self.value_rows(x, step)
+        x0 = middle = x = self.begin(x, step)
         for layer, block in enumerate(self.blocks):
-            x = block(x, step, cache, layer)
-        return rms(x).to(self.lm_head.weight.dtype)
+            x = block(self.blend(x, x0, layer), step, cache, layer, values[layer])
+            if layer == self.config.n_layer // 2:
+                middle = x
+        return rms(self.back_out(x, middle)).to(self.lm_head.weight.dtype)
+
+    def begin(self, x: Tensor, step: Step) -> Tensor:
+        """Embedded rows -> what enters the layers, (B, T, D): normalised, each with the one before it taken in."""
+        e = rms(x[..., : self.config.n_embd])
+        if not self.config.generation.smear:
+            return e
+        T = step.positions.size(1)
+        before = (
+            e[:, :-1] if e.size(1) > T else F.pad(e[:, :-1], (0, 0, 1, 0))
+        )  # a sequence's first takes in none
+        e = e[:, -T:]
+        gate = self.smear_gate(e[..., :SMEAR_CHANNELS].to(self.smear_gate.weight.dtype)).float()
+        return torch.addcmul(e, self.smear_lambda * torch.sigmoid(gate), before)
+
+    def value_rows(self, x: Tensor, step: Step) -> Sequence[Tensor | None]:
+        """Each layer's value embeddings (B, T, K*h) out of embedded rows; None where a layer has none."""
+        config, T = self.config, step.positions.size(1)
+        if not self.values:
+            return [None] * config.n_layer
+        tables = iter(x[:, -T:, config.n_embd :].chunk(len(config.value_layers), dim=-1))
+        return [next(tables) if layer in config.value_layers else None for layer in range(config.n_layer)]
+
+    def blend(self, x: Tensor, x0: Tensor, layer: int) -> Tensor:
+        """What enters a layer, of the last one's output and the embedding."""
+        if not self.config.generation.lambdas:
+            return x
+        return torch.addcmul(self.resid_lambdas[layer] * x, self.x0_lambdas[layer], x0)
+
+    def back_out(self, x: Tensor, middle: Tensor) -> Tensor:
+        return x - self.backout_lambda * middle if self.config.generation.smear else x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) -> (…, V) float32, softly capped to ±15."""
-        return LOGIT_SOFTCAP * torch.tanh(self.lm_head(hidden).float() / LOGIT_SOFTCAP)
+        """(…, D) -> (…, V) float32, softly capped."""
+        cap = self.config.softcap
+        return cap * torch.tanh(self.lm_head(hidden).float() / cap)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whole sequences without a cache: embedded rows (B, T, D) -> logits (B, T, V)."""
+        """Whole sequences without a cache: embedded rows (B, T, ...) -> logits (B, T, V)."""
         positions = torch.arange(x.size(1), device=x.device)[None]
         return self.logits(self.trunk(x, self.plan(positions, length=x.size(1))))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ghostvis_cli.errors import UsageError
+from ghostvis_cli.encoding import decode
+from ghostvis_cli.errors import InputError, UsageError
 from ghostvis_cli.profile.secrets import redact
 
 if TYPE_CHECKING:
@@ -173,10 +174,11 @@ def read(path: Path, document: Document) -> "Node | None":
         document.fault(1, "", f"is larger than {LARGEST_BYTES // 1024} KiB")
         return None
     try:
-        text = encoded.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = encoded.count(b"\n", 0, error.start) + 1
-        document.fault(line, "", "is not UTF-8; save the file in that encoding")
+        text = decode(encoded, "")
+    except InputError as error:
+        fault = error.__cause__
+        start = fault.start if isinstance(fault, UnicodeDecodeError) else 0
+        document.fault(encoded.count(b"\n", 0, start) + 1, "", "is not UTF-8; save the file in that encoding")
         return None
     return compose(text, document)
 

@@ -4,7 +4,6 @@ A project's file comes before the user's, the user's before the built-in one. A 
 into is passed over with a notice: HOME may be unset or unreadable under cron and systemd.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.paths import config_dir
 from ghostvis_cli.profile.document import YAML_TAG, Document, Entry, Fault, read, what
 from ghostvis_cli.profile.secrets import USE_INSTEAD, is_secret_name
 from ghostvis_cli.profile.settings import SECTIONS, keys
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Place = Literal["project", "user", "built-in"]
 PLACES: tuple[Place, ...] = ("project", "user", "built-in")
 PROJECT_FILE = "ghostvis.yaml"
+SUFFIXES = (".yaml", ".yml")  # the first is what we write
 REPOSITORY = (".git", ".hg", ".jj", ".svn")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -63,27 +64,35 @@ class UnreadableError(UsageError):
     """A profile's file is there and can't be read."""
 
 
-def config_dir(env: Mapping[str, str]) -> Path | None:
-    """GHOSTVIS_CONFIG_DIR, $XDG_CONFIG_HOME/ghostvis, ~/.config/ghostvis; None where there is no home."""
-    if chosen := env.get("GHOSTVIS_CONFIG_DIR"):
-        return Path(chosen)
-    if (xdg := Path(env.get("XDG_CONFIG_HOME", ""))).is_absolute():  # the specification ignores other values
-        return xdg / "ghostvis"
-    home = Path(env.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises without one
-    return home / ".config" / "ghostvis" if home.is_absolute() else None
-
-
 def project_file(cwd: Path) -> Path | None:
-    """ghostvis.yaml here or above, up to the repository's root. Outside a repository only here.
+    """ghostvis.yaml (or .yml) here or above, up to the repository's root. Outside a repository only here.
 
     Never further: whoever can write to /tmp could otherwise set the model of everyone who works below it.
     """
     above = [cwd, *cwd.parents]
     root = next((each for each in above if any((each / mark).exists() for mark in REPOSITORY)), cwd)
     for directory in above[: above.index(root) + 1]:
-        if (directory / PROJECT_FILE).is_file():
-            return directory / PROJECT_FILE
+        for path in spellings(directory / PROJECT_FILE):
+            if path.is_file():
+                return path
     return None
+
+
+def spellings(path: Path) -> list[Path]:
+    """The file under each suffix that YAML goes by."""
+    return [path.with_name(path.name.removesuffix(SUFFIXES[0]) + suffix) for suffix in SUFFIXES]
+
+
+def on_disk(path: Path) -> Path:
+    """The spelling that is there, else the one asked for."""
+    return next((each for each in spellings(path) if each.exists()), path)
+
+
+def _refuse_both(document: Document, path: Path) -> None:
+    """Nobody can tell which of two files counts."""
+    there = [each.name for each in spellings(path.with_suffix(SUFFIXES[0])) if each.exists()]
+    if path.suffix in SUFFIXES and len(there) > 1:
+        document.fault(1, "", f"{' and '.join(there)} are both there: keep one of them")
 
 
 class Library:
@@ -132,7 +141,7 @@ class Library:
                 try:
                     found = self.find(name, (place,))
                 except UnreadableError as error:
-                    path = (self.directory(place) or Path()) / f"{name}.yaml"
+                    path = on_disk((self.directory(place) or Path()) / f"{name}{SUFFIXES[0]}")
                     yield Stored(name, place, path, self.shown(path), faults=(Fault("", "", error.message),))
                     continue
                 if found is not None:
@@ -167,9 +176,9 @@ class Library:
 
     def _in_directory(self, place: Place, name: str) -> Stored | None:
         directory = self.directory(place)
-        path = directory / f"{name}.yaml" if directory else None
+        path = directory / f"{name}{SUFFIXES[0]}" if directory else None
         try:
-            if path is None or not path.exists():
+            if path is None or not (path := on_disk(path)).exists():
                 return None
         except OSError as error:  # the directory, not the profile: it may be elsewhere
             self.notices.append(f"{directory} is passed over: {error.strerror}")
@@ -181,7 +190,7 @@ class Library:
         if directory is None:
             return []
         try:
-            return sorted(path.stem for path in directory.iterdir() if path.suffix == ".yaml")
+            return sorted({path.stem for path in directory.iterdir() if path.suffix in SUFFIXES})
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -206,12 +215,15 @@ def is_project(path: Path) -> bool:
     document = Document(str(path))
     root = read(path, document)
     top = document.mapping(root, "") if root is not None else None
-    return path.name == PROJECT_FILE or (top is not None and "profiles" in document.entries(top))
+    return path in spellings(path.with_name(PROJECT_FILE)) or (
+        top is not None and "profiles" in document.entries(top)
+    )
 
 
 def single_profile(path: Path, name: str, place: Place, shown_as: str) -> Stored:
     """A file that is one profile."""
     document = Document(shown_as)
+    _refuse_both(document, path)
     root = _opened(path, document)
     if root is None:
         return Stored(name, place, path, shown_as, faults=tuple(document.faults))
@@ -220,6 +232,7 @@ def single_profile(path: Path, name: str, place: Place, shown_as: str) -> Stored
 
 def project_profiles(path: Path, document: Document) -> dict[str, Stored]:
     """The profiles of a project's file. Faults outside them stay in the document."""
+    _refuse_both(document, path)
     root = _opened(path, document)
     top = document.mapping(root, "") if root is not None else None
     if top is None:

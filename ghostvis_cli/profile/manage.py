@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ghostvis_cli import files
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.profile.document import Fault
 from ghostvis_cli.profile.files import (
     NAME,
     PROJECT_FILE,
+    SUFFIXES,
     Library,
     Stored,
     UnreadableError,
     is_project,
+    on_disk,
     single_profile,
 )
 from ghostvis_cli.profile.resolve import ancestry, build, choose, merge
@@ -108,8 +111,8 @@ def begin(
 def _begin_project(library: Library, name: str, extends: str | None, *, force: bool) -> Path:
     if library.cwd is None:
         raise UsageError("the current directory is gone")
-    path = library.cwd / PROJECT_FILE
-    _write(path, starter(name, extends=extends, project=True), mode=0o666, force=force)
+    path = on_disk(library.cwd / PROJECT_FILE)
+    files.write(path, starter(name, extends=extends, project=True).encode(), over=force)
     return path
 
 
@@ -119,18 +122,8 @@ def _begin_user(library: Library, name: str, extends: str | None, *, force: bool
             "there is no home directory to write to", hint="export GHOSTVIS_CONFIG_DIR=DIR, or --project"
         )
     library.user_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = library.user_dir / f"{name}.yaml"
-    _write(path, starter(name, extends=extends, schema=f"../{SCHEMA_FILE}"), mode=0o600, force=force)
-    _write(library.user_dir.parent / SCHEMA_FILE, as_text(), mode=0o666, force=True)
+    path = on_disk(library.user_dir / f"{name}{SUFFIXES[0]}")
+    text = starter(name, extends=extends, schema=f"../{SCHEMA_FILE}")
+    files.write(path, text.encode(), mode=0o600, over=force)
+    files.write(library.user_dir.parent / SCHEMA_FILE, as_text().encode())
     return path
-
-
-def _write(path: Path, text: str, *, mode: int, force: bool) -> None:
-    """FileExistsError rather than overwrite, unless forced. A link is followed and stays a link."""
-    target = path.resolve()
-    place = target.with_name(f".{target.name}.{os.getpid()}") if force else target
-    opened = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(opened, "w", encoding="utf-8") as file:
-        file.write(text)
-    if force:
-        place.replace(target)

@@ -7,11 +7,11 @@ reported at once.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import is_this_machine
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.profile.document import Fault, refuse
 from ghostvis_cli.profile.files import PLACES, Library, Origin, Stored, UnreadableError, Value, unknown
@@ -30,6 +30,11 @@ VARIABLES = (
     "GHOSTVIS_STATE_DIR",
     "GHOSTVIS_CACHE_DIR",
     "GHOSTVIS_BROWSER",
+    # of `ghostvis serve` and the plug-in
+    "GHOSTVIS_ADMIN_API_KEY",
+    "GHOSTVIS_ALLOWED_IMAGE_HOSTS",
+    "GHOSTVIS_NUMERICS",
+    "GHOSTVIS_PICTURE_CACHE_MB",
 )
 
 # A choice replaces what lower layers chose in its stead: `--source rl` must not lose to a profile's file.
@@ -41,6 +46,8 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "engine.api_key_file": ("engine.api_key_env",),
     "engine.base_url": ("engine.kind",),  # back to auto, which is remote then
 }
+# What answers is a server, or a checkpoint that is run here.
+CHECKPOINT = ("model.source", "model.model_tag", "model.step", "model.checkpoint_path", "model.base_dir")
 
 Layer = Mapping[str, Value]
 
@@ -65,6 +72,7 @@ def resolve(
     flags: Mapping[str, object] = NOTHING,
     sets: Sequence[str] = (),
     defaults: Mapping[str, object] = NOTHING,
+    several: bool = False,
     env: Mapping[str, str] = os.environ,
     cwd: Path | None = None,
 ) -> Resolved:
@@ -74,6 +82,7 @@ def resolve(
     flags     dotted key -> value; None means the flag was not given
     sets      `sampling.temperature=0.2`, the last of a key counts; a flag of its own beats --set
     defaults  dotted key -> value: a command's own, such as chat's longer answers
+    several   engines will be used: a checkpoint that is typed takes no server's place
     """
     library = Library(env, cwd)
     named = name or env.get("GHOSTVIS_PROFILE") or None
@@ -82,13 +91,15 @@ def resolve(
     variables = _environment(env, faults)
     typed = {**_sets(sets, faults), **_flags(flags, faults)}
     refuse(faults)
-    merged = merge([_defaults(defaults), *(stored.values for stored in reversed(chain)), variables, typed])
+    layers = [_defaults(defaults), *(stored.values for stored in reversed(chain)), variables, typed]
+    decided: list[str] = []
+    merged = merge(layers if several else _decided(layers, decided))
     resolved = Resolved(
         build(chain[0], merged),
         {path: value.origin for path, value in merged.items()},
         tuple(dict.fromkeys(stored.path for stored in chain if stored.place != "built-in")),
     )
-    notices = [*library.notices, *_unknown_variables(env, resolved), *_key_leaves(env, resolved)]
+    notices = [*library.notices, *decided, *_unknown_variables(env, resolved), *_key_leaves(env, resolved)]
     return replace(resolved, notices=tuple(dict.fromkeys(notices)))
 
 
@@ -102,6 +113,55 @@ def merge(layers: Sequence[Layer]) -> dict[str, Value]:
             merged.update({rival: default[rival] for rival in rivals if rival not in layer})
             merged[path] = Value(value, origin)
     return merged
+
+
+def _decided(layers: Sequence[Layer], notices: list[str]) -> list[Layer]:
+    """The layers without what the last one, the typed, replaces: --source beats a server, --base-url a checkpoint.
+
+    What it replaces is told. A variable replaces nothing so: it may be there for other commands.
+    """
+    rivals = _rivals(layers[-1])  # the path that loses -> what it loses to
+    kept: list[Layer] = []
+    for layer in layers[:-1]:
+        lost = [path for path in layer if path in rivals and _counts(path, layer[path].value)]
+        notices += [
+            f"{spelled(path, layer[path].origin)} is not used: {rivals[path]} decides" for path in lost
+        ]
+        kept.append({path: value for path, value in layer.items() if path not in lost})
+    return [*kept, layers[-1]]
+
+
+def _counts(path: str, value: object) -> bool:
+    """Of engine.kind only `remote` is a choice against a checkpoint that is run here."""
+    return value == "remote" if path == "engine.kind" else value is not None
+
+
+def _rivals(typed: Layer) -> dict[str, str]:
+    """What lower layers can't choose any more, and why. Nothing where a server and a checkpoint are both typed."""
+    chosen = [path for path, value in typed.items() if value.value not in (None, "auto")]
+    kind = typed["engine.kind"].value if "engine.kind" in typed else None
+    server = [
+        path for path in chosen if path == "engine.base_url" or (path, kind) == ("engine.kind", "remote")
+    ]
+    here = [path for path in chosen if path in CHECKPOINT or (path == "engine.kind" and kind != "remote")]
+    losers: tuple[str, ...] = ()
+    if server and not here:
+        losers = CHECKPOINT
+    elif here and not server:
+        losers = tuple(path for path in ("engine.base_url", "engine.kind") if path not in typed)
+    return {path: spelled(each, typed[each].origin) for path in losers for each in (server or here)[:1]}
+
+
+def spelled(path: str, origin: Origin) -> str:
+    """A setting as its user knows it: --source, --set engine.threads, GHOSTVIS_STEP, system (ghostvis.yaml:3)."""
+    match origin.place:
+        case "flag":
+            option = origin.text.removeprefix("flag ")
+            return f"{option} {path}" if option == "--set" else option
+        case "environment":
+            return keys()[path].variable
+        case _:
+            return f"{path} ({origin})"
 
 
 def choose(library: Library, named: str | None, *, from_variable: bool = False) -> Stored:
@@ -252,13 +312,6 @@ def _key_leaves(env: Mapping[str, str], resolved: Resolved) -> list[str]:
     if origin.place != "project" or engine.chosen_kind != "remote" or not has_key:
         return []
     host = urlsplit(engine.base_url or "").hostname or ""
-    if host == "localhost" or _is_loopback(host):
+    if is_this_machine(host):
         return []
     return [f"the server's key goes to {host}, as {origin} says"]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

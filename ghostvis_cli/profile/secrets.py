@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ghostvis_cli.errors import UsageError
+from ghostvis_cli.encoding import decode
+from ghostvis_cli.errors import InputError, UsageError
 from ghostvis_cli.profile.settings import EngineSettings
 
 DEFAULT_VARIABLE = "GHOSTVIS_API_KEY"
@@ -47,7 +48,9 @@ def read_api_key(engine: EngineSettings, env: Mapping[str, str] = os.environ) ->
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(LARGEST_KEY_BYTES).decode("ascii", errors="replace")
+            return decode(file.read(LARGEST_KEY_BYTES), f"the key file {path}")
+    except InputError as error:
+        raise UsageError(error.message) from None
     except OSError as error:
         raise UsageError(f"the key file {path} can't be read: {error.strerror}") from error
 

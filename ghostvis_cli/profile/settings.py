@@ -20,8 +20,8 @@ from typing import (
     get_origin,
     get_type_hints,
 )
-from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import root_of
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.model.config import Layout
@@ -90,7 +90,7 @@ class EngineSettings:
         if not DEVICE.fullmatch(self.device):
             raise UsageError(f"device is {self.device!r}, not auto, cpu, mps, cuda or cuda:N")
         if self.base_url is not None:
-            _check_base_url(self.base_url)
+            root_of(self.base_url)  # UsageError where it is none
         if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
             raise UsageError("api_key_env takes the upper-case name of an environment variable, not the key")
         if self.api_key_env is not None and self.api_key_file is not None:
@@ -102,21 +102,6 @@ class EngineSettings:
         if self.kind == "auto":
             return "local" if self.base_url is None else "remote"
         return self.kind
-
-
-def _check_base_url(url: str) -> None:
-    """Messages never repeat the address: it may hold what must not be shown."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # ValueError unless it is a number that fits
-    except ValueError as error:
-        raise UsageError(f"base_url is no address: {error}") from error
-    if parts.username is not None or parts.password is not None:
-        raise UsageError("base_url holds a user or a password; give secrets with api_key_env or api_key_file")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError("base_url must look like http://host:port")
-    if parts.query or parts.fragment or re.search(r"[\s\x00-\x1f\x7f?#]", url):
-        raise UsageError("base_url may hold no spaces, no ? and no #; give secrets with api_key_env")
 
 
 @dataclass(frozen=True)
@@ -141,6 +126,23 @@ class ModelSettings:
     )
     layout: Literal["auto", Layout] = setting(
         "auto", "Where a picture's rows stand in the prompt; auto is what the checkpoint says"
+    )
+    # What no file of nanochat's says, or not always; null is what its generation or its meta file says.
+    sequence_len: int | None = setting(None, "Positions it was trained on", low=1, high=10**7)
+    rotary_base: float | None = setting(None, "Rotary base (theta)", low=1.001, high=1e12)
+    qk_scale: float | None = setting(None, "Factor of queries and keys, nanochat 2026", low=1e-3, high=1e3)
+    gate_scale: float | None = setting(
+        None, "Factor of the value embeddings' gates, nanochat 2026", low=1e-3, high=1e3
+    )
+    softcap: float | None = setting(None, "Soft cap of the logits", low=1e-3, high=1e6)
+    short_window: int | None = setting(
+        None, "Keys back that short layers see, nanochat 2026", low=1, high=10**7
+    )
+    window_pattern: str | None = setting(
+        None, "Short and long layers, such as SSSL, over and over, nanochat 2026"
+    )
+    rotary_tables: Literal["bfloat16", "float32"] | None = setting(
+        None, "Type of the rotary tables in training, nanochat 2026"
     )
 
     def __post_init__(self) -> None:
@@ -184,6 +186,7 @@ ABOUT: dict[str, Mapping[str, Any]] = {
     "images.timeout_s": {"about": "Seconds to fetch a picture", "low": 0.01, "high": 86_400},
     "images.max_redirects": {"about": "Redirects to follow", "low": 0, "high": 100},
     "images.allow_private": {"about": "Fetch pictures from loopback and private addresses too"},
+    "images.background": {"about": "What shows where a picture is transparent: white, black, grey, #rrggbb"},
     "system": {"about": "System message of every conversation; null is none"},
 }  # fmt: skip
 SECTIONS = ("engine", "model", "sampling", "images")

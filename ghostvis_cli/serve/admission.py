@@ -6,12 +6,14 @@ from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest
 from ghostvis_cli.serve.api_errors import ApiError, stopping
 
 T = TypeVar("T")
+LEAST_BYTES_PER_S = 4096  # that a body must come at
+SMALL_BYTES = 2**16  # of a body, that never wait: a question need not queue behind other people's pictures
 
 
 class ClientGoneError(Exception):
@@ -50,25 +52,74 @@ class Gate:
             task.cancel()
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int, pause_s: float) -> bytes:
-    """The whole body, counted as it comes, for a chunked one declares no length. It may not stand still."""
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    more = True
-    while more:
+class Bodies:
+    """All bodies that are being received or read. Their sum is bounded: beyond it all but the oldest wait."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held = limit, 0
+        self._bodies: dict[Body, None] = {}  # in the order they came
+        self._changed = asyncio.Event()
+
+    @contextmanager
+    def one(self) -> Iterator["Body"]:
+        body = Body(self)
+        self._bodies[body] = None
         try:
-            message = await asyncio.wait_for(receive(), pause_s)
-        except TimeoutError:
-            raise ApiError(408, f"no more of the body came for {pause_s:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        body += message.get("body", b"")
-        if len(body) > limit:
+            yield body
+        finally:
+            del self._bodies[body]
+            self.held -= len(body.content)
+            self._changed.set()
+
+    async def room(self, body: "Body") -> None:
+        """Wait until `body` may grow. The oldest always may, so that they can't all wait for each other."""
+        if len(body.content) < SMALL_BYTES:
+            return
+        while self.held > self.limit and next(iter(self._bodies)) is not body:
+            self._changed.clear()
+            await self._changed.wait()
+
+
+class Body:
+    """One body as it comes."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self.content = bytearray()
+        self._bodies = bodies
+
+    async def receive(self, headers: Headers, receive: Receive, limit: int, pause_s: float) -> None:
+        """All of it, counted as it comes, for a chunked one declares no length. It may neither pause nor drip.
+
+        What came fast buys no more than one pause: a large body could stand in everyone's way for hours.
+        """
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
             raise _too_large(limit)
-        more = message.get("more_body", False)
-    return bytes(body)
+        loop, left_s, more = asyncio.get_running_loop(), pause_s, True
+        while more:
+            await self._bodies.room(self)
+            asked_s = loop.time()
+            message = await _within(receive, left_s)
+            piece = message.get("body", b"")
+            left_s = min(pause_s, left_s - (loop.time() - asked_s) + len(piece) / LEAST_BYTES_PER_S)
+            self._add(piece, limit)
+            more = message.get("more_body", False)
+
+    def _add(self, piece: bytes, limit: int) -> None:
+        self.content += piece
+        self._bodies.held += len(piece)
+        if len(self.content) > limit:
+            raise _too_large(limit)
+
+
+async def _within(receive: Receive, patience_s: float) -> Message:
+    try:
+        message = await asyncio.wait_for(receive(), patience_s)
+    except TimeoutError:
+        raise ApiError(408, "the body comes too slowly") from None
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    return message
 
 
 def _too_large(limit: int) -> ApiError:

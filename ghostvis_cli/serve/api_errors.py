@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from ghostvis_cli.errors import (
+    ContextLengthError,
     EngineError,
     GhostvisError,
     InputError,
@@ -45,6 +46,17 @@ class ApiError(Exception):
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
+def too_long(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
+def no_route(status: int, allowed: str | None) -> ApiError:
+    """404 or 405. `allowed` is what the header Allow says."""
+    if status == 405:
+        return ApiError(405, f"this route takes {allowed}", code="method_not_allowed")
+    return ApiError(status, "no such route; /openapi.json lists all", code="unknown_url")
+
+
 def stopping() -> ApiError:
     return ApiError(503, "the server is shutting down", code="shutting_down", retry_after_s=5)
 
@@ -54,6 +66,8 @@ def as_api_error(error: Exception, request_id: str) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ContextLengthError():
+            return too_long(error.message)
         case InputError() | RequestError() | UsageError():
             return ApiError(400, error.message)
         case MemoryLimitError():

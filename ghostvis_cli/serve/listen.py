@@ -1,7 +1,6 @@
 """Where a server listens: a socket bound before anything costly starts, and who holds a port that is taken."""
 
 import errno
-import ipaddress
 import random
 import socket
 from contextlib import suppress
@@ -9,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ghostvis_cli.addresses import is_loopback
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import KEY_HINT, ServerSettings
 
@@ -38,7 +38,7 @@ def bind(settings: ServerSettings) -> socket.socket:
 
 
 def is_loopback_only(settings: ServerSettings) -> bool:
-    return all(_is_loopback(str(entry[4][0])) for entry in _resolved(settings))
+    return all(is_loopback(str(entry[4][0])) for entry in _resolved(settings))
 
 
 def _resolved(settings: ServerSettings) -> list[Any]:
@@ -70,10 +70,6 @@ def base_url(settings: ServerSettings, listener: socket.socket) -> str:
 def url_of(host: str, port: int) -> str:
     host = host or "0.0.0.0"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _not_bound(host: str, port: int, error: OSError) -> EngineError:

@@ -6,25 +6,20 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
-
-import uvicorn
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.errors import ExitCode
 from ghostvis_cli.serve.listen import base_url, bind
 from ghostvis_cli.serve.routes import ServerState, create_app
 from ghostvis_cli.serve.settings import Served, ServerSettings
+from ghostvis_cli.serve.wire import Config, Server
 
-T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT_S = 5.0  # what requests get to say their last word once the drain is over
-KEEP_ALIVE_S = 30  # longer than clients keep idle connections (httpx: 5 s), so that the client closes first
 
 
 async def serve(
@@ -32,29 +27,30 @@ async def serve(
     load_engine: Callable[[], Awaitable[Served]],
     *,
     on_bound: Callable[[str], None],
-    on_ready: Callable[[Served], None],
+    on_ready: Callable[[str, Served], None],
 ) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code.
 
-    `on_bound` gets the base URL as soon as the port is ours, `on_ready` the model once it has generated a
+    `on_bound` gets the base URL as soon as the port is ours, `on_ready` URL and model once it has generated a
     token. `load_engine` must not block the loop: /healthz answers meanwhile, the rest says 503. What it
     raises ends the server. The first signal drains; a second one ends the process at once, with 128 plus its
     number. Cancelling drains too.
     """
     listener = bind(settings)
     state = ServerState(settings)
-    server = _Server(_uvicorn_config(state))
+    server = Server(Config(create_app(state), settings))
     stop = asyncio.Event()
     with listener, _stop_signals(stop):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(_open(load_engine))
         stopping = asyncio.create_task(stop.wait())
         try:
-            on_bound(base_url(settings, listener))
+            url = base_url(settings, listener)
+            on_bound(url)
             await asyncio.wait((loading, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not stop.is_set():
                 state.open(loading.result())
-                on_ready(loading.result())
+                on_ready(url, loading.result())
                 await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _drain(server, state, serving)
@@ -63,51 +59,6 @@ async def serve(
     if not serving.cancelled():
         serving.result()  # raises what ended it, if that was not us
     return ExitCode.OK
-
-
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """The result of blocking `work`. It holds up nobody who leaves meanwhile, as asyncio's threads do."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: Callable[[], None]) -> None:
-        if not future.done():
-            outcome()
-
-    def run() -> None:
-        try:
-            outcome = partial(future.set_result, work())
-        except BaseException as error:
-            outcome = partial(future.set_exception, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=run, name="ghostvis-load", daemon=True).start()
-    return await future
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, which would end the process by the signal after the drain."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _uvicorn_config(state: ServerState) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(state),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        headers=[("server", "ghostvis")],
-        timeout_keep_alive=KEEP_ALIVE_S,
-    )
 
 
 async def _open(load_engine: Callable[[], Awaitable[Served]]) -> Served:
@@ -129,7 +80,7 @@ async def _close(loading: asyncio.Task[Served]) -> None:
         await loading.result().engine.aclose()
 
 
-async def _drain(server: _Server, state: ServerState, serving: asyncio.Task[None]) -> None:
+async def _drain(server: Server, state: ServerState, serving: asyncio.Task[None]) -> None:
     """Take in nothing more, let what runs finish within the time allowed, cut the rest short."""
     state.draining = True
     server.should_exit = True
@@ -150,7 +101,10 @@ async def _drain(server: _Server, state: ServerState, serving: asyncio.Task[None
 
 @contextmanager
 def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first signal sets `stop`. Only the main thread can have handlers; elsewhere this does nothing."""
+    """The first signal sets `stop`; one after that ends the process. Only in the main thread, which gets signals.
+
+    `timeout` signals a process and then its group: what comes before `stop` is set counts as one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -158,7 +112,7 @@ def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
     seen: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if seen:
+        if stop.is_set() or len(seen) > 1:
             # Not by an exception or the default action: threads may hang in native code, and process 1 of a
             # container is immune to a signal's default action.
             os._exit(128 + number)

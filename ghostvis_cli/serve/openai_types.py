@@ -1,53 +1,41 @@
 """OpenAI's request bodies -> engine requests. Knows JSON and its fields; nothing of sockets or of answers."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from ghostvis_cli.engines.base import EngineInfo, GenerateRequest, Sampling
+from ghostvis_cli.engines.base import MOST_TOKENS, EngineInfo, GenerateRequest, Sampling, SamplingError
 from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.prompt import Message, Part, Picture, Role, Text, with_line_breaks
-from ghostvis_cli.serve.api_errors import ApiError
+from ghostvis_cli.serve.api_errors import ApiError, too_long
+from ghostvis_cli.serve.openai_fields import (
+    BODY,
+    IMAGE_PART,
+    IMAGE_URL,
+    MESSAGE,
+    STREAM_OPTIONS,
+    TEXT_PART,
+    TOKENIZE,
+    Kind,
+    Known,
+)
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 T = TypeVar("T")
-Kind: TypeAlias = Literal["chat", "text"]
 
 MAX_N = 16
 MAX_PROMPTS = 64
 MAX_STOPS = 16
 PIXELS_PER_REQUEST = 4  # times the limit of one picture, so that many small files can't fill the memory
+# Of text: what any body may have, and what a token may stand for, escaped as JSON can.
+SMALL_TEXT_BYTES, TOKEN_BYTES = 2**20, 128
+PICTURE = re.compile(rb'"data:[^"]{256,}"')
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-READ = frozenset((
-    "model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k",
-    "min_p", "repetition_penalty", "ignore_eos", "stop", "seed", "n", "stream", "stream_options", "logprobs",
-    "top_logprobs", "return_token_ids",
-))  # fmt: skip
-
-# Fields that would change the answer and that no engine of ours follows, and values that ask for nothing.
-REFUSED: dict[str, tuple[object, ...]] = {
-    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "logit_bias": ({},),
-    "frequency_penalty": (0,), "presence_penalty": (0,), "modalities": (["text"],), "audio": (),
-    "web_search_options": (), "best_of": (1,), "echo": (False,), "suffix": ("",), "min_tokens": (0,),
-    "stop_token_ids": ([],), "stop_regex": ([], ""), "regex": (), "ebnf": (), "json_schema": (),
-    "structural_tag": (), "skip_special_tokens": (True,), "no_stop_trim": (False,),
-    "continue_final_message": (False,), "add_generation_prompt": (True,), "chat_template": (),
-    "chat_template_kwargs": ({},), "lora_path": (), "custom_logit_processor": (), "custom_params": ({},),
-    "input_ids": (), "prompt_logprobs": (), "cache_salt": (), "extra_key": (),
-}  # fmt: skip
-
-# Fields that mean nothing here, known so that they are not taken for a slip of the pen.
-IGNORED = frozenset((
-    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "prediction", "reasoning_effort",
-    "verbosity", "prompt_cache_key", "safety_identifier", "rid", "priority", "add_special_tokens",
-))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +50,11 @@ class Call:
     token_ids: bool
 
     @property
+    def asks(self) -> str:
+        """The field that holds the prompt."""
+        return "messages" if self.kind == "chat" else "prompt"
+
+    @property
     def logprobs(self) -> bool:
         return self.requests[0].sampling.logprobs is not None
 
@@ -69,10 +62,17 @@ class Call:
 class Fields:
     """Typed reading of one JSON object. null is the same as absent; a fault names its field."""
 
-    def __init__(self, value: object, path: str = "") -> None:
+    def __init__(self, value: object, path: str = "", known: Known | None = None) -> None:
         if not isinstance(value, dict):
             raise ApiError(400, f"{path or 'the body'} must be a JSON object", param=path or None)
         self.values, self.path = value, path
+        if known is not None:
+            self.only(known)
+
+    def only(self, known: Known) -> "Fields":
+        if stray := known.stray(self.values, self.path):
+            raise ApiError(400, stray.message, param=stray.path, code=stray.code)
+        return self
 
     def name(self, field: str) -> str:
         return f"{self.path}.{field}" if self.path else field
@@ -88,6 +88,11 @@ class Fields:
 
     def text(self, field: str) -> str | None:
         return _unicode(self._typed(field, str, "must be a string"), self.name(field))
+
+    def needed_text(self, field: str) -> str:
+        if (text := self.text(field)) is None:
+            raise self.fault(field, "is required, a string")
+        return text
 
     def flag(self, field: str) -> bool:
         return self._typed(field, bool, "must be true or false") or False
@@ -129,43 +134,51 @@ class RequestReader:
     def model(self) -> str:
         return self.served.name(self.settings)
 
-    def read(self, kind: Kind, body: bytes) -> Call:
-        fields = Fields(parse_json(body))
-        _refuse_unsupported(fields)
+    @property
+    def _context(self) -> int | None:
+        return self.served.engine.info.context_tokens
+
+    def read(self, kind: Kind, body: bytes | bytearray) -> Call:
+        fields = Fields(parse_json(body, self._context), known=BODY[kind])
         self._check_model(fields)
         n = 1 if (n_given := fields.integer("n")) is None else n_given
         if not 1 <= n <= MAX_N:
             raise fields.fault("n", f"must be within 1 and {MAX_N}")
-        sampling = self._sampling(kind, fields)
+        sampling, fit = self._sampling(kind, fields)
         prompts = [self._chat(fields, sampling)] if kind == "chat" else list(_prompts(fields, sampling))
-        options = fields.values.get("stream_options")
+        options = Fields(
+            {} if (given := fields.values.get("stream_options")) is None else given,
+            "stream_options",
+            STREAM_OPTIONS,
+        )
         return Call(
             kind=kind,
-            requests=tuple(choice for request in prompts for choice in _choices(request, n)),
+            requests=tuple(
+                choice for request in prompts for choice in _choices(replace(request, fit=fit), n)
+            ),
             n=n,
             stream=fields.flag("stream"),
-            include_usage=options is not None and Fields(options, "stream_options").flag("include_usage"),
+            include_usage=options.flag("include_usage"),
             token_ids=fields.flag("return_token_ids"),
         )
 
-    def read_tokenize(self, body: bytes) -> str:
-        fields = Fields(parse_json(body))
+    def read_tokenize(self, body: bytes | bytearray) -> str:
+        fields = Fields(parse_json(body, self._context), known=TOKENIZE)
         self._check_model(fields)
-        prompt = fields.text("prompt")
-        if prompt is None:
-            raise fields.fault("prompt", "is required, a string")
-        return prompt
+        return fields.needed_text("prompt")
 
     def _check_model(self, fields: Fields) -> None:
         if fields.text("model") not in (None, "", self.model):
             message = f"the model asked for is not served here; this server has {self.model}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _sampling(self, kind: Kind, fields: Fields) -> Sampling:
+    def _sampling(self, kind: Kind, fields: Fields) -> tuple[Sampling, bool]:
+        """And whether its max_tokens is only a bound, because the client named none."""
         max_tokens, newer_name = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
+        wished = max_tokens if newer_name is None else newer_name
         top_k = fields.integer("top_k")
         given: dict[str, Any] = {
-            "max_tokens": max_tokens if newer_name is None else newer_name,
+            "max_tokens": self._most_tokens if wished is None else wished,
             "temperature": fields.number("temperature"),
             "top_p": fields.number("top_p"),
             "top_k": 0 if top_k == -1 else top_k,  # SGLang's way to say: all
@@ -176,7 +189,18 @@ class RequestReader:
             "ignore_eos": fields.flag("ignore_eos") or None,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
-        return replace(self.settings.sampling, **chosen, logprobs=self._logprobs(kind, fields))
+        try:
+            sampling = replace(self.settings.sampling, **chosen, logprobs=self._logprobs(kind, fields))
+        except SamplingError as error:
+            param = _spelled(error.field, kind, newer_name is not None)
+            message = error.message.replace(error.field, param, 1)
+            raise ApiError(400, message, param=param) from error
+        return sampling, wished is None
+
+    @property
+    def _most_tokens(self) -> int:
+        """Where the client names no limit: what the server was started with, else all that the model holds."""
+        return self.settings.max_tokens or min(self._context or MOST_TOKENS, MOST_TOKENS)
 
     def _logprobs(self, kind: Kind, fields: Fields) -> int | None:
         """How many alternatives a token; None for no log-probabilities at all."""
@@ -192,22 +216,48 @@ class RequestReader:
         return wanted
 
     def _chat(self, fields: Fields, sampling: Sampling) -> GenerateRequest:
+        entries = fields.items("messages")
+        _check_number(entries, self._context)
         pictures = _Pictures(self.settings, self.served.engine.info)
         messages = [
-            _message(Fields(entry, f"messages[{number}]"), pictures)
-            for number, entry in enumerate(fields.items("messages"))
+            _message(Fields(entry, f"messages[{number}]", MESSAGE), pictures)
+            for number, entry in enumerate(entries)
         ]
         return GenerateRequest(tuple(messages), sampling=sampling)
 
 
-def parse_json(body: bytes) -> object:
-    """Strict JSON. Python's parser by itself takes NaN too, and dies of depth and length in its own ways."""
+def parse_json(body: bytes | bytearray, context_tokens: int | None = None) -> object:
+    """Strict JSON. Python's parser by itself takes NaN too, and dies of depth and length in its own ways.
+
+    It also takes seconds and gigabytes for a body of millions of small things, which no model could be asked:
+    what is more text than fits the context is refused unread. Pictures are not counted.
+    """
+    if context_tokens is not None:
+        text_bytes = len(body) - sum(found.end() - found.start() for found in PICTURE.finditer(body))
+        if text_bytes > SMALL_TEXT_BYTES + TOKEN_BYTES * context_tokens:
+            raise too_long(f"{text_bytes:,} bytes of text can't fit the model's {context_tokens} positions")
     try:
         return json.loads(body, parse_constant=_no_constant)
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
     except ValueError:
         raise ApiError(400, "the body is not valid JSON") from None
+
+
+def _check_number(messages: list[Any], context_tokens: int | None) -> None:
+    """Each takes a position at least, so many can be refused before any is looked at."""
+    contents = (message.get("content") for message in messages if isinstance(message, dict))
+    count = len(messages) + sum(len(content) for content in contents if isinstance(content, list))
+    if context_tokens is not None and count > context_tokens:
+        message = f"{count:,} messages and parts can't fit the model's {context_tokens} positions"
+        raise too_long(message, "messages")
+
+
+def _spelled(field: str, kind: Kind, newer_name: bool) -> str:
+    """A field of `Sampling` by the name that the request has for it."""
+    if field == "max_tokens" and newer_name:
+        return "max_completion_tokens"
+    return "top_logprobs" if field == "logprobs" and kind == "chat" else field
 
 
 def _no_constant(name: str) -> float:
@@ -222,20 +272,6 @@ def _unicode(text: T, name: str) -> T:
         except UnicodeEncodeError:
             raise ApiError(400, f"{name} is not valid Unicode text", param=name) from None
     return text
-
-
-def _refuse_unsupported(fields: Fields) -> None:
-    for field, value in fields.values.items():
-        if field in READ or field in IGNORED or value is None:
-            continue
-        if field in REFUSED:
-            if value not in REFUSED[field]:
-                raise ApiError(
-                    400, f"{field} is not supported here", param=field, code="unsupported_parameter"
-                )
-        elif meant := get_close_matches(field[:64], READ, n=1, cutoff=0.8):
-            message = f"there is a field that is not known; {meant[0]} is the nearest one"
-            raise ApiError(400, message, param=meant[0], code="unknown_parameter")
 
 
 def _prompts(fields: Fields, sampling: Sampling) -> Iterable[GenerateRequest]:
@@ -257,24 +293,25 @@ def _message(fields: Fields, pictures: "_Pictures") -> Message:
     role = ROLES.get(fields.text("role") or "")
     if role is None:
         raise fields.fault("role", f"must be one of {', '.join(ROLES)}")
-    if fields.values.get("tool_calls"):
-        raise fields.fault("tool_calls", "is not supported here")
     content = fields.values.get("content")
-    if content is None or isinstance(content, str):
-        return Message(role, (Text(fields.text("content") or ""),))
-    parts: list[Part] = []
-    for number, entry in enumerate(fields.items("content")):
-        part = Fields(entry, f"{fields.name('content')}[{number}]")
-        match part.values.get("type"):
-            case "text":
-                parts.append(Text(part.text("text") or ""))
-            case "image_url" if role == "user":
-                parts.append(Picture(pictures.load(part)))
-            case "image_url":
-                raise part.fault("type", "image_url belongs to a user's message")
-            case _:
-                raise part.fault("type", "must be text or image_url")
+    if isinstance(content, str):
+        return Message(role, (Text(fields.needed_text("content")),))
+    if not isinstance(content, list):
+        raise fields.fault("content", "must be a string or a list of parts")
+    places = enumerate(fields.items("content"))
+    parts = [_part(Fields(entry, f"{fields.name('content')}[{at}]"), role, pictures) for at, entry in places]
     return Message(role, with_line_breaks(parts))
+
+
+def _part(part: Fields, role: Role, pictures: "_Pictures") -> Part:
+    match part.values.get("type"):
+        case "text":
+            return Text(part.only(TEXT_PART).needed_text("text"))
+        case "image_url" if role == "user":
+            return Picture(pictures.load(part.only(IMAGE_PART)))
+        case "image_url":
+            raise part.fault("type", "image_url belongs to a user's message")
+    raise part.fault("type", "must be text or image_url")
 
 
 class _Pictures:
@@ -289,7 +326,9 @@ class _Pictures:
     def load(self, part: Fields) -> EncodedImage:
         field = part.values.get("image_url")
         url = (
-            Fields({"url": field}) if isinstance(field, str) else Fields(field, part.name("image_url"))
+            Fields({"url": field})
+            if isinstance(field, str)
+            else Fields(field, part.name("image_url"), IMAGE_URL)
         ).text("url")
         name = part.name("image_url")
         self._make_room(name)
@@ -314,7 +353,7 @@ class _Pictures:
         self.tokens += self.info.image_tokens
         if self.info.context_tokens is not None and self.tokens > self.info.context_tokens:
             message = f"more pictures than fit the model's {self.info.context_tokens} positions"
-            raise ApiError(400, message, param=name, code="context_length_exceeded")
+            raise too_long(message, name)
 
     def _allowed(self, url: str) -> bool:
         return url[:5].lower() == "data:" or is_from(url, self.hosts)

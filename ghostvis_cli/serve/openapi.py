@@ -1,13 +1,15 @@
 """What /openapi.json says: routes, bodies and answers, as OpenAPI 3.1. Built from the parser's own tables.
 
-A field that is absent here is refused or ignored (see `openai_types`). Ranges are those of `Sampling`, and a test
+A field that is absent here is refused (see `openai_fields`). Ranges are those of `Sampling`, and a test
 keeps them so; what a model can hold besides is its own matter.
 """
 
 from typing import Any, TypeAlias
 
 from ghostvis_cli import __version__
-from ghostvis_cli.serve.openai_types import MAX_N, MAX_PROMPTS, MAX_STOPS, ROLES, Kind
+from ghostvis_cli.serve import openai_fields as fields
+from ghostvis_cli.serve.openai_fields import Kind, Known
+from ghostvis_cli.serve.openai_types import MAX_N, MAX_PROMPTS, MAX_STOPS, ROLES
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -25,6 +27,16 @@ def stops(most: int) -> Schema:
     return {"anyOf": [text, {"type": "array", "items": text, "maxItems": most}, {"type": "null"}]}
 
 
+def closed(known: Known, *required: str, **properties: Schema) -> Schema:
+    """An object of a request: what is read, what is ignored, what must ask for nothing, and nothing else."""
+    assert set(properties) == known.read
+    others: Schema = {name: {"description": "Not looked at."} for name in sorted(known.ignored)}
+    others |= {name: {"enum": [*values, None]} for name, values in sorted(known.neutral.items())}
+    null: Schema = {"type": "null"}
+    found: Schema = {"type": "object", "properties": {**properties, **others}, "additionalProperties": null}
+    return found | {"required": list(required)}
+
+
 # Fields of both generating routes.
 SAMPLING: Schema = {
     "model": optional("string", "The served model's name; absent or empty: whatever is served."),
@@ -40,7 +52,9 @@ SAMPLING: Schema = {
     "seed": optional("integer", minimum=0, maximum=2**63 - 1),
     "n": optional("integer", minimum=1, maximum=MAX_N),
     "stream": optional("boolean", "Answer with server-sent events, the last one [DONE]."),
-    "stream_options": optional("object", properties={"include_usage": optional("boolean")}),
+    "stream_options": {
+        "anyOf": [closed(fields.STREAM_OPTIONS, include_usage=optional("boolean")), {"type": "null"}]
+    },
     "return_token_ids": optional("boolean", "Beyond OpenAI: token_ids in every choice."),
 }
 PICTURE_URL: Schema = {
@@ -52,61 +66,39 @@ PARTS: Schema = {
     "minItems": 1,
     "items": {
         "oneOf": [
-            {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": optional("string")},
-                "required": ["type"],
-            },
-            {
-                "type": "object",
-                "description": "In a user's message only.",
-                "properties": {
-                    "type": {"const": "image_url"},
-                    "image_url": {
-                        "anyOf": [
-                            {"type": "object", "properties": {"url": PICTURE_URL}, "required": ["url"]},
-                            PICTURE_URL,
-                        ]
-                    },
-                },
-                "required": ["type", "image_url"],
-            },
+            closed(fields.TEXT_PART, "type", "text", type={"const": "text"}, text=STRING),
+            closed(
+                fields.IMAGE_PART,
+                "type",
+                "image_url",
+                type={"const": "image_url"},
+                image_url={"anyOf": [closed(fields.IMAGE_URL, "url", url=PICTURE_URL), PICTURE_URL]},
+            )
+            | {"description": "In a user's message only."},
         ]
     },
 }
-MESSAGE: Schema = {
-    "type": "object",
-    "properties": {
-        "role": {"enum": list(ROLES)},
-        "content": {"anyOf": [STRING, PARTS, {"type": "null"}]},
-    },
-    "required": ["role"],
-}
+MESSAGE = closed(
+    fields.MESSAGE, "role", "content", role={"enum": list(ROLES)}, content={"anyOf": [STRING, PARTS]}
+)
 BODIES: dict[Kind, Schema] = {
-    "chat": {
-        "type": "object",
-        "properties": {
-            **SAMPLING,
-            "messages": {"type": "array", "items": MESSAGE, "minItems": 1},
-            "logprobs": optional("boolean"),
-            "top_logprobs": optional("integer", "Needs logprobs: true.", minimum=0, maximum=20),
+    "chat": closed(
+        fields.BODY["chat"],
+        "messages",
+        **SAMPLING,
+        messages={"type": "array", "items": MESSAGE, "minItems": 1},
+        logprobs=optional("boolean"),
+        top_logprobs=optional("integer", "Needs logprobs: true.", minimum=0, maximum=20),
+    ),
+    "text": closed(
+        fields.BODY["text"],
+        "prompt",
+        **SAMPLING,
+        prompt={
+            "anyOf": [STRING, {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS}]
         },
-        "required": ["messages"],
-    },
-    "text": {
-        "type": "object",
-        "properties": {
-            **SAMPLING,
-            "prompt": {
-                "anyOf": [
-                    STRING,
-                    {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS},
-                ]
-            },
-            "logprobs": optional("integer", "Alternatives a token.", minimum=0, maximum=20),
-        },
-        "required": ["prompt"],
-    },
+        logprobs=optional("integer", "Alternatives a token.", minimum=0, maximum=20),
+    ),
 }
 
 
@@ -190,6 +182,7 @@ DESCRIPTION: Schema = {
     "security": [{}, {"key": []}],  # a server that was started without a key wants none
     "paths": {
         "/healthz": {"get": probe("Whether the process lives", "ok")},
+        "/health": {"get": probe("As /readyz, by SGLang's name", "ready", "loading", "draining")},
         "/readyz": {"get": probe("Whether the model is loaded and warm", "ready", "loading", "draining")},
         "/metrics": {"get": route("Prometheus metrics", {"text/plain": {"schema": STRING}})},
         "/v1/models": {
@@ -217,11 +210,7 @@ DESCRIPTION: Schema = {
                         max_model_len={"type": ["integer", "null"]},
                     )
                 ),
-                body={
-                    "type": "object",
-                    "properties": {"model": SAMPLING["model"], "prompt": STRING},
-                    "required": ["prompt"],
-                },
+                body=closed(fields.TOKENIZE, "prompt", model=SAMPLING["model"], prompt=STRING),
             )
         },
         "/openapi.json": {

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -23,20 +23,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ghostvis_cli.serve.admission import ClientGoneError, Gate, interleaved, read_body, unless_gone
-from ghostvis_cli.serve.api_errors import ApiError, as_api_error, stopping
+from ghostvis_cli.errors import ContextLengthError, InputError
+from ghostvis_cli.serve.admission import Bodies, ClientGoneError, Gate, interleaved, unless_gone
+from ghostvis_cli.serve.api_errors import ApiError, as_api_error, no_route, stopping, too_long
+from ghostvis_cli.serve.door import Door, without_slash
 from ghostvis_cli.serve.metrics import Metrics, RequestMetrics
 from ghostvis_cli.serve.openai_answers import Answer, answer_for
-from ghostvis_cli.serve.openai_types import Call, Kind, RequestReader
+from ghostvis_cli.serve.openai_fields import Kind
+from ghostvis_cli.serve.openai_types import Call, RequestReader
 from ghostvis_cli.serve.openapi import DESCRIPTION
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
 
-OPEN_PATHS = ("/healthz", "/readyz")  # for probes, which carry no key
+OPEN_PATHS = ("/healthz", "/readyz", "/health")  # for probes, which carry no key
 NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 READER_THREADS = 4  # pictures decoded at once; more would only cost memory
 # Of all streams together: beyond it, tokens of a stream that come soon after each other share an event. A write
 # makes the engine's thread wait for the interpreter, and with many streams that is what would slow them all.
@@ -52,6 +54,7 @@ class ServerState:
         self.served: Served | None = None
         self.draining = False
         self.gate = Gate(settings.max_waiting)
+        self.bodies = Bodies(settings.max_body_bytes)  # as much as one may have, all of them together
         self.metrics = Metrics()
         self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="ghostvis-reader")
 
@@ -81,6 +84,7 @@ def create_app(state: ServerState) -> Starlette:
         routes=[
             Route("/healthz", views.healthz),
             Route("/readyz", views.readyz),
+            Route("/health", views.readyz),
             Route("/metrics", views.metrics),
             Route("/v1/models", views.models),
             Route("/v1/models/{model:path}", views.model),
@@ -99,11 +103,17 @@ class Front:
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self.app, self.state = app, state
+        settings = state.settings
+        self.door = Door(
+            settings.api_key is None, settings.host, settings.allowed_hosts, settings.cors_origins
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        scope = without_slash(scope)
         headers = Headers(scope=scope)
+        cors = self.door.cors(headers)
         request_id = scope["request_id"] = _request_id(headers)
         started_s, status = time.perf_counter(), NO_ANSWER
 
@@ -111,12 +121,12 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message).update({"x-request-id": request_id, **cors})
             await send(message)
 
         try:
-            self._check(scope["path"], headers)
-            await self.app(scope, receive, send_with_id)
+            answer = self._check(scope, headers) or self.app
+            await answer(scope, receive, send_with_id)
         except ClientGoneError:
             pass
         except Exception as error:
@@ -128,17 +138,21 @@ class Front:
         finally:
             self._log(scope, status, started_s, request_id)
 
-    def _check(self, path: str, headers: Headers) -> None:
-        if path in OPEN_PATHS:
-            return
+    def _check(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+        """An ApiError for what may not come in; the answer to a preflight, which carries no key."""
+        if scope["path"] not in OPEN_PATHS:
+            self.door.check(headers)
+        if (allowed := self.door.preflight(scope["method"], headers)) is not None:
+            return Response(status_code=204, headers=allowed)
+        if scope["path"] not in OPEN_PATHS:
+            self._check_key(headers)
+        return None
+
+    def _check_key(self, headers: Headers) -> None:
         key = self.state.settings.api_key
         if key is not None and not _has_key(headers, key):
             message = "a valid API key is needed: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key")
-        # Without a key, any web page that the user opens could otherwise send requests to this server.
-        if key is None and not _from_this_machine(headers.get("origin")):
-            message = "requests from web pages of other hosts need an API key"
-            raise ApiError(403, message, code="forbidden_origin")
 
     def _log(self, scope: Scope, status: int, started_s: float, request_id: str) -> None:
         self.state.metrics.responses.labels(str(status)).inc()
@@ -181,9 +195,8 @@ class _Views:
         if served.vocabulary is None:
             raise ApiError(501, "this server's engine does not expose its tokenizer", code="not_supported")
         with self.state.gate.admit():
-            body = await _json_body(self.state, request.headers, request.receive)
             reader = RequestReader(self.state.settings, served)
-            prompt = await self.state.in_thread(reader.read_tokenize, body)
+            prompt = await _read(self.state, request.headers, request.receive, reader.read_tokenize)
             ids = await self.state.in_thread(served.vocabulary.encode, prompt)
         return JSONResponse(
             {"tokens": ids, "count": len(ids), "max_model_len": served.engine.info.context_tokens}
@@ -223,9 +236,8 @@ class Generation:
         stream = EventStream(send)
         try:
             with self.state.gate.admit():
-                body = await _json_body(self.state, Headers(scope=scope), receive)
                 reader = RequestReader(self.state.settings, served)
-                call = await self.state.in_thread(reader.read, self.kind, body)
+                call = await _read(self.state, Headers(scope=scope), receive, partial(reader.read, self.kind))
                 answer = answer_for(call, reader.model, served.vocabulary)
                 await self._run(served, call, answer, receive, stream)
         except Exception as error:
@@ -254,11 +266,16 @@ class Generation:
         """Nothing is sent before the first chunk, so that a refusal by the engine still gets its status."""
         chunks = interleaved(served.engine, call.requests, watched.saw, self._pause_s)
         async with aclosing(chunks) as groups:
-            async for group in groups:
-                if not call.stream:
-                    answer.add(group)
-                elif events := answer.events(group):
-                    await stream.send(*events)
+            try:
+                async for group in groups:
+                    if not call.stream:
+                        answer.add(group)
+                    elif events := answer.events(group):
+                        await stream.send(*events)
+            except ContextLengthError as error:
+                raise too_long(error.message, call.asks) from error
+            except InputError as error:
+                raise ApiError(400, error.message, param=call.asks) from error
         if call.stream:
             await stream.end(*([answer.usage_event()] if call.include_usage else []))
 
@@ -305,17 +322,24 @@ def _compact(body: dict[str, Any]) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-async def _json_body(state: ServerState, headers: Headers, receive: Receive) -> bytes:
-    """Other content types are refused: they are what a web page can send without being asked first."""
+async def _read(state: ServerState, headers: Headers, receive: Receive, read: Callable[[bytearray], T]) -> T:
+    """What `read` makes of the body, which lives no longer than that.
+
+    Other content types are refused: they are what a web page can send without being asked first.
+    """
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "a body that is compressed is not read here; leave Content-Encoding out")
     settings = state.settings
-    return await read_body(headers, receive, settings.max_body_bytes, settings.body_pause_s)
+    with state.bodies.one() as body:
+        await body.receive(headers, receive, settings.max_body_bytes, settings.body_pause_s)
+        return await state.in_thread(read, body.content)
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    refusal = ApiError(error.status_code, error.detail, code="unknown_url")
+    refusal = no_route(error.status_code, (error.headers or {}).get("Allow"))
     return JSONResponse(refusal.body(), error.status_code, error.headers)
 
 
@@ -327,12 +351,3 @@ def _has_key(headers: Headers, key: str) -> bool:
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if re.fullmatch(r"[\w.:+/=-]{1,128}", given, re.ASCII) else uuid4().hex
-
-
-def _from_this_machine(origin: str | None) -> bool:
-    if origin is None:
-        return True
-    try:
-        return urlsplit(origin).hostname in LOOPBACK_NAMES
-    except ValueError:
-        return False

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlsplit
 
+from ghostvis_cli.addresses import PORTS, is_host
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
 
@@ -25,7 +27,8 @@ class ServerSettings:
     """Where to listen, whom to let in, what a request may cost. One home of the server's defaults.
 
     `max_waiting` requests may be inside at once, from a body's first byte to the last token of its answer;
-    the next one gets 429. `sampling` fills what a request leaves out.
+    the next one gets 429. `sampling` fills what a request leaves out, but for its max_tokens: an answer may
+    take the rest of the context, or `max_tokens` where the server was started with one.
     """
 
     host: str = "127.0.0.1"
@@ -33,10 +36,14 @@ class ServerSettings:
     api_key: str | None = field(default=None, repr=False)
     served_model_name: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
     allowed_image_hosts: tuple[str, ...] = ()
     image_limits: "ImageLimits" = field(default_factory=_default_limits)  # redirects are never followed
     max_body_bytes: int = 64 * 2**20
-    body_pause_s: float = 30.0  # an upload may take long, but not stand still
+    body_pause_s: float = 30.0  # an upload may take long, but neither stand still nor drip
+    head_timeout_s: float = 20.0  # from a connection, or the first byte of a request, to the end of its head
+    allowed_hosts: tuple[str, ...] = ()  # names besides `host` and loopback's that requests may call us by
+    cors_origins: tuple[str, ...] = ()  # web pages that are let in besides this machine's own
     max_waiting: int = 256
     drain_timeout_s: float = 30.0
 
@@ -48,9 +55,33 @@ class ServerSettings:
         for name in ("max_body_bytes", "max_waiting"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1")
-        for name in ("body_pause_s", "drain_timeout_s"):
+        if self.api_key is None and "*" in self.cors_origins:
+            raise UsageError(
+                "--cors-origin '*' lets every web page in, and there is no API key", hint=KEY_HINT
+            )
+        for name in ("body_pause_s", "head_timeout_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) <= 86_400:
                 raise UsageError(f"{name} must be within 0 and 86400 seconds")
+
+
+def origin_of(text: str) -> str:
+    """An origin as a browser writes it; ValueError where it is none."""
+    if text in ("*", "null"):
+        return text
+    url = urlsplit(text)
+    name = url.hostname or ""
+    if (
+        not url.scheme
+        or not is_host(name)
+        or url.path.rstrip("/")
+        or url.query
+        or url.fragment
+        or url.username
+    ):
+        raise ValueError(f"{text!r} is no origin")
+    port = "" if url.port in (None, PORTS.get(url.scheme)) else f":{url.port}"
+    host = f"[{name}]" if ":" in name else name if name.isascii() else name.encode("idna").decode()
+    return f"{url.scheme}://{host}{port}"
 
 
 class Vocabulary(Protocol):

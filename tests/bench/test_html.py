@@ -168,7 +168,11 @@ def test_bars_are_as_long_as_their_values() -> None:
 
 
 def test_nothing_measured_is_still_a_page() -> None:
-    _Elements(page(report([{}])))
+    text = page(report([{}]))
+    assert [tag for tag, _ in _Elements(text).found if tag in ("h1", "svg", "td", "tr")] == ["h1", "tr", "tr"]
+    for part in ("ghostvis bench", "local, concurrency=1", "abc", "float32"):
+        assert part in text
+    assert not re.search(r"\b(None|nan|inf)\b", text)
 
 
 # --- in a browser

@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import os
 import resource
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,23 @@ from ghostvis_cli.bench.units import digits, percent, seconds, shown, tick, titl
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import ExitCode, OutputError, UsageError
 from tests.bench.reports import CARD, around, report
+from tests.commands.processes import GHOSTVIS
 
 FIGURES = {"ttft_p50": 0.05, "requests_per_s": 12.5, "requests": 8.0, "cache_hit_rate": None}
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (96.0, ["96 of 120 output tokens were reasoning"]),
+        (None, ["some of 120 output tokens were reasoning"]),
+        (0.0, []),
+    ],
+)
+def test_a_report_says_how_much_of_the_output_was_reasoning(figure: float | None, said: list[str]) -> None:
+    made = report([{"requests": 12.0, "output_tokens": 120.0, "reasoning_tokens": figure}])
+    told = [line for line in lines(made) if "reasoning" in line]
+    assert told == [f"local at concurrency=1: {each}" for each in said]
 
 
 def invoke(*words: object) -> Any:
@@ -105,6 +123,37 @@ def test_a_place_that_cannot_be_written_is_named_with_what_helps(
     with pytest.raises(UsageError, match=place) as refused:
         check_place(tmp_path / place)
     assert refused.value.hint == hint.format(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["r.json", "pipe"])
+def test_a_fifo_gets_the_report_and_stays(tmp_path: Path, name: str) -> None:
+    """Without an ending of its own it gets JSON."""
+    os.mkfifo(tmp_path / name)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit((tmp_path / name).read_text)
+        save(report([FIGURES]), tmp_path / name)
+        assert json.loads(reading.result(60))["runs"] and (tmp_path / name).is_fifo()
+
+
+def test_a_link_stays_and_the_report_is_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "r.csv").symlink_to("in/report")
+    save(report([FIGURES]), tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").is_symlink()
+    assert (tmp_path / "in" / "report").read_text() == csv_text(report([FIGURES]))
+
+
+def test_a_link_into_no_folder_is_refused_before(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").symlink_to("no/r.csv")
+    with pytest.raises(UsageError, match="can't be written"):
+        check_place(tmp_path / "r.csv")
+
+
+def test_the_command_makes_a_report_for_stdout_by_its_name(tmp_path: Path) -> None:
+    save(report([FIGURES]), tmp_path / "r.json")
+    command = [GHOSTVIS, "bench", "report", str(tmp_path / "r.json"), "--output", "/dev/stdout"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout)["runs"], done.stderr
 
 
 def test_an_ending_in_capitals_is_the_same_kind(tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
 """Load and its records, on a clock that knows no noise: every figure is what arithmetic says."""
 
 import asyncio
-from contextlib import suppress
+from base64 import b64encode
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import replace
 
 import pytest
 
+from ghostvis_cli.bench.lengths import Sizes
 from ghostvis_cli.bench.run import GIVE_UP, Contender, Plan, Progress, measure
 from ghostvis_cli.bench.schema import Load, Run
-from ghostvis_cli.engines.base import GenerateRequest
+from ghostvis_cli.bench.workload import Gallery
+from ghostvis_cli.engines.base import Chunk, GenerateRequest
 from ghostvis_cli.errors import EngineError, GhostvisError, RequestError
+from ghostvis_cli.images import EncodedImage
 from tests.bench.virtual import TimedEngine, measured, run, workload
 
 EXACT = pytest.approx  # the clock adds floats up: 1e-6 of a value is rounding, and far below any timing
@@ -53,6 +59,30 @@ def test_tokens_that_a_server_does_not_name_are_not_made_up() -> None:
     assert figures["itl_token_p50"] is None
     assert figures["itl_chunk_p50"] == EXACT(0.04)
     assert one(Load(1), TimedEngine(names_ids=False)).figures["itl_token_p50"] == EXACT(0.01)
+
+
+@pytest.mark.parametrize("names_ids", [True, False])
+@pytest.mark.parametrize("thinks", [0, 14, 16])
+def test_a_token_of_reasoning_is_a_token(thinks: int, names_ids: bool) -> None:
+    found = one(Load(2), TimedEngine(first_s=0.05, gap_s=0.01, thinks=thinks, names_ids=names_ids))
+    for name in ("tpot_p50", "itl_token_p50", "itl_chunk_p50"):
+        assert found.figures[name] == EXACT(0.01)
+    assert found.figures["ttft_p50"] == EXACT(0.05)
+    assert found.figures["reasoning_tokens"] == 12 * thinks
+
+
+def test_reasoning_that_can_not_be_told_in_tokens_is_not_reported() -> None:
+    engine = TimedEngine(thinks=8, tokens_per_chunk=4, names_ids=False)
+    assert one(Load(1), engine).figures["reasoning_tokens"] is None
+
+
+def test_reasoning_that_is_never_sent_is_no_part_of_the_time_per_token() -> None:
+    found = one(Load(1), TimedEngine(first_s=0.5, gap_s=0.01, hides=40))
+    for name in ("tpot_p50", "itl_token_p50"):
+        assert found.figures[name] == EXACT(0.01)
+    assert found.figures["reasoning_tokens"] == 12 * 40
+    unsent = "480 reasoning tokens were never sent, so ttft holds the time that they took"
+    assert found.notes == (f"a at concurrency=1: {unsent}",)
 
 
 def test_a_server_that_counts_no_tokens_has_no_token_rates() -> None:
@@ -210,6 +240,76 @@ def test_a_run_that_is_cancelled_keeps_the_requests_that_had_ended() -> None:
     (found,) = runs
     assert (found.figures["requests"], found.figures["failed"], found.cut_short) == (6, 0, True)
     assert found.figures["e2e_max"] == EXACT(0.2)
+
+
+@pytest.mark.parametrize("load", [Load(2), Load(None, 100.0, "constant"), Load(2, 100.0, "constant")])
+def test_a_bug_is_raised_at_once_and_loses_no_request_that_had_ended(load: Load) -> None:
+    def failing(request: GenerateRequest) -> Exception | None:
+        return ValueError("a bug") if len(engine.sent) >= 100 else None
+
+    engine, runs = TimedEngine(first_s=0.05, failing=failing), list[Run]()
+    with pytest.raises(ValueError, match="a bug"):
+        run(measure([Contender("a", engine)], workload(200), Plan((load,)), Progress(), runs))
+    (found,) = runs
+    assert found.cut_short and engine.running == 0
+    in_flight = engine.most_running if load.concurrency is None else load.concurrency
+    assert len(engine.sent) - in_flight - 1 <= len(found.records) < len(engine.sent) < 200
+
+
+@pytest.mark.parametrize("load", [Load(2), Load(None, 100.0, "constant")])
+def test_a_request_that_the_engine_cancels_itself_has_failed(load: Load) -> None:
+    def failing(request: GenerateRequest) -> BaseException | None:
+        return asyncio.CancelledError() if len(engine.sent) > 4 else None
+
+    engine = TimedEngine(first_s=0.0, failing=failing)
+    found = one(load, engine, requests=8)
+    assert (len(engine.sent), len(found.records)) == (8, 8)
+    assert found.failures["engine"] >= 4 and "nobody had asked for" in found.notes[0]
+
+
+def test_an_answer_that_just_stops_has_failed() -> None:
+    class Stopping(TimedEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            async with aclosing(super().generate(request)) as stream:
+                yield await anext(stream)
+
+    assert one(Load(2), Stopping(), requests=8).failures == {"request": 8}
+
+
+class Slow(Gallery):
+    """A picture that takes a while to get ready, on the virtual clock."""
+
+    def fresh(self, url: str) -> EncodedImage:
+        asyncio.get_running_loop()._jumping.clock_s += 0.02  # type: ignore[attr-defined]
+        return super().fresh(url)
+
+
+@pytest.mark.parametrize("load", [Load(2), Load(None, 10.0, "constant")])
+def test_a_request_is_made_ready_before_its_time(load: Load) -> None:
+    gallery = Slow()
+    work = workload(8, with_vision=True, image_size=Sizes(choices=((32, 32),)))
+    for url, image in work.gallery.items():
+        gallery.add(url, image)
+    work = replace(
+        work,
+        gallery=gallery,
+        rounds=tuple(tuple(replace(i, gallery=gallery) for i in r) for r in work.rounds),
+    )
+    engine = TimedEngine(first_s=0.05)
+    (found,) = measured(Plan((load,)), work, engine)
+    assert found.figures["ttft_max"] == EXACT(0.05)
+    assert found.figures["send_lag_max"] == EXACT(0, abs=1e-9)
+    sent = [image for _, request in engine.sent for message in request.messages for image in message.images]
+    assert [image.encoded for image in sent] == [b64encode(image.data) for image in sent] and len(sent) == 8
+
+
+def test_no_more_pictures_are_kept_encoded_than_a_run_sends() -> None:
+    work = workload(4, rounds=2, with_vision=True, image_size=Sizes(choices=((32, 32),)))
+    measured(Plan((Load(1),), repeats=2), work, TimedEngine())
+    kept = [
+        [work.gallery.fresh(url).encoded for item in items for url in item.sources] for items in work.rounds
+    ]
+    assert kept[0] == [None] * 4 and None not in kept[1]
 
 
 @pytest.mark.parametrize("load", [Load(2), Load(None, 100.0, "constant")])

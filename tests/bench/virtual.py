@@ -55,9 +55,11 @@ class TimedEngine:
     gap_s: float = 0.01
     tokens_per_chunk: int = 1
     stall: tuple[float, float] | None = None
-    failing: Callable[[GenerateRequest], Exception | None] = lambda request: None
+    failing: Callable[[GenerateRequest], BaseException | None] = lambda request: None
     counts_tokens: bool = True
     names_ids: bool = True
+    thinks: int = 0  # of the first tokens, so many are reasoning
+    hides: int = 0  # reasoning tokens that are counted and not sent
     running: int = 0
     most_running: int = 0
     sent: list[tuple[float, GenerateRequest]] = field(default_factory=list)
@@ -79,10 +81,12 @@ class TimedEngine:
                 if (error := self.failing(request)) is not None:
                     raise error
                 count = min(self.tokens_per_chunk, tokens - start)
-                yield Chunk("w" * count, (1,) * count if self.names_ids else ())
+                ids = (1,) * count if self.names_ids else ()
+                thinking = start < self.thinks
+                yield Chunk("", ids, reasoning="t") if thinking else Chunk("w" * count, ids)
             ids = () if self.names_ids else (1,) * tokens
-            usage = Usage(7, tokens) if self.counts_tokens else Usage(0, 0)
-            yield Chunk("", ids, finish_reason="length", usage=usage)
+            usage = Usage(7, tokens + self.hides) if self.counts_tokens else Usage(0, 0)
+            yield Chunk("", ids, finish_reason="length", usage=usage, reasoning_tokens=self.hides or None)
         finally:
             self.running -= 1
 

@@ -122,6 +122,6 @@ def decoded_sixels(text: str) -> Image.Image:
             for _ in range(int(count or 1)):
                 for bit in range(6):
                     if (ord(repeated or single) - 63) >> bit & 1:
-                        picture.putpixel((x, y + bit), palette[color])  # type: ignore[arg-type]
+                        picture.putpixel((x, y + bit), palette[color])
                 x += 1  # noqa: SIM113 - a run moves it as well
     return picture

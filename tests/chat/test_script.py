@@ -15,7 +15,8 @@ from ghostvis_cli.engines.fake import FakeEngine
 from tests.chat.scripts import ANSWERS, DEMO, PICTURES, RED, THREE, lines, records, run
 from tests.commands import processes
 from tests.commands.processes import at, hanging, saying, scripted
-from tests.engines.scripted import refusal
+from tests.engines.scripted import Reply, ending, refusal, usage
+from tests.engines.scripted import lines as wire
 from tests.engines.serving import running
 
 
@@ -72,6 +73,47 @@ def test_image_tokens_are_counted_for_every_picture_so_far(local_turns: list[dic
     assert [turn["usage"]["image_tokens"] for turn in local_turns] == [64, 64, 64, 128, 128, 128, 128]
 
 
+# Answers of other servers
+
+
+def events(*given: dict[str, Any]) -> Reply:
+    stream = [{"choices": [{"index": 0, **each}]} for each in given]
+    return Reply((b"".join(b"data: %s\n\n" % json.dumps(each).encode() for each in stream) + DONE,))
+
+
+DONE = wire(ending(), usage(), "[DONE]")
+
+
+def test_an_emoji_in_two_events_is_shown_exported_and_sent_again(tmp_path: Path) -> None:
+    halves = events({"delta": {"content": "a\ud83d"}}, {"delta": {"content": "\ude00b"}})
+    script = lines("hi", f"/export json {tmp_path / 'chat.json'}", "again")
+    with scripted(halves) as server:
+        done = run(script, *at(server))
+    assert (done.exit_code, done.stdout) == (0, "a😀b\na😀b\n")
+    assert server.posts[1].json["messages"][1]["content"] == "a😀b"
+    assert json.loads((tmp_path / "chat.json").read_text())["messages"][1]["content"] == "a😀b"
+
+
+def test_what_came_instead_of_text_is_told_recorded_kept_and_exported(tmp_path: Path) -> None:
+    refused = events({"delta": {"refusal": "I can't"}}, {"delta": {"reasoning_content": "hm"}})
+    exports = [tmp_path / f"chat.{style}" for style in ("md", "html", "json")]
+    script = lines("hi", *(f"/export {path.suffix[1:]} {path}" for path in exports))
+    with scripted(refused) as server:
+        [record] = records(done := run(script, *at(server), "--json", "--session", "one"))
+    said = "the answer has no text: the model refused: I can't"
+    assert (record["text"], record["refusal"], record["reasoning"]) == ("", "I can't", "hm")
+    assert said in done.stderr
+    assert said in exports[0].read_text()
+    assert "the model refused: I can&#x27;t" in exports[1].read_text()
+    assert json.loads(exports[2].read_text())["beside"] == [
+        {"message": 1, "reasoning": "hm", "refusal": "I can't"}
+    ]
+    again = tmp_path / "again.md"
+    with scripted(saying("ok")) as server:
+        run(lines(f"/export md {again}"), *at(server), "--session", "one")
+    assert said in again.read_text()
+
+
 # Streams
 
 
@@ -89,6 +131,16 @@ def test_quiet_leaves_only_errors_on_stderr() -> None:
         done = run(lines("hi", "/show", "/stats", "/nothing"), *at(server), "-q")
     assert done.stdout == "yes\n"
     assert done.stderr.startswith("ghostvis: error: line 4: there is no command /nothing\nhint: ")
+
+
+def test_an_exported_conversation_finds_stdout_by_its_name_too() -> None:
+    with scripted(saying("hello")) as server:
+        command = [processes.GHOSTVIS, "chat", *at(server)]
+        given = lines("hi", "/export json -f /dev/stdout", "and?").encode()
+        done = subprocess.run(command, input=given, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.count(b"hello"), done.stdout.count(b'"hi"')) == (0, 3, 1), (
+        done.stderr
+    )
 
 
 def test_an_exported_conversation_may_go_to_stdout() -> None:
@@ -237,7 +289,7 @@ def session_file(state: Path, name: str) -> Path:
 def test_a_deadline_is_code_124_and_a_held_lock_code_10(tmp_path: Path) -> None:
     lock = str(tmp_path / "lock")
     with scripted(hanging("Hel"), hanging("Hel")) as server:
-        done = processes.run("chat", *at(server), "--timeout", "2", input=b"hi\n")
+        done = processes.run("chat", *at(server), "--timeout", "6", input=b"hi\n")
         assert (done.returncode, done.stdout) == (124, b"Hel")
         with processes.running("chat", *at(server), "--lock", lock, stdin=subprocess.PIPE) as started:
             assert started.process.stdin is not None
@@ -343,6 +395,10 @@ def test_a_full_disk_costs_a_notice_and_not_the_answer(tmp_path: Path, state: Pa
     [
         (b"\xef\xbb\xbfhi\r\nho\r\n", ["hi", "ho"]),
         (b"no line break", ["no line break"]),
+        ("\ufeffhi\r\nho".encode("utf-16-le"), ["hi", "ho"]),
+        ("\ufeffé\n".encode("utf-16-be"), ["é"]),
+        ("hi\n".encode("utf-32"), ["hi"]),
+        (b"one\rtwo\r\rthree", ["one", "two", "three"]),
         (b"a\0b\n", ["a\0b"]),
         ("Grüße, 世界 🎉\u2028same line\n".encode(), ["Grüße, 世界 🎉\u2028same line"]),
         (b"/home/x/y.png is a path\n", ["/home/x/y.png is a path"]),

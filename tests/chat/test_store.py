@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostvis_cli import demo
@@ -197,6 +197,25 @@ def test_the_oldest_unnamed_sessions_go_and_named_and_open_ones_stay(
     still_open.close()
 
 
+def test_what_killed_chats_left_goes_whichever_session_is_opened_next(shelf: Shelf) -> None:
+    """Temporary files in other sessions, and unnamed ones that were killed before they held anything."""
+    trip, home = kept(shelf), shelf.directory or Path()
+    begun, mine = home / "20260101-000000-7", home / "mine"
+    for folder in (begun, mine):
+        (folder / "images").mkdir(parents=True)
+    left = [
+        trip / ".session.jsonl.ghostvis-0123abcd",
+        trip / "images" / f".{PNG[:40]}.ghostvis-0123abcd",
+        begun / ".session.jsonl.ghostvis-0123abcd",
+        begun / "images" / PNG,
+    ]
+    for path in (*left, mine / "images" / "notes"):
+        path.write_text("half of it")
+    shelf.prune()
+    assert not any(path.exists() for path in (*left, begun))
+    assert (mine / "images" / "notes").exists() and said(read_file(trip / "session.jsonl", DEFAULT_LIMITS))
+
+
 # When the disk says no
 
 
@@ -254,6 +273,8 @@ while True:
     two = a_session()
     two.clear()
     assert back in (said(a_session()), said(two))
+    Shelf(tmp_path).prune()
+    assert not list(tmp_path.rglob(".*"))
 
 
 # What somebody else wrote
@@ -281,7 +302,8 @@ PNG = sha256(Path(RED).read_bytes()).hexdigest()
     ("rows", "says"),
     [
         ([], "empty"),
-        ([b"\xff\xfe"], "line 1: not a line of JSON"),
+        ([b"\xff\xfe"], "empty"),
+        ([b"\xff\xfd"], "line 1: not a line of JSON"),
         ([b"\0" * 5000], "line 1: not a line of JSON"),
         ([b"[" * 200_000], "line 1: not a line of JSON"),
         ([b'{"schema_version": ' + b"9" * 5000 + b"}"], "line 1: not a line of JSON"),
@@ -355,7 +377,6 @@ json_values = st.recursive(
 KEYS = ["text", "images", "reply", "draft", "system", "usage", "finish_reason", "sha256", "name", "data"]
 
 
-@settings(deadline=None)  # a file is written for each
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), json_values, max_size=4), max_size=4))
 def test_any_rows_make_a_conversation_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]

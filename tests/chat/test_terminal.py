@@ -18,7 +18,7 @@ from PIL import Image
 from ghostvis_cli import demo
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.prompt import Message
-from tests.chat.window import CTRL_C, CTRL_D, ENTER, TAB, chat
+from tests.chat.window import CTRL_C, CTRL_D, ENTER, TAB, Window, chat
 from tests.commands.processes import at, hanging, saying, scripted
 from tests.engines.serving import Recorder, eventually, running
 
@@ -163,20 +163,24 @@ def test_ctrl_c_stops_the_reply_keeps_the_part_and_frees_the_engine(state: Path)
         window.prompts()
         for number in range(20):
             window.paste(f"round{number} {' '.join(words)}")
-            window.keys(ENTER)
-            moment = moments.randrange(60)
-            window.until(lambda: not window.is_reading and engine.running, "the reply")
-            seen = len(window.raw)
-            window.until(lambda n=moment, at=seen: window.raw.count("word", at) >= n, f"{moment} words")
-            window.keys(CTRL_C)
-            window.shows("stopped", times=number + 1)
-            window.until(lambda: window.is_reading, "the next line")
-            eventually(lambda n=number: engine.running == 0 and engine.aborted == n + 1)
-            window.keys(CTRL_C)  # where no word came, the message stands on the line again
-            window.prompts()
+            stop_the_reply(window, engine, number, moments.randrange(60))
         kept = last_turn(state)["reply"]
         assert kept and f"round19 {' '.join(words)}".startswith(kept) and len(kept.split()) < len(words)
         assert window.ask("and now") == "and now"
+
+
+def stop_the_reply(window: Window, engine: FakeEngine, number: int, moment: int) -> None:
+    """Send the message and stop the answer after so many words. `number` replies were stopped before."""
+    window.keys(ENTER)
+    window.until(lambda: not window.is_reading and engine.running, "the reply")
+    seen = len(window.raw)
+    window.until(lambda: window.raw.count("word", seen) >= moment, f"{moment} words")
+    window.keys(CTRL_C)
+    window.shows("stopped", times=number + 1)
+    window.until(lambda: window.is_reading, "the next line")
+    eventually(lambda: engine.running == 0 and engine.aborted == number + 1)
+    window.keys(CTRL_C)  # where no word came, the message stands on the line again
+    window.prompts()
 
 
 def test_a_ctrl_c_right_behind_enter_is_not_lost(state: Path) -> None:
@@ -396,7 +400,7 @@ exec cat {clip}.txt
     (tools / "wl-paste").write_text(script)
     (tools / "wl-paste").chmod(0o755)
     Path(f"{clip}.txt").write_text("from afar")
-    env = {"PATH": f"{tools}:/usr/bin:/bin", "WAYLAND_DISPLAY": "wayland-0"}
+    env: Any = {"PATH": f"{tools}:/usr/bin:/bin", "WAYLAND_DISPLAY": "wayland-0"}
     with running() as server, chat(*with_server(server), state=state, **env) as window:
         window.prompts()
         window.type("/paste")

@@ -1,11 +1,14 @@
 """Finding checkpoints: both directory spellings, tags, steps, paths, and what is said when there is none."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.errors import ModelError
+from ghostvis_cli.profile import ModelSettings
 
 
 def touch(base: Path, *names: str) -> None:
@@ -106,6 +109,50 @@ def test_a_missing_base_directory_is_not_created(tmp_path: Path) -> None:
 
 
 def test_no_home_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NANOCHAT_BASE_DIR")
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # an account without an entry in passwd
     assert locate.default_base_dir() == Path(".cache/nanochat")
+
+
+def shards(base: Path, *tags: str) -> None:
+    for tag in tags:
+        touch(base, f"{tag}/global_step100/mp_rank_00_model_states.pt", f"{tag}/latest")
+
+
+def test_shards_of_the_largest_depth_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    shards(tmp_path, "chatsft_checkpoints/d48", "chatsft_checkpoints/d40")
+    touch(tmp_path, "chatsft_checkpoints/d32/model_000650.pt")
+    found, notices = choose_checkpoint(ModelSettings(base_dir=str(tmp_path)))
+    assert (found.tag, found.step) == ("d32", 650)
+    assert [Path(line.partition(" holds")[0]).name for line in notices] == ["d48", "d40"]
+    with pytest.raises(ModelError, match="DeepSpeed"):
+        choose_checkpoint(ModelSettings(base_dir=str(tmp_path), model_tag="d48"))
+
+
+def test_shards_under_one_spelling_do_not_hide_checkpoints_under_the_other(tmp_path: Path) -> None:
+    shards(tmp_path, "chatsft_checkpoints/d32")
+    touch(tmp_path, "sft_checkpoints/d32/model_000650.pt")
+    assert locate.find(tmp_path, "sft").path.parent.parent.name == "sft_checkpoints"
+
+
+def test_a_directory_named_like_a_checkpoint_is_none(tmp_path: Path) -> None:
+    touch(tmp_path, "base_checkpoints/d8/model_000900.pt/data.pkl", "base_checkpoints/d4/model_000100.pt")
+    assert locate.find(tmp_path, "base").tag == "d4"
+
+
+def test_an_experiment_of_july_2026_is_found_with_its_stages_and_its_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "experiments" / "default"
+    touch(place, "tokenizer/tokenizer.pkl", "d12/base/model_000100.pt", "d12/sft/model_000020.pt")
+    touch(tmp_path / "experiments" / "other", "d24_fp8 (second try)/rl/model_000005.pt")
+    found = locate.find(tmp_path, "sft")
+    assert (found.tag, found.step, found.path) == ("d12", 20, place / "d12" / "sft" / "model_000020.pt")
+    assert found.tokenizer_path == place / "tokenizer" / "tokenizer.pkl"
+    by_path = locate.from_path(found.path)
+    assert (by_path.source, by_path.tag) == ("sft", "d12")
+    monkeypatch.setenv("NANOCHAT_EXPERIMENT", "other")
+    assert locate.find(tmp_path, "rl").tag == "d24_fp8 (second try)"
+    monkeypatch.setenv("NANOCHAT_EXPERIMENTS_DIR", str(tmp_path / "experiments"))
+    assert locate.find(tmp_path / "nowhere", "rl").step == 5

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,14 +45,18 @@ def test_every_recorded_conversation_renders_to_the_recorded_ids(case: str) -> N
         messages = [as_message(message) for message in vector["conversation"]["messages"]]
         if tokenizer.image_id is None and any(message.images for message in messages):
             continue
-        prompt = render(messages, tokenizer, "inline", vector["num_vision_tokens"])
+        rows = vector.get("num_vision_tokens", 0)  # nanochat knows no pictures
+        prompt = render(messages, tokenizer, "inline", rows)
         ids = [tokenizer.image_id if id_ == -1 else id_ for id_ in prompt.ids]
         assert ids == vector["ids"]
         assert list(prompt.mask) == vector["mask"]
-        reply = render_for_reply(messages[:-1], tokenizer, "inline", vector["num_vision_tokens"])
+        reply = render_for_reply(messages[:-1], tokenizer, "inline", rows)
         assert [tokenizer.image_id if id_ == -1 else id_ for id_ in reply.ids] == vector["completion_ids"]
         rendered += 1
     assert rendered or not reference.get("render")
+
+
+PICTURE: Any = None  # the ids do not depend on which it is
 
 
 def as_message(message: dict) -> Message:
@@ -59,11 +64,11 @@ def as_message(message: dict) -> Message:
     content = message["content"]
     if isinstance(content, str):
         pieces = content.split("<|image|>")
-        parts = [Text(pieces[0])]
+        parts: list[Any] = [Text(pieces[0])]
         for piece in pieces[1:]:
-            parts += [Picture(None), Text(piece)]
+            parts += [Picture(PICTURE), Text(piece)]
         return Message(message["role"], tuple(parts))
-    kinds = {"python": "python", "python_output": "output"}
+    kinds: dict[str, Any] = {"python": "python", "python_output": "output"}
     return Message(
         message["role"],
         tuple(Text(p["text"]) if p["type"] == "text" else Tool(kinds[p["type"]], p["text"]) for p in content),
@@ -111,6 +116,12 @@ def test_a_truncated_tokenizer_is_refused(tmp_path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ModelError, match=r"tokenizer\.pkl"):
         Tokenizer.load(path)
+
+
+def test_a_directory_in_place_of_a_tokenizer_names_the_file_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a directory") as refusal:
+        Tokenizer.load(tmp_path)
+    assert refusal.value.hint == f"name the file in it: {tmp_path / 'tokenizer.pkl'}"
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:

@@ -60,11 +60,9 @@ def at(server: ScriptedServer) -> list[str]:
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's environment without proxies and GhostVis's own variables but two; None takes one out."""
-    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    kept = {n: v for n, v in kept.items() if not n.startswith("GHOSTVIS_") or n == "GHOSTVIS_CONFIG_DIR"}
-    kept |= {"PATH": f"{Path(GHOSTVIS).parent}:{os.environ['PATH']}"}
-    return {n: v for n, v in (kept | changes).items() if v is not None}
+    """This process's environment, `ghostvis` first on the path, with these changes; None takes one out."""
+    kept = os.environ | {"PATH": f"{Path(GHOSTVIS).parent}:{os.environ['PATH']}"}
+    return {name: value for name, value in {**kept, **changes}.items() if value is not None}
 
 
 def run(*args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -77,7 +75,8 @@ def bash(script: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
 
 
 def _to_the_end(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
-    options = {"stdin": subprocess.DEVNULL, "env": environment(), "start_new_session": True} | options
+    usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment(), "start_new_session": True}
+    options = usual | options
     if "input" in options:
         del options["stdin"]
     return subprocess.run(command, capture_output=True, timeout=PATIENCE_S, **options)
@@ -87,10 +86,10 @@ class Running:
     """`ghostvis ARGS` under way, in a session of its own: as from cron, and with no children outside it."""
 
     def __init__(self, *args: str, **options: Any) -> None:
-        options = {"stdin": subprocess.DEVNULL, "env": environment()} | options
+        usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment(), "start_new_session": True}
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [GHOSTVIS, *args], stdout=pipe, stderr=pipe, start_new_session=True, **options
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            [GHOSTVIS, *args], stdout=pipe, stderr=pipe, **(usual | options)
         )
 
     def read(self, text: str) -> None:

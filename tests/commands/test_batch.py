@@ -1,14 +1,16 @@
 """`generate --input`, as real processes that are killed, stopped, locked out and read by others."""
 
 import json
+import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pexpect
 import pyte
@@ -19,9 +21,21 @@ from ghostvis_cli import demo
 from ghostvis_cli.batch.run import ENGINE_ERRORS_IN_A_ROW
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.fake import FakeEngine
-from tests.commands.processes import GHOSTVIS, at, environment, hanging, run, running, saying, scripted, until
+from tests.commands.processes import (
+    GHOSTVIS,
+    at,
+    bash,
+    environment,
+    hanging,
+    run,
+    running,
+    saying,
+    scripted,
+    until,
+)
+from tests.conftest import DATA
 from tests.engines import serving
-from tests.engines.scripted import refusal
+from tests.engines.scripted import Reply, ending, lines, refusal, usage, words
 
 LOCAL = ("--source", "demo", "--temperature", "0")
 PICTURE = Path(demo.__file__).parent / "red-circle.png"
@@ -145,6 +159,53 @@ def test_without_an_output_results_go_to_stdout_and_nothing_else_does(
     assert found == {1: 0, "two": 1}
 
 
+def test_a_shells_streams_are_read_and_written_and_pictures_are_found_from_where_it_was_typed(
+    tmp_path: Path, server: tuple[str, ...]
+) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURE.read_bytes())
+    write(tmp_path / "rows.jsonl", {"prompt": "Hi", "images": ["a.png"]}, {"prompt": "Ho"})
+    typed = f"ghostvis generate {' '.join(server)} --quiet --input"
+    process = (
+        f"{typed} <(cat rows.jsonl) --output >(cat > out) && until [ $(wc -l < out) = 2 ]; do sleep 0.1; done"
+    )
+    assert bash(f"touch out; {process}", cwd=tmp_path).returncode == 0
+    assert {record["text"] for record in records(tmp_path / "out")} == {"\nHi", "Ho"}
+    for device in ("/dev/stdout", "/dev/fd/1"):
+        ended = bash(f"{typed} /dev/stdin --output {device} < rows.jsonl | cat", cwd=tmp_path)
+        assert {json.loads(line)["text"] for line in ended.stdout.splitlines()} == {"\nHi", "Ho"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "rows.jsonl", "out"}
+
+
+def test_an_output_that_takes_nothing_is_said_and_one_that_left_is_not(
+    tmp_path: Path, server: tuple[str, ...]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"prompt": "x " * 50} for _ in range(100)))
+    full = generate(path, Path("/dev/full"), *server)
+    assert (
+        full.returncode == 1 and "/dev/full can't be written: No space left on device" in full.stderr.decode()
+    )
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["head", "-c", "5", str(tmp_path / "pipe")], stdout=subprocess.DEVNULL):
+        left = generate(path, tmp_path / "pipe", "--quiet", *server)
+    assert (left.returncode, left.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "option", ["--base-dir={place}", "--set=model.tokenizer_path={place}/tokenizer/tokenizer.pkl"]
+)
+def test_a_run_is_refused_when_the_tokenizer_it_was_given_has_changed(tmp_path: Path, option: str) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(DATA / "text_swiglu" / "base_checkpoints" / "d4", tmp_path / "model")
+    shutil.copytree(DATA / "text_swiglu" / "tokenizer", place / "tokenizer")
+    path, out = write(tmp_path / "rows.jsonl", {"prompt": "Hi"}), tmp_path / "out.jsonl"
+    model = ("--checkpoint-path", str(tmp_path / "model"), option.format(place=place), "--max-tokens", "2")
+    assert generate(path, out, *model).returncode == 0
+    tokenizer = place / "tokenizer" / "tokenizer.pkl"
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")  # pickle reads no further than its end
+    ended = generate(path, out, *model)
+    assert ended.returncode == 2 and "model.checkpoint was" in ended.stderr.decode()
+
+
 def test_rows_from_a_pipe_can_be_resumed_too(rows: Path, tmp_path: Path, server: tuple[str, ...]) -> None:
     out = tmp_path / "out.jsonl"
     whole = rows.read_bytes()
@@ -224,6 +285,41 @@ def test_a_server_that_goes_away_ends_the_run_with_code_5_and_no_row_is_blamed(t
         assert len(server.posts) == 2 + ENGINE_ERRORS_IN_A_ROW
     assert ended.returncode == 5 and "2 of 30 rows are recorded; the same" in ended.stderr.decode()
     assert [record["id"] for record in records(out)] == [0, 1]
+
+
+@pytest.mark.parametrize("end", ["reset", "whole"])
+def test_a_server_that_dies_in_the_middle_of_answers_leaves_their_rows_to_the_next_run(
+    tmp_path: Path, end: Literal["reset", "whole"]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"id": n, "prompt": "Hi"} for n in range(3)))
+    out, begun = tmp_path / "out.jsonl", (lines(*words("half an")),)
+    with scripted(saying("one"), Reply(begun, end=end)) as server:
+        ended = generate(path, out, "--concurrency", "1", *at(server))
+    assert ended.returncode == 5 and "in the middle of the answer" in ended.stderr.decode()
+    assert [record["id"] for record in records(out)] == [0]
+    with scripted(saying("two")) as server:
+        assert generate(path, out, "--concurrency", "1", *at(server)).returncode == 0
+    assert [record["text"] for record in records(out)] == ["one", "two", "two"]
+
+
+def test_an_error_that_the_server_reported_in_the_middle_stays_recorded(tmp_path: Path) -> None:
+    path, out = write(tmp_path / "rows.jsonl", {"id": 1, "prompt": "Hi"}), tmp_path / "out.jsonl"
+    with scripted(Reply((lines(*words("half"), {"error": {"message": "CUDA error"}}),))) as server:
+        assert generate(path, out, *at(server)).returncode == 6
+    assert "CUDA error" in records(out)[0]["error"]["message"]
+
+
+def test_rows_without_text_are_told_of_and_their_records_hold_what_came(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"id": n, "prompt": "Hi"} for n in range(3)))
+    thought = lines(
+        {"choices": [{"delta": {"reasoning_content": "hm"}}]}, ending("length"), usage(), "[DONE]"
+    )
+    with scripted(saying("text"), Reply((thought,))) as server:
+        ended = generate(path, tmp_path / "out.jsonl", "--concurrency", "1", *at(server))
+    assert ended.returncode == 0
+    assert "row '1': the answer has no text: 2 characters of reasoning came, cut off" in ended.stderr.decode()
+    assert "so have 1 more" in ended.stderr.decode()
+    assert [record.get("reasoning") for record in records(tmp_path / "out.jsonl")] == [None, "hm", "hm"]
 
 
 def test_when_every_row_fails_the_code_is_theirs(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import ExitCode
 from ghostvis_cli.profile import Profile, resolve
 from ghostvis_cli.profile.settings import EngineSettings
-from tests.engines.serving import PATIENCE_S, BreaksLater, Recorder, Served, running
+from ghostvis_cli.serve.settings import Served
+from tests.engines.serving import PATIENCE_S, BreaksLater, Recorder, running
 
 SMALL = ("--output-len", "4", "--prompt-len", "8", "--warm-up", "1")
 DEMO = ("--source", "demo", *SMALL)
@@ -142,11 +143,12 @@ def test_against_measures_any_server_and_names_it_by_its_address() -> None:
     assert [each["engine"] for each in report["runs"]] == [server.url.removeprefix("http://")]
 
 
-def test_a_model_that_is_not_measured_beside_a_server_is_told_of() -> None:
+def test_a_model_that_is_not_measured_beside_a_server_is_refused() -> None:
     with running(FakeEngine()) as server:
         ask = ("--num-prompts", "1", *DEMO, "--against", server.url)
-        assert "only --against is measured" in run(*ask).stderr
-        assert "only --against" not in run(*ask, "--engines", "local").stderr
+        refused = run(*ask)
+        assert refused.exit_code == ExitCode.USAGE and "or --engines local" in refused.stderr
+        assert run(*ask, "--engines", "local").exit_code == 0
 
 
 def test_a_profiles_key_goes_to_no_other_server() -> None:

@@ -1,12 +1,14 @@
 """`ghostvis convert` as it is typed."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from ghostvis_cli.cli.app import build
+from tests.commands.processes import GHOSTVIS
 from tests.conftest import DATA, Reference
 
 SWIGLU = str(Reference("text_swiglu").checkpoint().path)
@@ -22,6 +24,19 @@ def test_a_conversion_prints_where_the_directory_is(tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'out'}\n")
     assert "verified: max |logit difference|" in done.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_of_runs_for_one_place_at_once_exactly_one_is_done(tmp_path: Path, force: tuple[str, ...]) -> None:
+    place = tmp_path / "out"
+    if force:
+        assert convert(SWIGLU, "--out", place, "--no-verify").exit_code == 0
+    command = [GHOSTVIS, "convert", SWIGLU, "--out", str(place), "--no-verify", *force]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    said = [run.communicate(timeout=60)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2, 2] or force, said
+    assert {run.returncode for run in runs} <= {0, 2} and 0 in {run.returncode for run in runs}, said
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
 def test_json_prints_the_certificate(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import pickle
 import shutil
 import socket
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import tiktoken
+from packaging.requirements import Requirement
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -28,7 +28,7 @@ from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.doctor import card
 from ghostvis_cli.doctor.finding import Check, Finding, examine
-from ghostvis_cli.doctor.machine import Requirement
+from ghostvis_cli.doctor.machine import admits, of_extra
 from ghostvis_cli.engines.base import Chunk, GenerateRequest
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
@@ -43,11 +43,7 @@ TEXT_MODEL = DATA / "text_swiglu"
 
 @pytest.fixture(autouse=True)
 def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No profile of the directory, no variable, no proxy."""
-    for name in list(os.environ):
-        if name.startswith("GHOSTVIS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+    """No profile of the directory, nothing in the home."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
@@ -174,7 +170,7 @@ def reply(**counts: Any) -> Reply:
     return Reply((lines(*words("Hel", "lo"), ending(), usage(**counts), "[DONE]"),))
 
 
-SGLANG = {"v1__models": {"data": [CARD | {"owned_by": "sglang"}]}, "ready": {}}
+SGLANG: dict[str, Any] = {"v1__models": {"data": [CARD | {"owned_by": "sglang"}]}, "ready": {}}
 
 
 class Blind(FakeEngine):
@@ -299,7 +295,7 @@ def test_a_silent_server_takes_no_longer_than_the_limit() -> None:
     with scripted(v1__models=Reply(silent=True)) as url:
         code, findings = examined("--base-url", url, "--time-limit", "2")
     assert code == 9
-    assert time.monotonic() - started_s < 6  # the two seconds, and a slow machine
+    assert time.monotonic() - started_s < 30  # the two seconds, on a busy machine
     assert errors(findings)[0].area == "server"
 
 
@@ -350,6 +346,12 @@ def test_a_broken_profile_is_found_and_everything_else_still_examined(tmp_path: 
     assert "modle" in " ".join(each.message for each in errors(findings))
     assert one(findings, "memory", "ram").status in ("ok", "note")
     assert one(findings, "pictures", "loader").status == "ok"
+
+
+def test_a_fault_in_what_was_typed_is_not_looked_for_in_files() -> None:
+    _, findings = examined("--base-url", "http://box?x")
+    found = [each for each in errors(findings) if each.area == "profile"]
+    assert [each.fix for each in found] == [None]
 
 
 def test_faults_of_a_profile_that_is_not_used_are_warnings(tmp_path: Path) -> None:
@@ -498,16 +500,38 @@ def test_a_check_that_raises_or_hangs_is_a_finding_and_the_next_one_runs() -> No
     ("line", "version", "admitted"),
     [
         ("torch>=2.6; extra == 'local'", "2.11.0+cpu", True),
+        ("torch>=2.6; extra == 'local'", "2.6.0a0+df5bbc09.nv24.12", True),
         ("torch>=2.6; extra == 'local'", "2.5.1", False),
         ("typer<0.29,>=0.26", "0.28.1", True),
         ("typer<0.29,>=0.26", "0.29.0", False),
-        ("pyyaml>=6", "6.0.3", True),
-        ("openai>=2", "2", True),
+        ("pyyaml~=6.0", "7.0", False),
+        ("pyyaml!=6.0.3", "6.0.3", False),
+        ("openai==2.*", "2.3", True),
         ("rich", "1", True),
+        ("rich", "of today", False),
     ],
 )
 def test_versions_are_compared_with_our_own_metadata(line: str, version: str, admitted: bool) -> None:
-    assert Requirement.parse(line).admits(version) is admitted
+    assert admits(Requirement(line), version) is admitted
+
+
+@pytest.mark.parametrize(
+    ("marker", "told"),
+    [
+        ("sys_platform == 'plan9' and platform_machine == 'x86_64'", ("note", "gone is not for ")),
+        ("python_version >= '3.11'", ("note", "missing: gone>=1 ")),
+        ("python_version < '3.11' or sys_platform == 'win32'", ("note", "gone is not for ")),
+    ],
+)
+def test_a_package_that_is_not_for_this_machine_is_not_missed(marker: str, told: tuple[str, str]) -> None:
+    lines = [
+        f"gone>=1; ({marker}) and extra == 'sglang'",
+        "rich; extra == 'sglang'",
+        "lost; extra == 'serve'",
+    ]
+    found = list(of_extra(lines, "sglang", "note", "X", "SGLang"))
+    assert (found[-1].status, found[-1].message[: len(told[1])]) == told
+    assert not any("lost" in finding.message for finding in found)
 
 
 def test_what_converted_models_take_is_told_with_how_to_have_it_back(

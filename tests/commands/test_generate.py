@@ -2,19 +2,23 @@
 
 import json
 import signal
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ghostvis_cli import demo
 from ghostvis_cli.cli.app import build
 from tests.commands.processes import at, hanging, saying, scripted
 from tests.conftest import DATA
-from tests.engines.scripted import ScriptedServer, refusal
+from tests.engines.scripted import Reply, ScriptedServer, ending, lines, refusal, usage
 
 PICTURE = str(demo.BASE_DIR.parent / "red-circle.png")
+FAULTS = DATA / "faults"
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
 
 
@@ -54,6 +58,25 @@ def test_a_prompt_may_come_over_stdin(typed: str | None) -> None:
     assert asked(server) == [[("user", "Grüße\nhier")]]
 
 
+@pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path, form: str) -> None:
+    content = "Grüße 😀\n".encode(form)
+    (tmp_path / "prompt.txt").write_bytes(content)
+    (tmp_path / "key").write_bytes("abc\n".encode(form))
+    key = ("--set", f"engine.api_key_file={tmp_path / 'key'}")
+    with scripted(saying("yes")) as server:
+        assert run(*at(server), *key, "--prompt-file", str(tmp_path / "prompt.txt")).exit_code == 0
+        assert run(*at(server), "-", input=content).exit_code == 0
+    assert asked(server) == [[("user", "Grüße 😀")]] * 2
+    assert server.posts[0].headers["authorization"] == "Bearer abc"
+
+
+def test_utf_16_without_a_byte_order_mark_is_refused() -> None:
+    done = run("-", input="Hello".encode("utf-16-le"))
+    assert done.exit_code == 3 and "seems to be UTF-16 or UTF-32 without a byte order mark" in done.stderr
+    assert "hint: iconv -f UTF-16LE -t UTF-8" in done.stderr
+
+
 def test_pictures_go_to_every_prompt() -> None:
     with scripted(saying("a circle")) as server:
         done = run(*at(server), "-i", PICTURE, "what?", "where?")
@@ -62,9 +85,36 @@ def test_pictures_go_to_every_prompt() -> None:
         assert [part["type"] for part in content] == ["image_url", "text"]
 
 
+def sent_picture(server: ScriptedServer) -> Image.Image:
+    """What a server makes of the picture it was sent, alpha dropped."""
+    [part, _] = server.posts[-1].json["messages"][-1]["content"]
+    return Image.open(BytesIO(b64decode(part["image_url"]["url"].partition(",")[2]))).convert("RGB")
+
+
+@pytest.mark.parametrize(("options", "corner"), [([], 255), (["--images-background", "#010203"], 1)])
+def test_a_transparent_picture_is_sent_on_its_ground(options: list[str], corner: int) -> None:
+    with scripted(saying("a circle")) as server:
+        quiet = run(*at(server), *options, "-i", str(FAULTS / "black_icon.png"), "what?")
+        assert sent_picture(server).getpixel((0, 0))[0] == corner  # type: ignore[index]
+        loud = run(*at(server), "-v", "-i", str(FAULTS / "black_icon.png"), "what?")
+    assert "transparent" not in quiet.stderr
+    assert (
+        "black_icon.png: transparent parts are shown on white; images.background sets another" in loud.stderr
+    )
+
+
+def test_an_animation_is_announced_as_its_first_frame() -> None:
+    with scripted(saying("nothing")) as server:
+        done = run(*at(server), "-i", str(FAULTS / "fade.gif"), "what?")
+        silent = run(*at(server), "-q", "-i", str(FAULTS / "fade.gif"), "what?")
+    assert "fade.gif: an animation: the model sees its first frame" in done.stderr
+    assert silent.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
+        (["a", "--images-background", "clear"], 2, "background"),
         ([], 2, "no prompt"),
         (["-", "--image", "-"], 2, "there is one stdin"),
         (["-", "-"], 2, "there is one stdin"),
@@ -105,6 +155,16 @@ def test_streamed_and_whole_answers_are_the_same_bytes() -> None:
     with scripted(saying("Hel", "lo\n", "you", "")) as server:
         streamed, whole = run(*at(server), "--stream", "hi"), run(*at(server), "--no-stream", "hi")
     assert streamed.stdout == whole.stdout == "Hello\nyou\n"
+
+
+def test_an_answer_without_text_says_what_came_instead() -> None:
+    call = {"index": 0, "id": "7", "function": {"name": "look", "arguments": "{}"}}
+    events = ({"choices": [{"delta": {"tool_calls": [call]}}]}, ending("tool_calls"), usage(), "[DONE]")
+    with scripted(Reply((lines(*events),))) as server:
+        shown, record = run(*at(server), "hi"), run(*at(server), "--json", "hi")
+    assert (shown.exit_code, shown.stdout) == (0, "\n")
+    assert "ghostvis: the answer has no text: the model calls look" in shown.stderr
+    assert json.loads(record.stdout)["tool_calls"] == [{"id": "7", "name": "look", "arguments": "{}"}]
 
 
 def test_a_record_says_what_answered_and_what_it_cost() -> None:

@@ -1,7 +1,6 @@
 """`ghostvis profile`, as people and scripts call it."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ SECRET = "sk-abcdefghijklmnop"
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of its own and a user of its own."""
-    for name in [name for name in os.environ if name.startswith("GHOSTVIS_")]:
-        monkeypatch.delenv(name)
     monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")

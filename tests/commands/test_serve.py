@@ -18,8 +18,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ghostvis_cli.cli.app import build
+from ghostvis_cli.engines.base import Sampling
 from tests.conftest import DATA
-from tests.engines.serving import PATIENCE_S, eventually
+from tests.engines.serving import PATIENCE_S
 
 MODEL = ("--engine", "local", "--base-dir", str(DATA / "vlm_clip_hf"), "--source", "sft", "--port", "0")
 MAIN = "from ghostvis_cli.cli.app import main; main()"
@@ -29,8 +30,7 @@ class Process:
     """`ghostvis serve ARGS`, its first line of stdout read."""
 
     def __init__(self, *args: str, key: str | None = None) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GHOSTVIS_")}
-        environment |= {} if key is None else {"GHOSTVIS_API_KEY": key}
+        environment = os.environ | ({} if key is None else {"GHOSTVIS_API_KEY": key})
         command = [sys.executable, "-c", MAIN, "serve", *MODEL, *args]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -38,10 +38,7 @@ class Process:
         self.first_line = self.process.stdout.readline().strip()
         self.url = json.loads(self.first_line)["url"] if "--json" in args else self.first_line
 
-    def until_ready(self) -> None:
-        eventually(lambda: httpx2.get(f"{self.url}/readyz", trust_env=False).status_code == 200, within_s=60)
-
-    def client(self, key: str = "none") -> openai.OpenAI:
+    def client(self, key: str = "none") -> Any:  # what our servers add is in none of the library's types
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
 
     def end(self) -> tuple[int, str, str]:
@@ -77,8 +74,8 @@ def picture_question() -> list[Any]:
 def test_it_prints_its_address_serves_the_model_and_leaves_with_0() -> None:
     with serving("--max-tokens", "3", "--temperature", "0") as server:
         assert server.first_line.startswith("http://127.0.0.1:")
-        assert httpx2.get(f"{server.url}/healthz", trust_env=False).status_code == 200
-        server.until_ready()
+        for path in ("/healthz", "/readyz", "/health"):
+            assert httpx2.get(server.url + path, trust_env=False).status_code == 200
         (model,) = server.client().models.list().data
         answers = [
             server.client().chat.completions.create(model=model.id, messages=picture_question())
@@ -100,20 +97,35 @@ def test_json_tells_address_and_process_and_the_key_is_shown_nowhere() -> None:
     with serving("--json", "--verbose", key="s3cret-s3cret") as server:
         record = json.loads(server.first_line)
         assert (record["schema_version"], record["pid"]) == (1, server.process.pid)
+        assert (record["engine"], record["context_tokens"] > 0) == ("local", True)
         assert server.url.endswith(f":{record['port']}")
-        server.until_ready()
         with pytest.raises(openai.AuthenticationError):
             server.client("wrong").models.list()
         assert server.client("s3cret-s3cret").models.list().data
+        stream = server.client("s3cret-s3cret").chat.completions.create(
+            model=record["model"],
+            messages=[{"role": "user", "content": "hi"}],
+            stream=True,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+        tokens, limit = 0, Sampling().max_tokens
+        while tokens <= limit:  # which nobody named for this server
+            tokens += len(next(stream).choices[0].to_dict().get("token_ids", ()))
+        stream.close()
         code, out, err = server.end()
     assert code == 0
     assert "GET /v1/models 401" in err
     assert "s3cret" not in out + err
 
 
-def test_quiet_leaves_stderr_empty_and_a_signal_need_not_wait_for_the_model() -> None:
+def test_quiet_leaves_stderr_empty() -> None:
     with serving("--quiet") as server:
         assert server.end() == (0, "", "")
+
+
+def test_no_address_is_printed_for_a_model_that_is_not_there() -> None:
+    result = run("--engine", "local", "--checkpoint-path", "/no/such/model", "--port", "0")
+    assert (result.exit_code, result.stdout) == (4, "")
 
 
 @pytest.mark.parametrize(
@@ -122,6 +134,13 @@ def test_quiet_leaves_stderr_empty_and_a_signal_need_not_wait_for_the_model() ->
         (("--host", "0.0.0.0"), 2, "no API key"),
         (("--api-key-env", "NO_SUCH_KEY"), 2, "NO_SUCH_KEY holds no key"),
         (("--port", "70000"), 2, "--port"),
+        (("--cors-origin", "app.example"), 2, "is not an origin"),
+        (("--cors-origin", "https://app.example/page"), 2, "is not an origin"),
+        (("--cors-origin", "https://*.example"), 2, "is not an origin"),
+        (("--allowed-host", "*.example"), 2, "is not a host's name"),
+        (("--allowed-host", "https://app.example"), 2, "is not a host's name"),
+        (("--allow-image-host", "https://app.example/a"), 2, "is not a host's name"),
+        (("--cors-origin", "*"), 2, "there is no API key"),
         (("--engine", "remote", "--set", "engine.base_url=http://127.0.0.1:9"), 2, "the engine is remote"),
         (("--checkpoint-path", "/no/such/model", "--port", "0"), 4, "/no/such/model"),
     ],

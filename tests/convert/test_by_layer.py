@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def checkpoint(name: str) -> Checkpoint:
     return Reference(name).checkpoint()
 
 
-def verified(source: Checkpoint, place: Path, *, by_layer: bool, **settings: object) -> dict:
+def verified(source: Checkpoint, place: Path, *, by_layer: bool, **settings: Any) -> dict:
     from ghostvis_cli.convert import by_layer as layers
     from ghostvis_cli.convert import verify as whole
 

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from ghostvis_cli.checkpoint import locate
-from ghostvis_cli.convert import cache, run, staging
+from ghostvis_cli.convert import cache, run, sources, staging
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.errors import ModelError, OutputError
 from ghostvis_cli.profile import ModelSettings
@@ -61,7 +61,7 @@ def test_the_second_run_finds_what_the_first_made(checkpoint, tmp_path: Path) ->
 def test_another_dtype_or_another_content_is_another_entry(checkpoint, tmp_path: Path, what: str) -> None:
     base = tmp_path / "cache"
     cache.converted(checkpoint, "float32", None, report=Listener(), base=base)
-    dtype = "bfloat16" if what == "dtype" else "float32"
+    dtype: run.WeightsDtype = "bfloat16" if what == "dtype" else "float32"
     if what == "meta":
         meta = json.loads(checkpoint.meta_path.read_text())
         checkpoint.meta_path.write_text(json.dumps(meta | {"note": "another"}))
@@ -71,6 +71,55 @@ def test_another_dtype_or_another_content_is_another_entry(checkpoint, tmp_path:
         os.utime(path, (1, 1))
     cache.converted(checkpoint, dtype, None, report=Listener(), base=base)
     assert len(entries(base)) == (2 if what in ("dtype", "meta") else 1)
+
+
+TAKING_PART = (
+    *(
+        "convert/run.py",
+        "convert/tokenizer.py",
+        "convert/verify.py",
+        "checkpoint/keys.py",
+        "checkpoint/load.py",
+    ),
+    *("model/config.py", "model/preprocess.py", "model/vision.py", "hf/model.py", "prompt.py"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        *((name, True) for name in TAKING_PART),
+        *((name, False) for name in ("convert/cache.py", "serve/routes.py", "chat/repl.py", "__init__.py")),
+    ],
+)
+def test_another_code_of_what_makes_a_directory_is_another_entry(
+    tmp_path: Path, name: str, counts: bool
+) -> None:
+    copy = shutil.copytree(
+        sources.PACKAGE, tmp_path / "ghostvis_cli", ignore=shutil.ignore_patterns("demo", "*.pyc")
+    )
+    before = sources.digest(copy)
+    with (copy / name).open("a") as file:
+        file.write("# a mended fault\n")
+    assert (sources.digest(copy) != before) is counts
+
+
+@pytest.mark.parametrize("name", ["text_swiglu", "vlm_clip_hf"])
+def test_every_module_that_runs_in_a_conversion_counts(tmp_path: Path, name: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from ghostvis_cli.checkpoint import locate;"
+        "from ghostvis_cli.convert import run;"
+        f"checkpoint = locate.from_path(Path({str(Reference(name).checkpoint().path)!r}));"
+        "plan = run.plan(checkpoint, run.ConvertSettings());"
+        f"run.run(plan, Path({str(tmp_path / 'out')!r}), run.Progress(1));"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('ghostvis_cli.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    ran = {Path(file) for file in done.stdout.split() if not file.endswith("__init__.py")}
+    assert len(ran) > 20
+    assert ran - set(sources.sources()) == set()
 
 
 def test_a_damaged_entry_is_made_again(checkpoint, tmp_path: Path) -> None:
@@ -114,8 +163,13 @@ def test_a_killed_conversion_leaves_nothing_that_would_be_used(checkpoint, tmp_p
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert killed.returncode == -9
     assert all(entry.startswith(".") for entry in entries(base))
+    left = [entry for entry in base.iterdir() if entry.is_dir()]
     place = cache.converted(checkpoint, "float32", None, report=Listener(), base=base)
     assert entries(base) == [place.name]
+    for directory in left:  # of another checkpoint: gone as well, where nothing has to be converted
+        directory.with_name(f".x{directory.name}").mkdir()
+    assert cache.converted(checkpoint, "float32", None, report=Listener(), base=base) == place
+    assert left and entries(base) == [place.name]
 
 
 def test_what_is_missing_of_a_checkpoint_is_told_as_ever(checkpoint, tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """The directory appears whole or not at all, and nothing of anybody else's is ever replaced."""
 
+import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ghostvis_cli import files
+from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run, staging
 from ghostvis_cli.errors import ModelError, OutputError, UsageError
 from tests.conftest import Reference
@@ -43,6 +48,120 @@ def test_force_never_replaces_a_directory_that_convert_did_not_make(checkpoint, 
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("what", ["README.md", ".git", "model.safetensors"])
+def test_force_never_removes_what_somebody_added(checkpoint, tmp_path: Path, what: str) -> None:
+    """Under a name of ours too, where it is a directory."""
+    place = converted(checkpoint, tmp_path / "out")
+    (place / what).unlink(missing_ok=True)
+    added = place / what / "HEAD" if what != "README.md" else place / what
+    added.parent.mkdir(exist_ok=True)
+    added.write_text("mine")
+    with pytest.raises(UsageError, match=f"holds what ghostvis convert did not make.*: {what}$") as caught:
+        converted(checkpoint, place, force=True)
+    assert str(caught.value.hint).startswith(f"move it away: mv {place / what} ")
+    assert added.read_text() == "mine"
+
+
+def test_force_replaces_a_failed_conversion_only_without_what_somebody_added(
+    checkpoint, tmp_path: Path
+) -> None:
+    (converted(checkpoint, tmp_path / "out").rename(tmp_path / "out.failed") / "notes").write_text("mine")
+    with pytest.raises(UsageError, match=r"out.failed holds .*: notes$"):
+        converted(checkpoint, tmp_path / "out")
+    assert (tmp_path / "out.failed" / "notes").read_text() == "mine"
+
+
+class Meanwhile(run.Progress):
+    """Does something once, while the conversion is running."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__(1)
+        self.act: Callable[[], object] | None = act
+
+    def wrote(self, nbytes: int) -> None:
+        act, self.act = self.act, None
+        if act is not None:
+            act()
+
+
+def convert_while(checkpoint: Checkpoint, place: Path, act: Callable[[], object], *, force: bool) -> None:
+    plan = run.plan(checkpoint, run.ConvertSettings(verify=False, force=force))
+    run.run(plan, place, Meanwhile(act))
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("what", ["directory", "empty directory", "file", "broken link"])
+def test_what_appears_at_the_place_during_the_conversion_stays(
+    checkpoint, tmp_path: Path, what: str, force: bool
+) -> None:
+    place = tmp_path / "out"
+
+    def appear() -> None:
+        if what == "file":
+            place.write_text("mine")
+        elif what == "broken link":
+            place.symlink_to("nowhere")
+        else:
+            place.mkdir()
+        if what == "directory":
+            (place / "x").write_text("mine")
+
+    with pytest.raises(UsageError, match="was made by somebody else during the conversion"):
+        convert_while(checkpoint, place, appear, force=force)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert (place.is_file(), place.is_symlink(), place.is_dir()) == (
+        what == "file",
+        what == "broken link",
+        "directory" in what,
+    )
+    assert not place.is_dir() or [entry.name for entry in place.iterdir()] == ["x"] * (what == "directory")
+
+
+@pytest.mark.parametrize("old_system", [True, False])
+@pytest.mark.parametrize("what", ["an addition", "another conversion", "a file in an empty directory"])
+def test_force_replaces_only_what_was_there_at_the_start(
+    checkpoint, tmp_path: Path, what: str, old_system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old_system:  # as one that knows neither call
+        monkeypatch.setattr(files, "_rename", lambda a, b, flag: errno.ENOSYS)
+    place = tmp_path / "out"
+    place.mkdir() if "empty" in what else converted(checkpoint, place)
+
+    def change() -> None:
+        if what == "another conversion":
+            converted(checkpoint, place, dtype="bfloat16", force=True)
+        else:
+            (place / "x").write_text("mine")
+
+    with pytest.raises(UsageError, match="did not make" if what != "another conversion" else "somebody else"):
+        convert_while(checkpoint, place, change, force=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    if what == "another conversion":
+        assert json.loads((place / "config.json").read_text())["dtype"] == "bfloat16"
+    else:
+        assert (place / "x").read_text() == "mine"
+
+
+@pytest.mark.parametrize("old_system", [True, False])
+def test_what_is_gone_at_the_end_need_not_be_replaced(
+    checkpoint, tmp_path: Path, old_system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old_system:
+        monkeypatch.setattr(files, "_rename", lambda a, b, flag: errno.ENOSYS)
+    place = converted(checkpoint, tmp_path / "out")
+    convert_while(checkpoint, place, lambda: shutil.rmtree(place), force=True)
+    converted(checkpoint, place, force=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_replaced_by_a_killed_run_keeps_what_somebody_added(checkpoint, tmp_path: Path) -> None:
+    """Killed between the exchange of names and the second look."""
+    left = converted(checkpoint, tmp_path / "out").rename(tmp_path / ".out.converting-dead")
+    (left / "x").write_text("mine")
+    converted(checkpoint, tmp_path / "out")
+    assert (left / "x").read_text() == "mine"
+
+
 def test_a_failure_half_way_leaves_what_was_there(checkpoint, tmp_path: Path) -> None:
     place = converted(checkpoint, tmp_path / "out")
     before = contents(place)
@@ -56,7 +175,9 @@ def test_a_failure_half_way_leaves_what_was_there(checkpoint, tmp_path: Path) ->
 
 
 def test_what_a_killed_run_left_is_cleared_away_and_a_running_ones_is_not(checkpoint, tmp_path: Path) -> None:
-    (tmp_path / ".out.converting-dead").mkdir()
+    for name in (".out.converting-dead", ".other place.converting-dead"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half of it")
     with staging.staged(tmp_path / "out", 0) as running:
         converted(checkpoint, tmp_path / "out")
         assert running.exists()

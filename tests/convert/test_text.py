@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from ghostvis_cli.errors import ModelError
-from ghostvis_cli.model.config import LOGIT_SOFTCAP
-from ghostvis_cli.prompt import Message, render, render_for_reply
+from ghostvis_cli.prompt import Message, Role, render, render_for_reply
 from tests.conftest import DATA, Reference
 from tests.convert.conversions import converted
 
@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 CLASS_OF = {"text_swiglu": "Qwen3ForCausalLM", "text_relu2_nano1_pad": "NanoChatForCausalLM"}
 # Format specification, section 10: transformers' rotary tables are not rounded to bfloat16; nothing else differs.
 # Seen there: 0.021 for swiglu, 0.018 for relu2, whose argmax agrees in 99.4%.
+SOFTCAP = 15.0
 LOGIT_TOLERANCE, LEAST_AGREEMENT = 0.021, 0.994
 
 
@@ -35,7 +36,7 @@ def test_unmodified_transformers_gives_the_local_models_logits(
     with torch.inference_mode():
         expected, got = ours(ours.embed(ids)), theirs(ids).logits
     if text_reference.case == "text_swiglu":  # transformers' Qwen3 does not read the cap; SGLang's does
-        got = LOGIT_SOFTCAP * torch.tanh(got / LOGIT_SOFTCAP)
+        got = SOFTCAP * torch.tanh(got / SOFTCAP)
     assert got.shape == expected.shape
     assert (got - expected).abs().max() <= LOGIT_TOLERANCE
     assert (got.argmax(-1) == expected.argmax(-1)).float().mean() >= LEAST_AGREEMENT
@@ -123,7 +124,7 @@ def _plain(tokenizer, text):
 
     pattern = "(" + "|".join(map(re.escape, tokenizer.specials)) + ")"
     pieces = re.split(pattern, text)
-    ids = []
+    ids: list[int] = []
     for piece in pieces:
         ids += [tokenizer.special(piece)] if piece in tokenizer.specials else tokenizer.encode(piece)
     return ids
@@ -140,7 +141,7 @@ CONVERSATIONS = [
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize("turns", CONVERSATIONS)
 def test_the_chat_template_gives_the_ids_of_our_own_prompts(
-    text_reference: Reference, directory: Path, turns: list[tuple[str, str]], as_list: bool
+    text_reference: Reference, directory: Path, turns: list[tuple[Any, str]], as_list: bool
 ) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     ours = text_reference.load().tokenizer
@@ -155,7 +156,7 @@ def test_the_chat_template_gives_the_ids_of_our_own_prompts(
 
 def test_a_closed_conversation_renders_as_in_training(text_reference: Reference, directory: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    turns = [("user", "Hi"), ("assistant", "Hello.")]
+    turns: list[tuple[Role, str]] = [("user", "Hi"), ("assistant", "Hello.")]
     got = theirs.apply_chat_template([{"role": r, "content": t} for r, t in turns], return_dict=False)
     expected = render([Message.of(role, text) for role, text in turns], text_reference.load().tokenizer)
     assert got == list(expected.ids)

@@ -166,8 +166,9 @@ Serve = Callable[..., Awaitable[ScriptedServer]]
 
 
 def engine_for(server: ScriptedServer, kind: str = "openai", **settings: Any) -> RemoteEngine:
-    """An engine that knows its server already."""
-    engine = RemoteEngine(RemoteSettings(server.url, **{"model": "ghost", "retries": 0, **settings}))
+    """An engine that knows its server already, and waits for it as long as a busy machine takes."""
+    patient = {"model": "ghost", "retries": 0, "connect_timeout_s": 60.0}
+    engine = RemoteEngine(RemoteSettings(server.url, **{**patient, **settings}))
     engine.server = Server(kind)  # type: ignore[arg-type]
     return engine
 

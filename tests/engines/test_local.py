@@ -4,15 +4,17 @@ import asyncio
 import random
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import torch
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
-from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
+from ghostvis_cli.engines import rendering
+from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.engines.local.decode import Eager, Padded, one_step
 from ghostvis_cli.engines.local.packing import PackedLinear, pack
@@ -52,7 +54,7 @@ def run_ids(reference: Reference, ids: list[int], sampling: Sampling) -> list[in
     return sequence.output
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "engine": {"temperature": 0.0},
     "engine_rep1.1": {"temperature": 0.0, "repetition_penalty": 1.1},
     "engine_t0.8_k20_seed42": {"temperature": 0.8, "top_k": 20, "top_p": 1.0, "seed": 42},
@@ -75,7 +77,7 @@ def test_tokens_equal_the_recorded_ones(case: str, prompt: str, name: str) -> No
 
 @pytest.mark.parametrize("layout", ["inline", "prepend", "prepend_slots", "prepend_literal"])
 async def test_greedy_tokens_of_every_layout_equal_the_recorded_ones(
-    vlm_reference: Reference, layout: str
+    vlm_reference: Reference, layout: Any
 ) -> None:
     recorded = vlm_reference.greedy(f"{layout}/kv")
     loaded = vlm_reference.load()
@@ -347,7 +349,7 @@ def padded(decoder):
 
 @pytest.mark.parametrize("prefill_tokens", [9, 64, 512])
 def test_padded_rows_disturb_neither_neighbours_nor_the_prompt_being_read(prefill_tokens: int) -> None:
-    def run(decode: type) -> list[list[int]]:
+    def run(decode: Callable[[Any], Any]) -> list[list[int]]:
         loaded = tiny_model()
         scheduler = Scheduler(
             loaded.model,
@@ -397,6 +399,130 @@ async def until_idle(engine: LocalEngine) -> None:
             await asyncio.sleep(0.001)
 
 
+async def ended(*waiting: "asyncio.Task[object]") -> list[object]:
+    """What became of requests that must not hang."""
+    async with asyncio.timeout(60):
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_an_abort_that_fails_ends_the_others_and_not_the_engine(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last row moves into the gap, and there is no memory for that."""
+
+    def no_room(*_: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        async with aclosing(engine.generate(ask("first", max_tokens=600, ignore_eos=True))) as first:
+            await anext(first)
+            second = engine.generate(ask("second", max_tokens=600, ignore_eos=True))
+            await anext(second)
+            patch.setattr(engine._scheduler.rows, "copy", no_room)
+        with pytest.raises(MemoryLimitError, match="can't allocate memory"):
+            async with asyncio.timeout(60):
+                async for _ in second:
+                    pass
+    assert (await complete(engine, ask("hello"))).token_ids
+
+
+async def test_whatever_ends_the_step_thread_ends_every_request_with_its_reason(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = engine.generate(ask("go on", max_tokens=600, ignore_eos=True))
+    await anext(stream)
+
+    def end() -> None:
+        raise SystemExit("of a library")
+
+    monkeypatch.setattr(engine._scheduler, "step", end)
+    running = [asyncio.create_task(complete(engine, ask(f"{n}"))) for n in range(3)]
+
+    async def rest() -> None:
+        async for _ in stream:
+            pass
+
+    results = await ended(asyncio.create_task(rest()), *running)
+    assert ["SystemExit: of a library" in str(result) for result in results] == [True] * 4
+    engine._thread.join()
+    [later] = await ended(asyncio.create_task(complete(engine, ask("hello"))))
+    assert isinstance(later, GhostvisError) and "SystemExit: of a library" in str(later)
+    assert engine._owners == {}
+
+
+async def test_no_memory_to_start_afresh_is_not_the_end_of_the_engine(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler, "_decode", no_room)
+        patch.setattr(engine._scheduler.rows, "reset", no_room)
+        [failed] = await ended(asyncio.create_task(complete(engine, ask("hello"))))
+    assert isinstance(failed, MemoryLimitError)
+    assert (await complete(engine, ask("hello"))).token_ids
+
+
+async def test_closing_while_a_long_text_is_split_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(tiny_model(), CPU)
+    splitting, go_on, split = threading.Event(), threading.Event(), engine._renderer._render
+
+    def long(request: GenerateRequest) -> tuple[Prompt, Sampling]:
+        splitting.set()
+        go_on.wait(60)
+        return split(request)
+
+    monkeypatch.setattr(rendering, "LONG_TEXT", 0)
+    monkeypatch.setattr(engine._renderer, "_render", long)
+    waiting = asyncio.create_task(complete(engine, ask("a long text")))
+    await asyncio.to_thread(splitting.wait, 60)
+    await engine.aclose()
+    go_on.set()
+    [closed] = await ended(waiting)
+    assert isinstance(closed, EngineError) and "closed" in closed.message
+
+
+async def test_each_of_very_many_that_find_no_memory_is_told_so(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More at once than Python calls functions within each other."""
+    all_wait = threading.Event()
+
+    def no_room(*_: object) -> None:
+        all_wait.wait(60)
+        raise RuntimeError("can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler.rows, "reserve", no_room)
+        waiting = [asyncio.create_task(complete(engine, ask("hello"))) for _ in range(1500)]
+        while len(engine._owners) < len(waiting):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        all_wait.set()
+        kinds = {type(result) for result in await ended(*waiting)}
+    assert kinds == {MemoryLimitError}
+    assert (await complete(engine, ask("hello"))).token_ids
+
+
+async def test_a_shared_beginning_that_cannot_be_copied_fails_one_request_alone(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await complete(engine, ask("hello there"))
+
+    def no_room(*_: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    stream = engine.generate(ask("other words", max_tokens=200, ignore_eos=True))
+    await anext(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler.rows, "copy", no_room)
+        patch.setattr(engine._scheduler.rows, "copy_in", no_room)
+        [failed] = await ended(asyncio.create_task(complete(engine, ask("hello there"))))
+    assert isinstance(failed, MemoryLimitError)
+    tokens = [chunk.token_ids async for chunk in stream]
+    assert len(tokens) == 199
+
+
 async def test_an_abandoned_request_stops_long_before_its_end(engine: LocalEngine) -> None:
     async with aclosing(engine.generate(ask("go on", max_tokens=600, ignore_eos=True))) as stream:
         await anext(stream)
@@ -409,10 +535,10 @@ async def test_an_abandoned_request_stops_long_before_its_end(engine: LocalEngin
 async def test_a_request_that_fails_alone_leaves_its_neighbours_alone(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ghostvis_cli.engines.local.scheduler as scheduler
+    from ghostvis_cli.engines.local import sampling, scheduler
 
     expected = await complete(engine, ask("a quiet neighbour", max_tokens=30, ignore_eos=True))
-    real = scheduler.sample
+    real = sampling.sample
 
     def sometimes(logits, sampling, generator):
         if sampling.seed == 13:
@@ -429,9 +555,10 @@ async def test_a_request_that_fails_alone_leaves_its_neighbours_alone(
         ),
         return_exceptions=True,
     )
-    assert results[0].token_ids == expected.token_ids
-    assert isinstance(results[1], GhostvisError)
-    assert results[2].finish_reason in ("length", "stop")
+    quiet, failed, ended = results
+    assert isinstance(quiet, Completion) and quiet.token_ids == expected.token_ids
+    assert isinstance(failed, GhostvisError)
+    assert isinstance(ended, Completion) and ended.finish_reason in ("length", "stop")
 
 
 async def test_the_coldest_temperatures_are_greedy(engine: LocalEngine) -> None:

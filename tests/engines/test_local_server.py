@@ -1,16 +1,22 @@
 """What the local server answers and refuses, over a real socket: the official openai client and raw HTTP."""
 
 import asyncio
+import gzip
+import inspect
 import json
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage, complete
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
 from ghostvis_cli.errors import (
     EngineError,
@@ -23,6 +29,7 @@ from ghostvis_cli.errors import (
 from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message
 from ghostvis_cli.serve.admission import interleaved
+from ghostvis_cli.serve.openai_fields import BODY, Kind
 from ghostvis_cli.serve.settings import Served
 from tests.engines.serving import (
     PATIENCE_S,
@@ -87,11 +94,9 @@ def test_a_stream_on_the_wire_is_events_and_done(server: Running) -> None:
 
 async def test_the_async_client_gets_many_answers_at_once(server: Running) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        create: Any = client.chat.completions.create
         calls = [
-            client.chat.completions.create(
-                model="fake", messages=[{"role": "user", "content": f"number {n}"}]
-            )
-            for n in range(20)
+            create(model="fake", messages=[{"role": "user", "content": f"number {n}"}]) for n in range(20)
         ]
         answers = await asyncio.gather(*calls)
     assert [answer.choices[0].message.content for answer in answers] == [f"number {n}" for n in range(20)]
@@ -138,8 +143,44 @@ def test_what_a_request_leaves_out_comes_from_the_settings() -> None:
             extra_body={"top_k": -1, "min_p": 0.25, "repetition_penalty": 1.5, "ignore_eos": True},
         )
     plain, full = (request.sampling for request in engine.requests[1:])
-    assert plain == defaults
+    assert plain == replace(defaults, max_tokens=4096)  # the model's context: see the next test
     assert full == Sampling(9, 0, 0.5, 0, 0.25, 1.5, ("y",), None, None, True)
+
+
+@pytest.mark.parametrize(("started_with", "tokens"), [(None, 20 - 6), (3, 3), (50, 20 - 6)])
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_without_a_limit_takes_the_rest_of_the_context(
+    started_with: int | None, tokens: int, route: str
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "one two three four five six"}]}
+    body = asked if "chat" in route else {"prompt": "one two three four five six"}
+    with running(Endless(context_tokens=20), max_tokens=started_with) as server:
+        choice = json.loads(server.send("POST", route, body)[2])
+    assert choice["choices"][0]["finish_reason"] == "length"
+    assert choice["usage"]["completion_tokens"] == tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "w " * 50}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "w"}] * 50}, "messages"),
+        ("/v1/chat/completions", {"messages": USER, "max_tokens": 50}, "messages"),
+        ("/v1/completions", {"prompt": "w " * 50}, "prompt"),
+        ("/v1/completions", {"prompt": "w" * 2_000_000}, None),
+        ("/tokenize", {"prompt": "w" * 2_000_000}, None),
+    ],
+)
+def test_what_is_too_long_has_openais_code(
+    route: str, body: dict[str, Any], param: str | None, stream: bool
+) -> None:
+    with running(Endless(context_tokens=20), vocabulary=Letters()) as server:
+        status, _, answer = server.send(
+            "POST", route, body | ({"stream": True} if stream and "v1" in route else {})
+        )
+    error = json.loads(answer)["error"]
+    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", param)
 
 
 def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
@@ -162,6 +203,18 @@ def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
     assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == 2 * IMAGE_TOKENS
 
 
+def test_a_transparent_picture_of_a_request_is_laid_on_white() -> None:
+    engine, icon = Recorder(), BytesIO()
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(icon, "PNG")
+    part = image_part("data:image/png;base64," + b64encode(icon.getvalue()).decode())
+    with running(engine) as server:
+        server.client().chat.completions.create(
+            model="fake", messages=[{"role": "user", "content": [part, {"type": "text", "text": "what?"}]}]
+        )
+    [image] = engine.requests[-1].messages[-1].images
+    assert image.pil().getextrema() == ((255, 255),) * 3
+
+
 def test_text_completions_take_several_prompts_and_stream(server: Running) -> None:
     completions = server.client().completions
     answer = completions.create(model="fake", prompt=["a b", "c"], n=2)
@@ -170,6 +223,18 @@ def test_text_completions_take_several_prompts_and_stream(server: Running) -> No
     chunks = list(completions.create(model="fake", prompt="a b c", stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == "a b c"
     assert (chunks[-1].choices[0].text, chunks[-1].choices[0].finish_reason) == ("", "stop")
+
+
+class Endless(FakeEngine):
+    """Repeats the prompt's first word as often as it is let."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        text = request.messages[-1].text if request.messages else request.prompt or ""
+        words = len(" ".join(message.text for message in request.messages).split()) or len(text.split())
+        sampling = request.fitted(words, self.info.context_tokens or 0)
+        for _ in range(sampling.max_tokens):
+            yield Chunk("w ", (2,))
+        yield Chunk(finish_reason="length", usage=Usage(words, sampling.max_tokens))
 
 
 class Stalls(FakeEngine):
@@ -280,6 +345,89 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
 
 # --- refusals
 
+# Of other servers and of slips, in each place of a body that has fields.
+STRAY = [
+    *(
+        "guided_json",
+        "guided_regex",
+        "structured_outputs",
+        "grammar",
+        "stop_sequences",
+        "n_predict",
+        "options",
+    ),
+    *("truncate_prompt_tokens", "images", "image_data", "prompt", "max_new_tokens", "typical_p", "mirostat"),
+]
+
+
+@pytest.mark.parametrize("field", STRAY)
+def test_a_field_that_is_not_honoured_is_refused_by_its_name(server: Running, field: str) -> None:
+    status, body = server.chat(**{field: "x"})
+    assert (status, body["error"]["param"], body["error"]["code"]) == (400, field, "unknown_parameter")
+    assert field in body["error"]["message"]
+
+
+URL = "data:image/png;base64,AAAA"
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"content": "a", "images": ["AAAA"]}, "images"),
+        ({"content": "a", "image_data": "AAAA"}, "image_data"),
+        ({"content": "a", "image_url": URL}, "image_url"),
+        ({"content": "a", "prefix": True}, "prefix"),
+        ({}, "content"),
+        ({"content": None}, "content"),
+        ({"content": [{"type": "text", "content": "a"}]}, "content[0].content"),
+        ({"content": [{"type": "text"}]}, "content[0].text"),
+        ({"content": [{"type": "text", "text": "a", "image_url": {"url": URL}}]}, "content[0].image_url"),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": URL, "crop": 1}}]},
+            "content[0].image_url.crop",
+        ),
+        ({"content": [{"type": "image_url", "image_url": {"url": URL}, "url": URL}]}, "content[0].url"),
+    ],
+)
+def test_fields_within_a_message_are_held_to_the_same(
+    server: Running, message: dict[str, Any], param: str
+) -> None:
+    status, body = server.chat(messages=[{"role": "user", **message}])
+    assert (status, body["error"]["param"]) == (400, f"messages[0].{param}")
+
+
+@pytest.mark.parametrize(
+    ("create", "kind"),
+    [
+        (openai.resources.chat.completions.Completions.create, "chat"),
+        (openai.resources.completions.Completions.create, "text"),
+    ],
+)
+def test_every_parameter_of_the_openai_client_has_its_place_in_the_tables(create: Any, kind: Kind) -> None:
+    of_the_client_itself = {"self", "timeout", "extra_headers", "extra_query", "extra_body"}
+    known = BODY[kind]
+    parameters = set(inspect.signature(create).parameters) - of_the_client_itself
+    assert parameters <= known.read | known.ignored | set(known.neutral)
+
+
+def test_what_clients_send_along_is_no_reason_to_refuse(server: Running) -> None:
+    """The fields of the openai client's own answers, sent back as they came, and those of its callers."""
+    said = server.client().chat.completions.create(model="fake", messages=USER).choices[0].message
+    turn = {**said.model_dump(), "annotations": [], "provider_specific_fields": None, "reasoning_content": ""}
+    parts = [{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}, image_part(picture())]
+    status, _ = server.chat(
+        messages=[*USER, turn, {"role": "user", "content": parts}],
+        stream_options={"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": False},
+        store=False,
+        prompt_cache_key="a",
+        safety_identifier="b",
+        reasoning_effort="low",
+        chat_template_kwargs={"enable_thinking": False},
+        parallel_tool_calls=True,
+        tool_choice="auto",
+    )
+    assert status == 200
+
 
 @pytest.mark.parametrize(
     ("fields", "param"),
@@ -299,24 +447,26 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
         ({"n": True}, "n"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": 5.5}, "max_tokens"),
-        ({"temperature": 101}, None),
+        ({"temperature": 101}, "temperature"),
         ({"temperature": [1]}, "temperature"),
-        ({"top_p": 0}, None),
-        ({"seed": -1}, None),
+        ({"top_p": 0}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": -1}, "max_completion_tokens"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": []}, "stream_options"),
-        ({"stop": [""]}, None),
+        ({"stop": [""]}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": 5}, "stop"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"regex": "a+"}, "regex"),
-        ({"temprature": 0.5}, "temperature"),
-        ({"max_tokens": 5000}, None),
+        ({"temprature": 0.5}, "temprature"),
+        ({"max_tokens": 5000}, "messages"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_names_the_field(
@@ -329,7 +479,7 @@ def test_what_cannot_be_done_is_refused_and_names_the_field(
 
 def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
     neutral = {"tools": [], "response_format": {"type": "text"}, "presence_penalty": 0.0, "logit_bias": {}}
-    ignored = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "a_field_of_2030": 1, "n": None}
+    ignored = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "n": None, "n_predict": None}
     assert server.chat(**neutral, **ignored)[0] == 200
 
 
@@ -357,7 +507,7 @@ def test_bodies_that_are_no_valid_request_get_400(server: Running, body: bytes) 
 
 def test_a_refusal_never_repeats_what_was_sent(server: Running) -> None:
     secret = "c2VjcmV0" * 50
-    attempts = [
+    attempts: list[dict[str, Any]] = [
         {"messages": user(image_part(f"data:image/png;base64,{secret}"))},
         {"messages": user(image_part(f"https://{secret}.example/"))},
         {"messages": user({"type": secret})},
@@ -375,9 +525,12 @@ def test_errors_outside_the_api_have_its_shape_too(server: Running) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         server.client().chat.completions.create(model="gpt-4", messages=USER)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-    for method, path, expected in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)):
-        status, _, body = server.send(method, path)
-        assert (status, json.loads(body)["error"]["code"]) == (expected, "unknown_url")
+    for path, expected in (
+        ("/v1/nothing", (404, "unknown_url")),
+        ("/v1/completions", (405, "method_not_allowed")),
+    ):
+        status, _, body = server.send("GET", path)
+        assert (status, json.loads(body)["error"]["code"]) == expected
     status, _, body = server.send("POST", "/v1/completions", {"prompt": "a"}, content_type="text/plain")
     assert (status, json.loads(body)["error"]["message"]) == (
         400,
@@ -411,6 +564,24 @@ def test_an_engine_that_fails_gives_a_status_and_hides_only_bugs(
     assert (answer[0], error["code"]) == (status, code)
     assert ("/home" not in error["message"]) and (status == 500 or error["message"] == str(failure))
     assert status != 500 or ("r-1" in error["message"] and "id=r-1" in caplog.text)
+
+
+def test_what_the_engine_finds_wrong_with_a_conversation_is_a_fault_of_its_messages() -> None:
+    engine = FakeEngine()
+    with running(engine) as server:
+        engine.failure = InputError("two answers in a row")
+        assert server.chat()[1]["error"]["param"] == "messages"
+
+
+def test_a_value_out_of_range_is_named_as_it_was_sent(server: Running) -> None:
+    _, body = server.chat(max_completion_tokens=0)
+    assert body["error"]["message"].startswith("max_completion_tokens is 0")
+
+
+def test_a_compressed_body_is_refused_as_what_it_is(server: Running) -> None:
+    path, body = "/v1/chat/completions", gzip.compress(json.dumps({"messages": USER}).encode())
+    assert server.send("POST", path, body, content_encoding="gzip")[0] == 415
+    assert server.send("POST", path, {"messages": USER}, content_encoding="identity")[0] == 200
 
 
 def test_a_failure_within_a_stream_is_its_last_event() -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
 # --- signals, in a process of its own
 
 PROCESS = """
-import asyncio, sys
+import asyncio, logging, sys
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.serve.local_server import serve
 from ghostvis_cli.serve.settings import Served, ServerSettings
@@ -119,24 +120,41 @@ async def load():
         await asyncio.sleep(60)
     return Served(FakeEngine(delay_s=0.05))
 
+def ready(url, served):
+    tell("ready")
+    try:
+        while sys.argv[2] == "full":
+            files.append(open("/dev/null"))
+    except OSError:
+        pass
+
+files = []
+
 def tell(what):
     sys.stdout.write(what + "\\n")
     sys.stdout.flush()
 
 settings = ServerSettings(port=0, drain_timeout_s=float(sys.argv[1]))
-sys.exit(asyncio.run(serve(settings, load, on_bound=tell, on_ready=lambda served: tell("ready"))))
+if len(sys.argv) > 3:
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]), int(sys.argv[3])))
+    logging.basicConfig(level="INFO")
+sys.exit(asyncio.run(serve(settings, load, on_bound=tell, on_ready=ready)))
 """
 
 
 class Process:
     """A server process, with a stream of `words` words running in it where asked for."""
 
-    def __init__(self, drain_timeout_s: float, words: int = 0, mode: str = "ready") -> None:
+    def __init__(
+        self, drain_timeout_s: float, words: int = 0, mode: str = "ready", files: int | None = None
+    ) -> None:
         command = [sys.executable, "-c", PROCESS, str(drain_timeout_s), mode]
+        command += [] if files is None else [str(files)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         url = self.process.stdout.readline().strip()
-        if mode == "ready":
+        if mode != "loading":
             assert self.process.stdout.readline() == "ready\n"
         self.connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE_S)
         if words:
@@ -190,7 +208,46 @@ def test_a_second_signal_ends_the_process_at_once(number: int, code: int) -> Non
         assert server.process.wait(PATIENCE_S) == code
 
 
+def test_signals_that_come_together_are_one() -> None:
+    """As from `timeout`, which signals a process and then its group."""
+    with Process(10, words=20) as server:
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            server.process.send_signal(number)
+        assert server.response.read().endswith(b"data: [DONE]\n\n")
+        assert server.process.wait(PATIENCE_S) == 0
+
+
 def test_a_signal_during_the_load_ends_the_process() -> None:
     with Process(10, mode="loading") as server:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_connections_that_cannot_be_taken_in_are_a_line_in_the_log() -> None:
+    with Process(1, mode="full", files=100) as server, ExitStack() as crowd:
+        here = (server.connection.host, server.connection.port)
+        for _ in range(100):
+            crowd.enter_context(socket.create_connection(here, timeout=PATIENCE_S))
+        assert server.process.stderr is not None
+        assert server.process.stderr.readline().endswith("can't be taken in for now: Too many open files\n")
+        server.process.kill()
+        rest = server.process.stderr.read()
+    assert "Traceback" not in rest
+    assert len(rest.splitlines()) < 5
+
+
+@pytest.mark.parametrize("files", [300, 40])
+def test_half_requests_lock_nobody_out_and_fill_no_log(files: int) -> None:
+    """More of them than the process may open; 40 are fewer than it keeps free for other things otherwise."""
+    with Process(1, files=files) as server, ExitStack() as crowd:
+        here = (server.connection.host, server.connection.port)
+        for _ in range(400):
+            half = crowd.enter_context(socket.create_connection(here, timeout=PATIENCE_S))
+            with suppress(OSError):  # it may be closed already
+                half.sendall(b"POST /v1")
+        server.connection.request("GET", "/healthz")
+        assert server.connection.getresponse().status == 200
+        server.process.send_signal(signal.SIGTERM)
+        _, err = server.process.communicate(timeout=PATIENCE_S)
+        assert "Traceback" not in err
+        assert len(err.splitlines()) < 20

@@ -53,10 +53,10 @@ class Fault:
 TOKEN = lines(*words("a"))
 LONG_TOKEN = lines(*words("x" * 60_000))
 FAULTS = {
-    "reset in the middle": Fault(6, "in the middle of the answer", Reply((TOKEN,), end="reset")),
-    "closed in the middle": Fault(6, "in the middle of the answer", Reply((TOKEN,))),
+    "reset in the middle": Fault(5, "in the middle of the answer", Reply((TOKEN,), end="reset")),
+    "closed in the middle": Fault(5, "in the middle of the answer", Reply((TOKEN,))),
     "reset before the token counts": Fault(
-        6, "in the middle of the answer", Reply((lines(*words("a"), ending()),), end="reset", pause_s=0.1)
+        5, "in the middle of the answer", Reply((lines(*words("a"), ending()),), end="reset", pause_s=0.1)
     ),
     "reset at once": Fault(5, "gave no answer", Reply(silent=True, end="reset")),
     "stalled": Fault(5, "has sent no data for", Reply((TOKEN,), end="hang"), timeout_s=0.5),

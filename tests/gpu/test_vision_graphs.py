@@ -5,7 +5,7 @@ import torch
 
 from ghostvis_cli.model.config import TowerConfig, VisionConfig
 from ghostvis_cli.model.vision import Vision
-from ghostvis_cli.sglang_plugin.vision_graphs import VisionGraphs, attention_kernels, uploaded
+from ghostvis_cli.sglang.plugin.vision_graphs import VisionGraphs, attention_kernels, uploaded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -47,7 +47,7 @@ def crops(count: int) -> torch.Tensor:
     return uploaded([picture.numpy() for picture in pictures], CUDA)
 
 
-def test_a_graphs_rows_are_those_of_the_plain_way_for_every_number_of_pictures(compute) -> None:  # type: ignore[no-untyped-def]
+def test_a_graphs_rows_are_those_of_the_plain_way_for_every_number_of_pictures(compute) -> None:
     graphs = VisionGraphs(compute, SIZE, LARGEST, CUDA)
     for _ in range(3):
         for count in (1, LARGEST, 2, 3, 4):
@@ -55,7 +55,7 @@ def test_a_graphs_rows_are_those_of_the_plain_way_for_every_number_of_pictures(c
             assert torch.equal(graphs.run(pictures), compute(pictures))
 
 
-def test_rows_stay_as_they_are_when_other_pictures_follow(compute) -> None:  # type: ignore[no-untyped-def]
+def test_rows_stay_as_they_are_when_other_pictures_follow(compute) -> None:
     graphs, pictures = VisionGraphs(compute, SIZE, LARGEST, CUDA), crops(2)
     rows = graphs.run(pictures)
     before = rows.clone()
@@ -63,6 +63,6 @@ def test_rows_stay_as_they_are_when_other_pictures_follow(compute) -> None:  # t
     assert torch.equal(rows, before)
 
 
-def test_more_pictures_than_were_captured_have_no_graph(compute) -> None:  # type: ignore[no-untyped-def]
+def test_more_pictures_than_were_captured_have_no_graph(compute) -> None:
     graphs = VisionGraphs(compute, SIZE, LARGEST, CUDA)
     assert graphs.has(LARGEST) and not graphs.has(LARGEST + 1)

@@ -51,6 +51,7 @@ def _cached_logits(decoder, x, sizes):
 def test_each_stage_of_vision_equals_the_recorded_one(vlm_reference: Reference) -> None:
     model = vlm_reference.load().model
     vision = model.config.vision
+    assert vision is not None and model.vision is not None
     pixels = preprocess(
         Image.open(vlm_reference.base_dir / "image.png"),
         vision.tower.image_size,

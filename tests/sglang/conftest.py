@@ -17,13 +17,13 @@ REASON = "SGLang is not installed here (tests/sglang/runtime/setup.sh VENV, then
 class _Skipped(pytest.Module):
     """A module that is not even imported: it may need what is missing."""
 
-    def collect(self) -> list[pytest.Item]:  # type: ignore[override]
+    def collect(self) -> list[pytest.Item]:
         pytest.skip(REASON, allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     if find_spec("sglang") is None:
-        return _Skipped.from_parent(parent, path=module_path)  # type: ignore[no-any-return]
+        return _Skipped.from_parent(parent, path=module_path)
     return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ghostvis_cli.profile import EngineSettings, ModelSettings, Profile
-from ghostvis_cli.serve.sglang_child import members
+from ghostvis_cli.sglang.child import members
 from tests.sglang.servers import ENVIRONMENT
 
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
@@ -42,7 +42,7 @@ class Command:
 
     def find(self, title: str) -> int:
         """A process of SGLang's group whose command line has this in it; 0 where there is none yet."""
-        self._group = self._group or next(iter(marked(self._mark, "sglang_worker")), 0)
+        self._group = self._group or next(iter(marked(self._mark, "ghostvis_cli.sglang.worker")), 0)
         found = (pid for pid in members(self._group) if title in _title(pid))
         return next(found, 0) if self._group else 0
 

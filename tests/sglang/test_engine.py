@@ -20,9 +20,9 @@ import pytest_asyncio
 from ghostvis_cli import create_sglang_engine, demo
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
-from ghostvis_cli.engines.sglang import SGLangEngine
 from ghostvis_cli.errors import EngineError, ExitCode, InputError, RequestError
-from ghostvis_cli.serve.sglang_child import members
+from ghostvis_cli.sglang.child import members
+from ghostvis_cli.sglang.engine import SGLangEngine
 from tests.engines.serving import eventually
 from tests.sglang.asking import DEMO, GREEDY, ROWS, about_pictures, about_text, asked, directory, scenes_from
 from tests.sglang.inprocess import MARK, PATIENCE_S, command, marked, profile_of
@@ -89,8 +89,8 @@ async def test_answers_ends_and_counts_are_the_local_engines(
 async def test_what_is_known_of_the_model_is_what_the_local_engine_knows(
     engine: SGLangEngine, local: LocalEngine
 ) -> None:
-    facts = ("device", "dtype", "trained_tokens", "image_tokens", "layout", "source", "tag", "step", "model")
-    facts += ("kv_token_bytes",)
+    facts = ["device", "dtype", "trained_tokens", "image_tokens", "kv_token_bytes"]
+    facts += ["layout", "source", "tag", "step", "model"]
     assert {name: getattr(engine.info, name) for name in facts} == {
         name: getattr(local.info, name) for name in facts
     }

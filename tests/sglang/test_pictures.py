@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ghostvis_cli.sglang_plugin.media import Picture, Pictures
-from ghostvis_cli.sglang_plugin.processors.pictures import HASHED_IN_LOOP, GhostVisPictureProcessor
+from ghostvis_cli.sglang.plugin.media import Picture, Pictures
+from ghostvis_cli.sglang.plugin.processors.pictures import HASHED_IN_LOOP, GhostVisPictureProcessor
 from tests.unit.test_sglang_media import data_url, png
 
 ASKING = 8

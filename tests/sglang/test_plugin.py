@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ghostvis_cli import sglang_plugin
 from ghostvis_cli.errors import EngineError
-from ghostvis_cli.sglang_plugin.weights import complete
+from ghostvis_cli.sglang import plugin
+from ghostvis_cli.sglang.plugin.weights import complete
 from tests.sglang.asking import DEMO, directory
 from tests.sglang.servers import NotStartedError, Server, serving
 
@@ -19,9 +19,9 @@ from tests.sglang.servers import NotStartedError, Server, serving
 def test_sglang_finds_the_plugin_by_its_entry_point() -> None:
     from sglang.srt.plugins import GENERAL_PLUGINS_GROUP, load_plugins_by_group
 
-    assert sglang_plugin.GROUP == GENERAL_PLUGINS_GROUP
-    function, _ = load_plugins_by_group(GENERAL_PLUGINS_GROUP)[sglang_plugin.NAME]
-    assert function is sglang_plugin.register
+    assert plugin.GROUP == GENERAL_PLUGINS_GROUP
+    function, _ = load_plugins_by_group(GENERAL_PLUGINS_GROUP)[plugin.NAME]
+    assert function is plugin.register
 
 
 @pytest.mark.xdist_group("demo")
@@ -34,15 +34,15 @@ def test_a_server_knows_the_directory_without_trusting_its_code(demo_server: Ser
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    for name in ("SGLANG_PLUGINS", *sglang_plugin.PACKAGES):
+    for name in ("SGLANG_PLUGINS", *plugin.PACKAGES):
         monkeypatch.delenv(name, raising=False)
     yield monkeypatch
 
 
 def test_the_check_passes_where_nothing_is_wrong(clean: pytest.MonkeyPatch) -> None:
-    sglang_plugin.check()
+    plugin.check()
     clean.setenv("SGLANG_PLUGINS", "another, ghostvis")
-    sglang_plugin.check()
+    plugin.check()
 
 
 @pytest.mark.parametrize("chosen", ["none", "another,ghostvision"])
@@ -51,15 +51,15 @@ def test_the_check_names_a_choice_of_plugins_that_leaves_ours_out(
 ) -> None:
     clean.setenv("SGLANG_PLUGINS", chosen)
     with pytest.raises(EngineError, match=f"SGLANG_PLUGINS={chosen} leaves") as caught:
-        sglang_plugin.check()
+        plugin.check()
     assert caught.value.hint == "export SGLANG_PLUGINS=ghostvis"
 
 
-@pytest.mark.parametrize("variable", sglang_plugin.PACKAGES)
+@pytest.mark.parametrize("variable", plugin.PACKAGES)
 def test_the_check_names_a_foreign_package_in_our_place(clean: pytest.MonkeyPatch, variable: str) -> None:
     clean.setenv(variable, "somebody.models")
     with pytest.raises(EngineError, match=f"{variable} is somebody.models") as caught:
-        sglang_plugin.check()
+        plugin.check()
     assert caught.value.hint == f"unset {variable}"
 
 
@@ -69,7 +69,7 @@ def test_every_hook_has_its_target() -> None:
 
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from ghostvis_cli.sglang_plugin import guards
+    from ghostvis_cli.sglang.plugin import guards
 
     guards.install()
     ours = [
@@ -126,7 +126,7 @@ def test_a_server_does_not_start_with_a_tensor_missing_and_its_log_ends_with_the
 def test_numerics_are_exact_in_float32_and_fast_elsewhere_unless_chosen(
     monkeypatch: pytest.MonkeyPatch, chosen: str | None, dtype: torch.dtype, expected: str
 ) -> None:
-    from ghostvis_cli.sglang_plugin import rotary
+    from ghostvis_cli.sglang.plugin import rotary
 
     if chosen is None:
         monkeypatch.delenv(rotary.VARIABLE, raising=False)
@@ -141,7 +141,7 @@ def test_numerics_are_exact_in_float32_and_fast_elsewhere_unless_chosen(
 
 
 def test_numerics_that_do_not_exist_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ghostvis_cli.sglang_plugin import rotary
+    from ghostvis_cli.sglang.plugin import rotary
 
     monkeypatch.setenv(rotary.VARIABLE, "precise")
     with pytest.raises(ValueError, match="GHOSTVIS_NUMERICS is 'precise': auto, fast or exact"):

@@ -218,9 +218,10 @@ def test_sound_and_film_are_refused(server: Server, part: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("field", ["audio_data", "video_data"])
 def test_sound_and_film_are_refused_on_sglangs_own_route(server: Server, field: str) -> None:
+    media: Any = {field: [SECRET]}
     for pictures in ((), (example(),)):
         ids = WITH_PICTURE if pictures else PLAIN
-        assert "no audio and no video" in refused(server.generate(ids, *pictures, **{field: [SECRET]}))
+        assert "no audio and no video" in refused(server.generate(ids, *pictures, **media))
 
 
 # What a user typed stays text

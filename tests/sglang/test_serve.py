@@ -23,8 +23,8 @@ import pytest
 
 from ghostvis_cli import demo
 from ghostvis_cli.convert import run as conversion
-from ghostvis_cli.engines.sglang_runtime import CPU_RUNNING_REQUESTS
-from ghostvis_cli.serve.sglang_child import members
+from ghostvis_cli.sglang.child import members
+from ghostvis_cli.sglang.runtime import CPU_RUNNING_REQUESTS
 from tests.conftest import DATA, Reference
 from tests.engines.serving import eventually
 
@@ -34,8 +34,9 @@ GHOSTVIS = Path(sys.executable).with_name("ghostvis")
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
 PATIENCE_S = 300.0  # a start on a machine that many others use: seen 170 s
 KEY = "s3cret-of-the-tests"
-MAINS = (b"sglang.launch_server", b"ghostvis_cli.sglang_plugin.launch")
+MAINS = (b"sglang.launch_server", b"ghostvis_cli.sglang.plugin.launch")
 WORKERS = ("--", "--tokenizer-worker-num", "2")
+PAGE = "https://app.example"
 MARK = "SERVE_TEST"  # a variable that everything below one `ghostvis` inherits
 
 
@@ -44,7 +45,6 @@ class Process:
 
     def __init__(self, cache: Path, *args: str, **variables: str) -> None:
         self.mark = uuid4().hex
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("GHOSTVIS_")}
         # Models this small are many times slower on two threads than on one where others want the cores.
         own = {"GHOSTVIS_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", MARK: self.mark}
         command = [str(GHOSTVIS), "serve", "--engine", "sglang", "--device", "cpu", "--json", *args]
@@ -54,7 +54,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=kept | own | variables,
+            env=os.environ | own | variables,
             start_new_session=True,
         )
         self.out: list[str] = []
@@ -155,7 +155,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(cache: Path) -> Iterator[Process]:
     """The demo model, with a key, started again when it falls."""
     args = ("--source", "demo", "--port", "0", "--restart", "on-failure", "--temperature", "0.5")
-    with serving(cache, *args, GHOSTVIS_API_KEY=KEY) as process:
+    limits = ("--max-tokens", "5", "--cors-origin", PAGE)
+    with serving(cache, *args, *limits, GHOSTVIS_API_KEY=KEY) as process:
         process.until("ready after")
         eventually(lambda: bool(process.out))
         yield process
@@ -187,6 +188,16 @@ def test_a_picture_is_seen_counted_and_cached(server: Process) -> None:
     details = again["usage"]["prompt_tokens_details"]
     assert details["image_tokens"] == 64
     assert details["cached_tokens"] == again["usage"]["prompt_tokens"] - 1
+
+
+def test_its_own_limit_holds_for_answers_and_its_origins_for_pages(server: Process) -> None:
+    """The rest of what SGLang's server is told is tried in test_door.py."""
+    answer = server.post({"messages": picture_question(), "ignore_eos": True})
+    assert answer.json()["usage"]["completion_tokens"] == 5
+    asking = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+    url = f"{server.record['url']}/v1/chat/completions"
+    preflight = httpx2.request("OPTIONS", url, headers=asking, trust_env=False)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, PAGE)
 
 
 def test_without_the_key_nothing_is_answered(server: Process) -> None:

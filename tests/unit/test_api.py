@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ghostvis_cli import GhostVisSGLangEngine, create_sglang_engine, demo
-from ghostvis_cli.engines.sglang_runtime import why_not
 from ghostvis_cli.errors import EngineError, InputError, ModelError
 from ghostvis_cli.images import load_image
+from ghostvis_cli.sglang.runtime import why_not
 
 RED = demo.BASE_DIR.parent / "red-circle.png"
 THREE = demo.BASE_DIR.parent / "three-shapes.jpg"

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ghostvis_cli import encoding
 from ghostvis_cli.batch.journal import Journal, Progress
 from ghostvis_cli.batch.manifest import Manifest, fingerprint
 from ghostvis_cli.batch.rows import CHAT_URL, TEXT_URL, ImageSource, Row, RunSettings, Turn, read_row
 from ghostvis_cli.batch.run import ENGINE_ERRORS_IN_A_ROW, Batch, JournalSink
 from ghostvis_cli.batch.source import RowFile
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import (
     EngineError,
@@ -137,6 +138,9 @@ def test_raw_continues_the_prompt_as_it_is() -> None:
         (openai({"messages": [{"role": "user", "content": "a"}], "n": 2}), "n is not supported"),
         (openai({"messages": [{"role": "user", "content": "a"}], "tools": [1]}), "tools is not supported"),
         (openai({"messages": [{"role": "user", "content": "a"}], "temprature": 1}), "did you mean temperature?"),
+        (openai({"messages": [{"role": "user", "content": "a"}], "guided_json": {}}), "body.guided_json is not a"),
+        (openai({"messages": [{"role": "user", "content": "a", "images": ["x"]}]}), "messages[0].images is not"),
+        (openai({"prompt": "a", "top_logprobs": 1}, url="/v1/completions"), "body.top_logprobs is not a field"),
         ({**openai({}), "body": "x"}, "body is a JSON object, not text 'x'"),
     ],
 )  # fmt: skip
@@ -197,6 +201,44 @@ def test_byte_order_mark_line_ends_blank_lines_and_a_missing_last_one_are_no_fau
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n   \n{"prompt": "\xc3\xa9\xf0\x9f\x98\x80"}')
     assert [(each.index, each.id) for each in rows_of(path)] == [(0, 1), (1, 4)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_rows_are_read_in_every_encoding_and_with_every_line_end(tmp_path: Path, form: str, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    mark = "\ufeff" if form.endswith("-be") else ""
+    rows = ('{"prompt": "a"}', "", "  ", '{"prompt": "é😀"}')
+    path.write_bytes((mark + end.join(rows)).encode(form))
+    assert [(each.index, each.id) for each in rows_of(path)] == [(0, 1), (1, 4)]
+
+
+def test_line_ends_and_characters_may_be_cut_by_any_piece() -> None:
+    whole = "\ufeffé😀\r\n\rb\n\r".encode()
+    for form in ("utf-8", "utf-16-le", "utf-32-be"):
+        content = whole.decode().encode(form)
+        for at in range(len(content)):
+            found = list(encoding.lines([content[:at], b"", content[at:]], "x", 100))
+            assert found == ["é😀".encode(), b"", b"b", b""], (form, at)
+
+
+def test_a_line_that_is_too_long_is_none_however_it_comes() -> None:
+    for at in range(12):
+        content = b"12345\n123456\rab"
+        assert list(encoding.lines([content[:at], content[at:]], "x", 5)) == [b"12345", None, b"ab"]
+
+
+@pytest.mark.parametrize("form", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_rows_in_utf_16_without_a_mark_are_called_what_they_are(tmp_path: Path, form: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"prompt": "a"}'.encode(form))
+    with pytest.raises(InputError, match="seems to be UTF-16 or UTF-32 without a byte order mark"):
+        rows_of(tmp_path / "rows.jsonl")
+
+
+def test_broken_utf_16_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"prompt": "a"}'.encode("utf-16")[:-1])
+    with pytest.raises(InputError, match="is not UTF-16 text: truncated data"):
+        rows_of(tmp_path / "rows.jsonl")
 
 
 def test_all_faults_are_told_with_their_lines_and_the_list_is_short(tmp_path: Path) -> None:
@@ -340,7 +382,7 @@ async def test_rows_added_at_the_end_are_run_and_the_others_are_not(bench: Bench
     assert (await bench.run(engine)).finished == 14 and engine.asked == 2
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(cut=st.integers(0, 10**9), tail=st.sampled_from([b"", b"\0\0\0", b"\0" * 5000 + b"\n", b'{"x": 1}\n']))
 def test_cut_anywhere_the_file_is_completed_to_every_row_once(
     tmp_path_factory: pytest.TempPathFactory, cut: int, tail: bytes
@@ -486,6 +528,18 @@ async def test_no_more_rows_are_in_flight_than_asked_for(bench: Bench) -> None:
     assert engine.most == 3
 
 
+async def test_an_answer_that_a_stopping_server_cut_short_is_left_to_the_next_run(tmp_path: Path) -> None:
+    class Stopping(FakeEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            yield Chunk("half an", (1,))
+            yield Chunk(finish_reason="abort", usage=Usage(1, 1))
+
+    bench = Bench(tmp_path, "a", "b")
+    with pytest.raises(EngineError, match="cut short"):
+        await bench.run(Stopping())
+    assert not bench.out.exists() or not bench.out.read_bytes()
+
+
 async def test_half_a_surrogate_pair_in_an_answer_is_written_as_json_spells_it(tmp_path: Path) -> None:
     with closing(Journal.open(tmp_path / "out.jsonl")) as journal:
         await JournalSink(journal).add({"text": "é\ud800"})
@@ -553,6 +607,29 @@ async def test_the_lock_holds_after_the_file_was_written_anew(bench: Bench) -> N
         assert journal.resume(12, hashes.__getitem__, retry_errors=True).dropped == 3
         with pytest.raises(LockedError):
             Journal.open(bench.out)
+
+
+async def test_a_full_disk_while_failures_are_taken_out_leaves_all_of_them_and_nothing_else(
+    bench: Bench,
+) -> None:
+    """What an earlier run was killed in, the next removes."""
+    await bench.run(Failing("say 1", RequestError("no")))
+    (bench.out.parent / f".{bench.out.name}.ghostvis-0123abcd").write_bytes(b"half of it")
+    there = {bench.out.name, f"{bench.out.name}.manifest.json", bench.rows.name}
+    before = bench.out.read_bytes()
+    hashes = {record["index"]: record["row_hash"] for record in bench.records}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with closing(Journal.open(bench.out)) as journal:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"out.jsonl can't be written: File too large"):
+                journal.resume(12, hashes.__getitem__, retry_errors=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    assert bench.out.read_bytes() == before
+    assert {path.name for path in bench.out.parent.iterdir()} == there
 
 
 def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ from ghostvis_cli.cli.registry import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 GHOSTVIS = str(Path(sys.executable).with_name("ghostvis"))
-PACKAGING = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+PACKAGING = TOOLS["setuptools"]
 HEAVY = {
     *("torch", "sglang", "transformers", "PIL", "prompt_toolkit", "httpx2", "pydantic"),
     *("numpy", "yaml", "rich", "starlette", "uvicorn", "tiktoken", "tokenizers", "safetensors"),
-    *("filelock", "platformdirs", "prometheus_client", "openai", "click"),
+    *("filelock", "packaging", "prometheus_client", "openai", "click"),
 }
 NAMES = [command.name for command in COMMANDS]
 
@@ -81,12 +82,27 @@ def test_every_command_of_the_table_is_a_module_and_every_module_is_in_the_table
     assert len(set(NAMES)) == len(NAMES)
 
 
+def test_only_the_one_writer_replaces_files() -> None:
+    """A log, a journal and shards of weights are streams, opened where they are written."""
+    others = re.compile(r"write_text|write_bytes|os\.(rename|replace)\(|mkstemp|NamedTemporaryFile")
+    sources = [*(ROOT / "ghostvis_cli").rglob("*.py"), *(ROOT / "commands").glob("*.py")]
+    found = {file.name for file in sources if others.search(file.read_text())}
+    assert found == set()
+
+
 def test_the_list_of_packages_is_what_is_on_the_disk() -> None:
     mapped = {path: name for name, path in PACKAGING["package-dir"].items()}
     folders = {file.parent.relative_to(ROOT) for file in (ROOT / "ghostvis_cli").rglob("*.py")}
     folders |= {Path(path) for path in mapped}
     found = {mapped.get(str(folder), ".".join(folder.parts)) for folder in folders}
     assert sorted(found) == PACKAGING["packages"]
+
+
+def test_the_type_checker_reads_every_folder_of_code() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    assert {Path(line).parts[0] for line in listed.stdout.splitlines()} == set(TOOLS["mypy"]["files"])
 
 
 def test_every_file_that_is_no_module_is_package_data() -> None:

@@ -11,10 +11,10 @@ import ssl
 import struct
 import subprocess
 import threading
-import time
 import tracemalloc
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,10 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
-from ghostvis_cli.errors import ExitCode, InputError
-from ghostvis_cli.images import EncodedImage, ImageLimits, crop_notice, from_bytes, load_image
+from ghostvis_cli.errors import ExitCode, InputError, UsageError
+from ghostvis_cli.images import EncodedImage, ImageLimits, from_bytes, load_image
 
-OPEN = ImageLimits(allow_private=True, timeout_s=5)
+OPEN = ImageLimits(allow_private=True, timeout_s=60)
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (7, 5), seed: int = 0) -> Image.Image:
@@ -120,27 +120,125 @@ def test_damaged_exif_tags_do_not_stop_a_picture_from_being_turned() -> None:
     assert from_bytes(encoded(noise(), "JPEG", exif=exif), "photo").width == 5
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_dropped_not_blended(mode: str) -> None:
-    picture = noise(mode)
-    image = from_bytes(encoded(picture), "logo.png")
+def raw_png(bits: int, colour_type: int, row: bytes, width: int, *chunks: bytes) -> bytes:
+    """One row of pixels, in any of PNG's kinds."""
+    header = struct.pack(">IIBBBBB", width, 1, bits, colour_type, 0, 0, 0)
+    pixels = png_chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [png_chunk(b"IHDR", header), *chunks, pixels, png_chunk(b"IEND", b"")]
+    )
 
-    colours = picture.getchannel("L") if mode == "LA" else Image.merge("RGB", picture.split()[:3])
-    assert image.pil().tobytes() == colours.convert("RGB").tobytes()
+
+def words(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}H", *values)
+
+
+def key(*values: int) -> bytes:
+    return png_chunk(b"tRNS", words(*values))
+
+
+def palette(alphas: bytes) -> tuple[bytes, bytes]:
+    return png_chunk(b"PLTE", bytes(range(10, 100, 10))), png_chunk(b"tRNS", alphas)
+
+
+def half_hidden(mode: str) -> Image.Image:
+    """Its left half is opaque (10, 20, 30), its right half transparent, with red hidden under it."""
+    picture = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    picture.paste((10, 20, 30, 255), (0, 0, 4, 8))
+    return picture.convert("LA").convert(mode) if mode in ("LA", "La") else picture.convert(mode)
+
+
+def pixels_of(image: EncodedImage) -> list[int]:
+    """The first row's red."""
+    return list(image.pil().getchannel(0).crop((0, 0, image.width, 1)).tobytes())
+
+
+@pytest.mark.parametrize(("original", "expected"), [
+    (raw_png(8, 6, bytes([9, 9, 9, 0, 9, 9, 9, 255, 0, 0, 0, 128]), 3), [255, 9, 127]),
+    (raw_png(16, 6, words(9, 9, 9, 0, 0x2000, 0, 0, 65535), 2), [255, 32]),
+    (raw_png(8, 4, bytes([9, 0, 9, 255]), 2), [255, 9]),
+    (raw_png(16, 4, words(9, 0, 0x2000, 65535), 2), [255, 32]),
+    (raw_png(8, 3, bytes([0, 1, 2]), 3, *palette(bytes([0, 128]))), [255, 147, 70]),
+    (raw_png(1, 3, bytes([0b01000000]), 2, *palette(bytes([0]))), [255, 40]),
+    (raw_png(8, 2, bytes([1, 2, 3, 1, 2, 4]), 2, key(1, 2, 3)), [255, 1]),
+    (raw_png(16, 2, words(0x1234, 0, 0, 0x5678, 0, 0), 2, key(0x1234, 0, 0)), [255, 0x56]),
+    (raw_png(8, 0, bytes([5, 6]), 2, key(5)), [255, 6]),
+    (raw_png(1, 0, bytes([0b00000000]), 2, key(0)), [255, 255]),
+    (raw_png(2, 0, bytes([0b00011011]), 4, key(1)), [0, 255, 170, 255]),
+    (raw_png(4, 0, bytes([0x34]), 2, key(3)), [255, 68]),
+    (raw_png(16, 0, words(300, 301, 44), 3, key(300)), [255, 1, 0]),
+], ids=["RGBA", "RGBA-16", "LA", "LA-16", "P", "P-1", "RGB-key", "RGB-16-key", "L-key", "L-1-key", "L-2-key",
+        "L-4-key", "L-16-key"])  # fmt: skip
+def test_what_a_png_hides_under_alpha_is_laid_on_white(original: bytes, expected: list[int]) -> None:
+    image = from_bytes(original, "icon.png")
+    assert pixels_of(image) == expected
+    assert decoded(image).tobytes() == image.pil().tobytes()
     assert Image.open(io.BytesIO(image.data)).mode == "RGB"
+    assert "transparent parts are shown on white" in next(image.details)
 
 
-def test_a_transparent_palette_or_colour_is_sent_as_plain_rgb() -> None:
-    palette = noise("L").convert("P")
-    keyed = encoded(noise(), transparency=noise().getpixel((0, 0)))
-    for original in (
-        encoded(palette, transparency=b"\0" * 9),
-        encoded(palette, "GIF", transparency=0),
-        keyed,
-    ):
-        sent = Image.open(io.BytesIO(from_bytes(original, "x").data))
-        assert sent.mode == "RGB"
-        assert "transparency" not in sent.info
+@pytest.mark.parametrize(("kind", "options"), [
+    ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {}), ("GIF", {}), ("PNG", {"save_all": True}),
+])  # fmt: skip
+def test_every_format_with_alpha_is_laid_on_white(kind: str, options: dict[str, Any]) -> None:
+    turned = half_hidden("RGBA").transpose(Image.Transpose.ROTATE_90)
+    moving = {"append_images": [turned]} if "save_all" in options else {}
+    image = from_bytes(encoded(half_hidden("RGBA"), kind, **options, **moving), "icon")
+    assert pixels_of(image)[0] < 20
+    assert pixels_of(image)[4:] == [255] * 4
+    assert decoded(image).tobytes() == image.pil().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La"])
+def test_premultiplied_pictures_in_memory_are_laid_on_white_too(mode: str) -> None:
+    assert pixels_of(load_image(half_hidden(mode)))[4:] == [255] * 4
+
+
+def test_a_transparent_gif_colour_and_canvas_that_no_frame_covers_are_white() -> None:
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([9, 9, 9, 200, 0, 0])
+    assert pixels_of(from_bytes(encoded(picture, "GIF", transparency=1), "x")) == [255] * 8
+    wider = bytearray(encoded(picture, "GIF"))
+    wider[6] = 10  # of the canvas; the frame stays 8 wide
+    assert pixels_of(from_bytes(bytes(wider), "x")) == [200] * 8 + [255] * 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_opaque_picture_with_an_alpha_channel_keeps_every_pixel(mode: str) -> None:
+    picture = noise(mode)
+    picture.putalpha(255)
+    image = from_bytes(encoded(picture), "logo.png")
+    assert image.pil().tobytes() == picture.convert("RGB").tobytes()
+    assert not list(image.details)
+
+
+@pytest.mark.parametrize(
+    ("background", "red"), [("black", 0), ("grey", 128), ("#0a141e", 10), ("C86400", 200)]
+)
+def test_the_ground_can_be_another(background: str, red: int) -> None:
+    limits = ImageLimits(background=background)
+    image = from_bytes(raw_png(8, 6, bytes([9, 9, 9, 0]), 1), "icon.png", limits)
+    assert pixels_of(image) == [red]
+    assert f"shown on {background}" in next(image.details)
+
+
+def test_a_ground_that_is_no_colour_is_refused() -> None:
+    with pytest.raises(UsageError, match="background is 'transparent', not white, black, grey or #rrggbb"):
+        ImageLimits(background="transparent")
+
+
+def test_transformers_is_given_the_same_opaque_picture(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from ghostvis_cli.hf.processor import GhostVisImageProcessor
+
+    half_hidden("RGBA").save(tmp_path / "icon.png")
+    processor = GhostVisImageProcessor(image_size=8)
+    white, from_file, in_memory = (
+        processor.preprocess(each)["pixel_values"][0]
+        for each in (load_image(tmp_path / "icon.png").pil(), str(tmp_path / "icon.png"), half_hidden("RGBA"))
+    )
+    assert (white == from_file).all()
+    assert (white == in_memory).all()
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("1", "PNG"), ("L", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"),
@@ -253,13 +351,32 @@ def test_a_data_url_leads_back_to_the_same_bytes() -> None:
 
 
 def test_a_crop_that_loses_over_a_fifth_is_announced() -> None:
-    notice = crop_notice(from_bytes(encoded(Image.new("RGB", (160, 90))), "wide.png"))
-    assert notice == "wide.png: the model sees the central square, 56 % of the picture"
+    notices = from_bytes(encoded(Image.new("RGB", (160, 90))), "wide.png").notices
+    assert list(notices) == ["wide.png: the model sees the central square, 56 % of the picture"]
 
 
 @pytest.mark.parametrize("size", [(100, 100), (100, 80), (80, 100)])
 def test_a_crop_that_loses_a_fifth_or_less_is_not_announced(size: tuple[int, int]) -> None:
-    assert crop_notice(from_bytes(encoded(Image.new("RGB", size)), "x")) is None
+    assert not list(from_bytes(encoded(Image.new("RGB", size)), "x").notices)
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("GIF", "x: an animation: the model sees its first frame"),
+    ("WEBP", "x: an animation: the model sees its first frame"),
+    ("PNG", "x: an animation: the model sees its first frame"),
+    ("TIFF", "x: several pages: the model sees the first"),
+])  # fmt: skip
+def test_frames_and_pages_that_the_model_does_not_see_are_announced(kind: str, said: str) -> None:
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    assert list(from_bytes(encoded(first, kind, save_all=True, append_images=[second]), "x").notices) == [
+        said
+    ]
+    assert not list(from_bytes(encoded(first, kind), "x").notices)
+
+
+def test_the_depth_map_beside_a_phones_photo_is_not_announced() -> None:
+    original = encoded(noise(size=(8, 8)), "MPO", save_all=True, append_images=[noise(size=(8, 8), seed=1)])
+    assert not list(from_bytes(original, "phone.jpg").notices)
 
 
 # Sources
@@ -269,7 +386,13 @@ def test_paths_bytes_streams_and_pictures_give_the_same_pixels(tmp_path: Path, m
     original = encoded(noise())
     (tmp_path / "a b.png").write_bytes(original)
     monkeypatch.setenv("HOME", str(tmp_path))
-    sources = ["~/a b.png", tmp_path / "a b.png", (tmp_path / "a b.png").as_uri(), original, noise()]
+    sources: list[Any] = [
+        "~/a b.png",
+        tmp_path / "a b.png",
+        (tmp_path / "a b.png").as_uri(),
+        original,
+        noise(),
+    ]
     digests = {load_image(source).digest for source in sources}
     digests.add(load_image("-", stdin=io.BytesIO(original)).digest)
     assert digests == {from_bytes(original, "x").digest}
@@ -451,26 +574,81 @@ def test_a_truncated_file_is_refused_or_whole_but_never_part_of_a_picture(kind: 
     assert refused > 75
 
 
+JPEGS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 1},
+    "optimised": {"optimize": True, "subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_without_its_end_is_the_picture_or_refused(mode: str, options: dict[str, Any]) -> None:
+    original = encoded(noise(mode, size=(40, 24)), "JPEG", **options)
+    whole = from_bytes(original, "x").digest
+    for short in (original[:-1], original[:-2], original[:-2] + bytes(100)):
+        image = from_bytes(short, "x")
+        assert (image.digest, image.mime) == (whole, "image/jpeg" if mode != "CMYK" else "image/png")
+        assert decoded(image).tobytes() == image.pil().tobytes()
+    for length in range(2, len(original) - 2, 3):
+        for short in (original[:length], original[:length] + bytes(200)):
+            with suppress(InputError):
+                assert from_bytes(short, "x").digest == whole, f"partial picture at {length}"
+    refusal(original[: len(original) * 9 // 10])
+
+
+def test_a_jpeg_without_its_end_may_end_with_zeros_of_its_own() -> None:
+    flat = [Image.new("RGB", (width, 40), (200, 200, 200)) for width in range(8, 136, 8)]
+    originals = [encoded(image, "JPEG", subsampling=0, optimize=True) for image in flat]
+    own = [data for data in originals if data[:-2].endswith(b"\0")]
+    assert own, "another encoder: try other sizes"
+    for data in own:
+        assert from_bytes(data[:-2], "x").digest == from_bytes(data, "x").digest
+        for cut in (data[:-3], data[:-4], data[:-4] + bytes(9)):
+            with pytest.raises(InputError, match="truncated"):
+                from_bytes(cut, "x")
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_a_jpeg_cut_between_two_scans_or_restarts_is_refused(options: dict[str, Any]) -> None:
+    original = encoded(noise(size=(40, 24)), "JPEG", **options)
+    marks = [place for place in range(len(original) - 2) if original[place] == 0xFF and original[place + 1]]
+    for place in marks:
+        refusal(original[:place])
+
+
 ORIGINALS = [
     encoded(noise(size=(9, 9)), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ]
 ORIGINALS += [oriented(kind, 6) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
-@given(
-    st.sampled_from(ORIGINALS), st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12)
-)
-def test_flipped_bytes_never_cause_anything_but_an_input_error(original: bytes, flips: Any) -> None:
-    damaged = bytearray(original)
-    for place, value in flips:
-        damaged[place % len(damaged)] = value
-    with suppress(InputError):
-        image = from_bytes(bytes(damaged), "x")
-        assert image.pil().size == (image.width, image.height)
+def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
+    given_ = Counter[str]()
+
+    @settings(max_examples=1500, derandomize=True)
+    @given(
+        st.sampled_from(ORIGINALS),
+        st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12),
+    )
+    def flip(original: bytes, flips: list[tuple[int, int]]) -> None:
+        damaged = bytearray(original)
+        for place, value in flips:
+            damaged[place % len(damaged)] = value
+        try:
+            image = from_bytes(bytes(damaged), "x")
+        except InputError:
+            given_["refusal"] += 1
+        else:
+            given_["picture"] += 1
+            assert image.pil().size == (image.width, image.height)
+
+    flip()
+    assert min(given_["refusal"], given_["picture"]) > 150, given_
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.sampled_from([b"", *(original[:16] for original in ORIGINALS)]), st.binary(max_size=300))
 def test_random_bytes_never_cause_anything_but_an_input_error(beginning: bytes, rest: bytes) -> None:
     with suppress(InputError):
@@ -578,10 +756,7 @@ def site() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def nothing_seen() -> None:
     Site.seen.clear()
 
 
@@ -633,13 +808,11 @@ def test_redirects_are_followed_up_to_the_limit(site: str) -> None:
 
 @pytest.mark.parametrize("path", ["drip", "drip-head"])
 def test_a_server_that_drips_is_left_at_the_deadline_and_its_thread_ends(site: str, path: str) -> None:
-    started = time.monotonic()
     message = refusal(f"{site}/{path}", limits=ImageLimits(allow_private=True, timeout_s=0.3))
     assert "0.3 s" in message
-    assert time.monotonic() - started < 2
     for thread in threading.enumerate():
         if thread.name == "image-fetch":
-            thread.join(2)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -678,9 +851,10 @@ def proxied(site: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_proxy_is_used_and_resolves_names_itself(proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
-    def only_numbers(host: str, *rest: Any, flags: int = 0, **named: Any) -> Any:
-        assert host != "pictures.invalid" or flags & socket.AI_NUMERICHOST, "looked up here"
-        return real(host, *rest, flags=flags, **named)
+    def only_numbers(host: str, *rest: Any, **named: Any) -> Any:
+        numeric = named.get("flags", 0) & socket.AI_NUMERICHOST
+        assert host != "pictures.invalid" or numeric, "looked up here"
+        return real(host, *rest, **named)
 
     monkeypatch.setattr("socket.getaddrinfo", only_numbers)
     assert load_image("http://pictures.invalid/ok.jpg?x=1").data == PICTURE
@@ -690,6 +864,13 @@ def test_a_proxy_is_used_and_resolves_names_itself(proxied: str, monkeypatch: py
 @pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "[64:ff9b::808:808]", "[::ffff:8.8.8.8]"])
 def test_public_addresses_are_let_through(proxied: str, host: str) -> None:
     assert load_image(f"http://{host}/ok").data == PICTURE
+
+
+def test_a_network_in_no_proxy_holds_for_pictures(proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_image("http://192.0.2.7/ok", limits=OPEN).data == PICTURE
+    monkeypatch.setenv("no_proxy", "198.51.100.0/24, 192.0.2.0/24")  # addresses that nobody has
+    refusal("http://192.0.2.7/ok", limits=ImageLimits(allow_private=True, timeout_s=0.3))
+    assert len(Site.seen) == 1
 
 
 @pytest.mark.parametrize("host", PRIVATE)

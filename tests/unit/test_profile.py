@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostvis_cli.checkpoint.locate import SOURCE_DIRS
@@ -20,7 +20,7 @@ from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.images import ImageLimits
 from ghostvis_cli.profile import EngineSettings, ModelSettings, Resolved, read_api_key, redact, resolve
-from ghostvis_cli.profile.files import Origin, Value
+from ghostvis_cli.profile.files import Library, Origin, Value
 from ghostvis_cli.profile.manage import begin, validate
 from ghostvis_cli.profile.resolve import merge
 from ghostvis_cli.profile.schema import as_text, schema
@@ -122,6 +122,7 @@ def test_what_was_chosen_is_told_from_what_is_a_default(place: Place) -> None:
 LAYERS = st.lists(st.dictionaries(st.sampled_from(sorted(keys())), st.integers(), max_size=6), max_size=5)
 
 
+@settings(deadline=None)
 @given(LAYERS)
 def test_of_several_layers_the_last_that_has_a_key_wins(layers: list[dict[str, int]]) -> None:
     given_by = Origin("flag", "flag")
@@ -135,6 +136,7 @@ def test_of_several_layers_the_last_that_has_a_key_wins(layers: list[dict[str, i
             assert value == keys()[path].default
 
 
+@settings(deadline=None)
 @given(LAYERS)
 def test_merging_in_two_steps_is_merging_in_one(layers: list[dict[str, int]]) -> None:
     given_by = Origin("flag", "flag")
@@ -472,7 +474,8 @@ def test_a_fault_is_explained_where_it_stands(place: Place, body: str, fault: st
     ("content", "fault"),
     [
         (b"system: a\ndescription: caf\xe9\n", "2: is not UTF-8"),
-        (b"\xff\xfes\0y\0", "1: is not UTF-8"),
+        (b"s\0y\0", "1: is not UTF-8"),
+        (b"\xff\xfes\0y", "1: is not UTF-8"),
         (b"#" * (2**18 + 1), "1: is larger than 256 KiB"),
     ],
 )
@@ -481,8 +484,10 @@ def test_bytes_that_are_no_profile_are_refused(place: Place, content: bytes, fau
     assert fault in place.faults("lab")[0]
 
 
-def test_a_byte_order_mark_is_no_fault(place: Place) -> None:
-    (place.user / "lab.yaml").write_bytes(b"\xef\xbb\xbfsystem: a\r\nsampling:\r\n  top_k: 3\r\n")
+@pytest.mark.parametrize("form", ["utf-8", "utf-16-le", "utf-32-be"])
+def test_a_byte_order_mark_is_no_fault(place: Place, form: str) -> None:
+    (place.user / "lab.yaml").write_bytes("\ufeffsystem: a\r\nsampling:\r\n  top_k: 3\r\n".encode(form))
+    assert place.resolve("lab").profile.system == "a"
     assert place.resolve("lab").profile.sampling.top_k == 3
 
 
@@ -714,11 +719,12 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
 # --- printing
 
 
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
         optional={
-            "system": st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30),
+            "system": st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30),
             "model.model_tag": st.sampled_from(
                 ["012", "on", "null", "~", "a: b", "# x", "'", '"', "1e5", "2026-01-01"]
             ),
@@ -731,7 +737,7 @@ def test_a_projects_file_that_sends_the_users_key_away_is_a_notice(place: Place)
 )
 def test_what_show_prints_is_a_profile_with_the_same_values(
     tmp_path_factory, flags: dict[str, object]
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     directory = tmp_path_factory.mktemp("shown")
     printed = resolve(flags=flags, env={"GHOSTVIS_CONFIG_DIR": str(directory)}, cwd=directory)
     (directory / "profiles").mkdir()
@@ -899,5 +905,56 @@ def test_resolving_loads_no_model_code() -> None:
 
 
 def test_built_in_profiles_are_plain_yaml() -> None:
-    for path in (ROOT / "profiles").glob("*.yaml"):
-        assert isinstance(yaml.safe_load(path.read_text()), dict)
+    paths = [*(ROOT / "profiles").glob("*.yaml")]
+    assert paths and all(isinstance(yaml.safe_load(path.read_text()), dict) for path in paths)
+
+
+# --- .yaml and .yml
+
+
+def test_files_may_end_in_yml(place: Place) -> None:
+    (place.project / "ghostvis.yml").write_text("profiles: {default: {extends: lab, system: near}}")
+    (place.user / "lab.v2.yml").write_text("sampling: {top_k: 7}")
+    (place.user / "lab.yml").write_text("extends: lab.v2\nsystem: far")
+    found = place.resolve()
+    assert (found.profile.system, found.profile.sampling.top_k) == ("near", 7)
+    assert [path.name for path in found.files] == ["ghostvis.yml", "lab.yml", "lab.v2.yml"]
+    library = Library(place.env, place.project)
+    assert [(stored.name, stored.path.suffix) for stored in library.all()][:3] == [
+        ("default", ".yml"),
+        ("lab", ".yml"),
+        ("lab.v2", ".yml"),
+    ]
+
+
+def test_a_yml_file_is_checked_as_strictly(place: Place) -> None:
+    (place.project / "ghostvis.yml").write_text("profiles:\n  default: {sampling: {temprature: 1}}\n")
+    assert place.faults() == [
+        "ghostvis.yml:2: profiles.default.sampling.temprature: unknown key (did you mean temperature?)"
+    ]
+
+
+def test_two_spellings_of_one_file_are_an_error_for_whoever_reads_it(place: Place) -> None:
+    for suffix in ("yaml", "yml"):
+        (place.user / f"lab.{suffix}").write_text("system: which?")
+    assert place.resolve().profile.system is None
+    told = "lab.yaml and lab.yml are both there: keep one of them"
+    assert [fault.endswith(told) for fault in place.faults("lab")] == [True]
+    assert [str(fault).endswith(told) for fault in validate(env=place.env, cwd=place.project).faults] == [
+        True
+    ]
+    for suffix in ("yaml", "yml"):
+        (place.project / f"ghostvis.{suffix}").write_text("profiles: {default: {system: either}}")
+    assert place.faults() == [
+        "ghostvis.yaml:1: ghostvis.yaml and ghostvis.yml are both there: keep one of them"
+    ]
+
+
+def test_a_new_profile_is_never_written_beside_one_of_its_name(place: Place) -> None:
+    (place.user / "lab.yml").write_text("system: mine")
+    (place.project / "ghostvis.yml").write_text("profiles: {default: {}}")
+    for project in (False, True):
+        with pytest.raises(UsageError, match="is there already"):
+            begin("lab", project=project, env=place.env, cwd=place.project)
+    assert begin("lab", force=True, env=place.env, cwd=place.project) == place.user / "lab.yml"
+    assert not list(place.user.glob("*.yaml"))

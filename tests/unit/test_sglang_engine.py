@@ -8,15 +8,15 @@ import pytest
 
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert.tokenizer import from_json, tokenizer_json
-from ghostvis_cli.engines import channel
 from ghostvis_cli.engines.base import Completion, Sampling, Usage, gather
-from ghostvis_cli.engines.sglang import _Answer, marked
-from ghostvis_cli.engines.sglang_worker import failure
 from ghostvis_cli.errors import InputError, ModelError, RequestError
 from ghostvis_cli.images import load_image
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.prompt import Message, Prompt, render_for_reply, render_text
-from ghostvis_cli.sglang_plugin.expand import expand
+from ghostvis_cli.sglang import channel
+from ghostvis_cli.sglang.engine import _Answer, marked
+from ghostvis_cli.sglang.plugin.expand import expand
+from ghostvis_cli.sglang.worker import failure
 from tests.conftest import DATA
 
 TOKENIZER = Tokenizer.load(DATA / "_tok_ghost" / "tokenizer" / "tokenizer.pkl")
@@ -135,7 +135,7 @@ async def test_messages_and_pictures_cross_the_channel_and_its_end_is_told() -> 
 
 
 def test_an_error_of_the_worker_is_the_same_error_here() -> None:
-    from ghostvis_cli.engines.sglang_process import _error
+    from ghostvis_cli.sglang.process import _error
 
     told = failure(ModelError("no weights", hint="look"))
     error = _error(told)

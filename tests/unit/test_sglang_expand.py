@@ -2,7 +2,7 @@
 
 import pytest
 
-from ghostvis_cli.sglang_plugin.expand import expand
+from ghostvis_cli.sglang.plugin.expand import expand
 
 IMAGE = 9
 

@@ -1,6 +1,6 @@
 """What the plug-in hides of a server's settings. Its other guards are tested on the real server."""
 
-from ghostvis_cli.sglang_plugin.guards import hide_keys
+from ghostvis_cli.sglang.plugin.guards import hide_keys
 
 
 def test_keys_are_starred_wherever_they_stand() -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 from ghostvis_cli import demo
 from ghostvis_cli.images import ImageLimits, load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang_plugin import PICTURE_KEY_VARIABLE
-from ghostvis_cli.sglang_plugin.media import CACHE_VARIABLE, HOSTS_VARIABLE, Picture, Pictures
+from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
+from ghostvis_cli.sglang.plugin.media import CACHE_VARIABLE, Picture, Pictures
 
 SIZE = 16
 SQUARE_MB = SIZE * SIZE * 3 / 2**20
@@ -48,6 +48,18 @@ def test_the_square_is_the_one_the_local_engine_sees(path: Path) -> None:
     assert square.flags.writeable, "torch would warn in the server's log"
     assert square.shape == (112, 112, 3)
     assert square.tobytes() == crop(load_image(path).pil(), 112).tobytes()
+
+
+@pytest.mark.parametrize(("background", "grey"), [(None, 255), ("black", 0)])
+def test_a_transparent_picture_is_laid_on_the_servers_ground(
+    monkeypatch: pytest.MonkeyPatch, background: str | None, grey: int
+) -> None:
+    monkeypatch.delenv(BACKGROUND_VARIABLE, raising=False)
+    if background is not None:
+        monkeypatch.setenv(BACKGROUND_VARIABLE, background)
+    file = io.BytesIO()
+    Image.new("RGBA", (SIZE, SIZE), (200, 0, 0, 0)).save(file, "PNG")
+    assert set(Pictures(SIZE, hosts=frozenset()).load(file.getvalue(), "image 1").pixels.flat) == {grey}
 
 
 @pytest.mark.parametrize("wrap", [bytes, data_url], ids=["bytes", "data-url"])
@@ -210,10 +222,7 @@ class Site(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def site() -> Iterator[str]:
     Site.asked = 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

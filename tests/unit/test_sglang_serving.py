@@ -8,18 +8,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ghostvis_cli.engines import sglang_runtime
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import EngineError, ExitCode, MemoryLimitError, ModelError, UsageError
+from ghostvis_cli.images import ImageLimits
 from ghostvis_cli.profile import EngineSettings, Profile
 from ghostvis_cli.serve.listen import free_port
 from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
-from ghostvis_cli.serve.sglang_child import Child, members
-from ghostvis_cli.serve.sglang_log import SGLangLog, is_notable
-from ghostvis_cli.serve.sglang_server import Launch, flags, with_sampling
+from ghostvis_cli.sglang import runtime
+from ghostvis_cli.sglang.child import Child, members
+from ghostvis_cli.sglang.log import SGLangLog, is_notable
+from ghostvis_cli.sglang.server import Launch, flags, with_sampling
 from tests.engines.serving import eventually
 
 CONFIG = {
@@ -64,11 +66,32 @@ def on_cpu(**engine: object) -> Profile:
 # --- what it is told
 
 
+@pytest.mark.parametrize(
+    ("windows", "engine", "context"),
+    [
+        ([512, 2048], {"device": "cuda"}, 2048),
+        ([512, 2048], {"device": "cuda", "attention_backend": "fa3"}, None),
+        ([512, 2048], {"device": "cuda", "context_length": 4096}, 4096),
+        ([2048, 2048], {"device": "cuda"}, None),
+        ([512, 2048], {"device": "cpu"}, None),
+        ([], {"device": "cuda"}, None),
+    ],
+)
+def test_a_model_with_windows_of_two_lengths_is_served_to_its_trained_length(
+    directory: Path, windows: list[int], engine: dict[str, object], context: int | None
+) -> None:
+    """On a GPU, whose attention kernels mostly plan with one."""
+    config = CONFIG | {"window_sizes": windows, "trained_positions": 2048, "max_position_embeddings": 20480}
+    (directory / "config.json").write_text(json.dumps(config))
+    profile = Profile(engine=EngineSettings(**engine))  # type: ignore[arg-type]
+    assert runtime.arguments(profile, directory).get("context_length") == context
+
+
 def test_a_profile_becomes_arguments(directory: Path) -> None:
     profile = on_cpu(
         tensor_parallel_size=2, data_parallel_size=3, context_length=512, attention_backend="fa3"
     )
-    found = sglang_runtime.arguments(replace(profile, sampling=Sampling(seed=7)), directory, name="d4")
+    found = runtime.arguments(replace(profile, sampling=Sampling(seed=7)), directory, name="d4")
     wanted = {
         "model_path": str(directory),
         "served_model_name": "d4",
@@ -88,18 +111,18 @@ def test_a_profile_becomes_arguments(directory: Path) -> None:
 
 
 def test_what_a_profile_leaves_open_is_left_to_sglang(directory: Path) -> None:
-    found = sglang_runtime.arguments(on_cpu(), directory)
+    found = runtime.arguments(on_cpu(), directory)
     unset = ("served_model_name", "mem_fraction_static", "context_length", "attention_backend", "random_seed")
     assert not set(unset) & set(found)
 
 
 def test_a_gpu_gets_bfloat16_and_its_number(directory: Path) -> None:
     profile = Profile(engine=EngineSettings(device="cuda:3", gpu_memory_utilization=0.5))
-    found = sglang_runtime.arguments(profile, directory)
+    found = runtime.arguments(profile, directory)
     assert (found["device"], found["base_gpu_id"], found["dtype"]) == ("cuda", 3, "bfloat16")
     assert found["mem_fraction_static"] == 0.5
     assert "max_total_tokens" not in found
-    assert "SGLANG_USE_CPU_ENGINE" not in sglang_runtime.environment(profile)
+    assert "SGLANG_USE_CPU_ENGINE" not in runtime.environment(profile)
 
 
 @pytest.mark.parametrize(("layers", "tokens"), [(4, 4 * 1280), (40_000, 1281), (800, 10485)])
@@ -110,16 +133,16 @@ def test_a_cpu_keeps_a_bounded_cache_that_holds_one_whole_context(
     context = 5000 if layers == 800 else 1280
     config = CONFIG | {"num_hidden_layers": layers, "max_position_embeddings": context}
     (directory / "config.json").write_text(json.dumps(config))
-    assert sglang_runtime.arguments(on_cpu(), directory)["max_total_tokens"] == tokens
+    assert runtime.arguments(on_cpu(), directory)["max_total_tokens"] == tokens
 
 
 def test_ranks_on_a_cpu_get_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGLANG_CPU_OMP_THREADS_BIND", raising=False)
-    assert sglang_runtime.share_cores([0, 1, 4, 5], 2) == "0,1|4,5"
-    assert sglang_runtime.share_cores([3], 2) == "3|3"
-    bound = sglang_runtime.environment(on_cpu(tensor_parallel_size=2))["SGLANG_CPU_OMP_THREADS_BIND"]
+    assert runtime.share_cores([0, 1, 4, 5], 2) == "0,1|4,5"
+    assert runtime.share_cores([3], 2) == "3|3"
+    bound = runtime.environment(on_cpu(tensor_parallel_size=2))["SGLANG_CPU_OMP_THREADS_BIND"]
     assert bound.count("|") == 1
-    assert "SGLANG_CPU_OMP_THREADS_BIND" not in sglang_runtime.environment(on_cpu())
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in runtime.environment(on_cpu())
 
 
 def on_gpu(**engine: object) -> Profile:
@@ -133,9 +156,9 @@ def launch(directory: Path, profile: Profile, *options: str, **server: object) -
 
 def test_a_gpu_gets_prefill_graphs_and_pieces_of_some_tokens_and_a_cpu_neither(directory: Path) -> None:
     names = ("cuda_graph_backend_prefill", "stream_interval")
-    found = sglang_runtime.arguments(on_gpu(attention_backend="triton"), directory)
-    assert [found[name] for name in names] == ["breakable", sglang_runtime.STREAM_INTERVAL]
-    assert not set(names) & set(sglang_runtime.arguments(on_cpu(), directory))
+    found = runtime.arguments(on_gpu(attention_backend="triton"), directory)
+    assert [found[name] for name in names] == ["breakable", runtime.STREAM_INTERVAL]
+    assert not set(names) & set(runtime.arguments(on_cpu(), directory))
 
 
 @pytest.mark.parametrize("option", ["--disable-cuda-graph", "--disable-prefill-cuda-graph"])
@@ -152,10 +175,10 @@ def test_one_thread_for_small_copies_on_a_gpu_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert sglang_runtime.environment(on_gpu())["OMP_NUM_THREADS"] == "1"
-    assert "OMP_NUM_THREADS" not in sglang_runtime.environment(on_cpu())
+    assert runtime.environment(on_gpu())["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in runtime.environment(on_cpu())
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert "OMP_NUM_THREADS" not in sglang_runtime.environment(on_gpu())
+    assert "OMP_NUM_THREADS" not in runtime.environment(on_gpu())
 
 
 @pytest.mark.parametrize("options", [("--tokenizer-worker-num", "3"), ("--tokenizer-worker-num=3",)])
@@ -163,7 +186,7 @@ def test_several_http_workers_load_the_plug_in_and_know_pictures_by_one_key(
     directory: Path, options: tuple[str, ...]
 ) -> None:
     one, several = launch(directory, on_cpu()), launch(directory, on_cpu(), *options)
-    module = "ghostvis_cli.sglang_plugin.launch"
+    module = "ghostvis_cli.sglang.plugin.launch"
     assert module in several.argv(directory, None) and module not in one.argv(directory, None)
     found = several.environment()
     assert len(found["GHOSTVIS_PICTURE_KEY"]) == 64 and "GHOSTVIS_TOKENIZER_WORKERS" in found
@@ -180,7 +203,7 @@ def test_several_http_workers_are_refused_where_a_key_must_be_checked(
 
 
 def test_arguments_become_flags() -> None:
-    values = {"tp_size": 2, "enable_metrics": True, "skip_server_warmup": False, "model_path": "a b"}
+    values: Any = {"tp_size": 2, "enable_metrics": True, "skip_server_warmup": False, "model_path": "a b"}
     assert flags(values) == ["--tp-size", "2", "--enable-metrics", "--model-path", "a b"]
 
 
@@ -221,6 +244,12 @@ def test_the_keys_stand_in_no_argument_and_no_variable(
     assert launch.secrets == {"api-key": "s3cret", "admin-api-key": "adm1n"}
     assert "s3cret" not in repr(launch)
     assert "adm1n" not in repr(launch)
+
+
+def test_the_ground_of_transparent_pictures_reaches_sglang(directory: Path) -> None:
+    server = ServerSettings(image_limits=ImageLimits(background="#102030"))
+    launch = Launch(on_cpu(), directory, "d4", server, SGLangSettings())
+    assert launch.environment()["GHOSTVIS_IMAGES_BACKGROUND"] == "#102030"
 
 
 def test_management_routes_have_a_key_of_their_own_beyond_this_machine(directory: Path) -> None:
@@ -270,15 +299,15 @@ def test_only_the_versions_that_were_tried_are_used(
     version: str, device: str, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_sglang(tmp_path, version, monkeypatch)
-    assert sglang_runtime.why_not(device=device, explicit=True) == reason
+    assert runtime.why_not(device=device, explicit=True) == reason
 
 
 def test_a_cpu_is_used_only_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_sglang(tmp_path, "0.5.23", monkeypatch)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
-    assert sglang_runtime.why_not(device="cpu") == "the device is cpu"
+    assert runtime.why_not(device="cpu") == "the device is cpu"
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
-    assert sglang_runtime.why_not(device="cpu") is None
+    assert runtime.why_not(device="cpu") is None
 
 
 # --- what its log means
@@ -323,7 +352,7 @@ def test_a_cpu_is_used_only_where_it_was_asked_for(tmp_path: Path, monkeypatch: 
         ),
         (
             [
-                "[2026] Ignore import error when loading ghostvis_cli.sglang_plugin.models.text: No module named x"
+                "[2026] Ignore import error when loading ghostvis_cli.sglang.plugin.models.text: No module named x"
             ],
             EngineError,
             "No module named x",
@@ -364,6 +393,75 @@ def test_any_other_end_is_told_with_the_last_error_of_the_log() -> None:
     error = log.failure(1)
     assert error.message == "SGLang ended with code 1: ZeroDivisionError: division by zero"
     assert error.code == ExitCode.ENGINE
+
+
+DIED = "RuntimeError: Rank 0 scheduler died during initialization (exit code: -3). If exit code is -9 ..."
+TRACEBACK = ["Traceback (most recent call last):", '  File "a.py", line 1, in b', "    c()"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "words"),
+    [
+        (
+            "torch.AcceleratorError: CUDA error: device kernel image is invalid",
+            EngineError,
+            "device kernel image is invalid",
+        ),
+        (
+            "RuntimeError: CUDA error: no kernel image is available for execution",
+            EngineError,
+            "no code for this GPU",
+        ),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+            MemoryLimitError,
+            "out of memory",
+        ),
+        ("RuntimeError: CUDA error: invalid device ordinal", EngineError, "invalid device ordinal"),
+        (
+            "torch.distributed.DistBackendError: NCCL error in: a.cpp:1, unhandled system error",
+            EngineError,
+            "NCCL",
+        ),
+        ("RuntimeError: Ninja is required to load C++ extensions", EngineError, "compile code for the GPU"),
+        (
+            "ValueError: Unknown quantization method: x.",
+            EngineError,
+            "ValueError: Unknown quantization method: x.",
+        ),
+        ("AssertionError", EngineError, "AssertionError"),
+        ("zmq.error.ZMQError: Address already in use", EngineError, "a port that SGLang needs was taken"),
+    ],
+)
+def test_the_first_cause_is_told_and_not_what_followed_from_it(
+    cause: str, kind: type[Exception], words: str
+) -> None:
+    """A rank dies, another misses it, and the main process says that ranks have died."""
+    log = SGLangLog()
+    for line in (
+        "ModuleNotFoundError: No module named 'an_optional_one'",
+        "[2026-11-28 05:00:01 TP0] Scheduler hit an exception: Traceback (most recent call last):",
+        *(*TRACEBACK[1:], cause, "CUDA kernel errors might be asynchronously reported at some other call."),
+        "[2026-11-28 05:00:02 TP1] Scheduler hit an exception: Traceback (most recent call last):",
+        *(*TRACEBACK[1:], "RuntimeError: [a.cc:1] Connection closed by peer [127.0.0.1]:1"),
+        "torch.distributed.DistBackendError: NCCL error in: b.cpp:2, remote process exited",
+        *(*TRACEBACK, "ValueError: something else that is gone now"),
+        "[2026-11-28 05:00:03] Received sigquit from a child process.",
+        *(*TRACEBACK, DIED),
+    ):
+        log.feed(line)
+    error = log.failure(1)
+    assert type(error) is kind
+    assert words in error.message
+    assert "died" not in error.message
+
+
+def test_a_rank_that_was_killed_without_a_word_is_told_with_what_kills() -> None:
+    log = SGLangLog()
+    log.feed(
+        "RuntimeError: Rank 0 scheduler died during initialization (exit code: -9). If exit code is -9 ..."
+    )
+    assert "SIGKILL" in log.failure(1).message
 
 
 def test_a_kill_is_told_with_what_kills() -> None:
@@ -416,7 +514,7 @@ async def test_the_child_and_all_below_it_end_together() -> None:
 def test_a_kill_of_ours_takes_the_child_and_all_below_it_along() -> None:
     """SIGKILL, so nothing of ours runs any more: the watcher does it."""
     code = (
-        "import asyncio, os; from ghostvis_cli.serve.sglang_child import Child\n"
+        "import asyncio, os; from ghostvis_cli.sglang.child import Child\n"
         "async def main():\n"
         f"    child = await Child.start(['/bin/sh', '-c', {SLEEPS!r}], os.environ, lambda line: "
         "print(child.pid, line, flush=True))\n"
@@ -431,6 +529,41 @@ def test_a_kill_of_ours_takes_the_child_and_all_below_it_along() -> None:
     ours.wait()
     eventually(lambda: not members(group))
     ours.stdout.close()
+
+
+# A process with what SGLang's leave: a socket among temporary files, a segment of shared memory.
+LEAVES = 'exec 9>"/dev/shm/psm_ghostvis_$$"; touch "$TMPDIR/tmpsocket"; echo "$TMPDIR $$"; sleep 1000'
+
+
+def left(line: str) -> list[Path]:
+    folder, pid = line.split()
+    return [place for place in (Path(folder), Path(f"/dev/shm/psm_ghostvis_{pid}")) if place.exists()]
+
+
+async def test_a_child_takes_its_temporary_files_and_its_shared_memory_along() -> None:
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    child = await Child.start(["/bin/sh", "-c", LEAVES], os.environ, lines.put_nowait)
+    line = await lines.get()
+    assert len(left(line)) == 2
+    await child.end()
+    assert left(line) == []
+
+
+def test_a_kill_of_ours_leaves_nothing_of_the_childs_files() -> None:
+    code = (
+        "import asyncio, os; from ghostvis_cli.sglang.child import Child\n"
+        "async def main():\n"
+        f"    child = await Child.start(['/bin/sh', '-c', {LEAVES!r}], os.environ, lambda line: "
+        "print(line, flush=True))\n"
+        "    await child.wait()\n"
+        "asyncio.run(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as ours:
+        assert ours.stdout is not None
+        line = ours.stdout.readline()
+        assert len(left(line)) == 2
+        ours.kill()
+    eventually(lambda: not left(line))
 
 
 async def test_a_child_that_ends_by_itself_leaves_its_code_and_its_last_line() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ghostvis_cli.sglang_plugin import GRAPHS_VARIABLE
-from ghostvis_cli.sglang_plugin.vision_graphs import LARGEST, captured, largest_batch, uploaded
+from ghostvis_cli.sglang.plugin import GRAPHS_VARIABLE
+from ghostvis_cli.sglang.plugin.vision_graphs import LARGEST, captured, largest_batch, uploaded
 
 CPU = torch.device("cpu")
 

@@ -67,6 +67,7 @@ def test_pairs_kept_from_training_occur_in_no_training_text(batches: Batches) ->
     tokenizer = batches.renderer.tokenizer
     for index in range(6):
         text = tokenizer.decode(batches[index].ids.reshape(-1).tolist()).lower()
+        assert any(color in text for color in COLORS)
         assert not [pair for pair in HELD_PAIRS if " ".join(pair) in text]
 
 

@@ -19,13 +19,16 @@ SHAPES_COMPILED = 64  # batch sizes x cached lengths; torch gives up after eight
 
 
 class Decode(Protocol):
-    def __call__(self, rows: Rows, tokens: list[int], filled: list[int], spare: int) -> Tensor:
-        """Last tokens and lengths of B sequences in rows 0 to B-1 -> logits (B, V) float32."""
+    def __call__(self, rows: Rows, tokens: list[list[int]], filled: list[int], spare: int) -> Tensor:
+        """Last tokens and lengths of B sequences in rows 0 to B-1 -> logits (B, V) float32.
+
+        Of each sequence one token, and before it as many as the decoder's `reach` says.
+        """
         ...
 
 
 def one_step(decoder: Decoder, tokens: Tensor, positions: Tensor, length: int, cache: KVCache) -> Tensor:
-    """tokens, positions (B, 1) -> logits (B, V); keys and values go into the cache's first B rows."""
+    """tokens (B, 1 + reach), positions (B, 1) -> logits (B, V); keys and values go to the cache's first B rows."""
     step = decoder.plan(positions, length=length, padded=True)
     return decoder.logits(decoder.trunk(decoder.embed(tokens), step, cache)[:, -1])
 
@@ -34,11 +37,11 @@ class Eager:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
-    def __call__(self, rows: Rows, tokens: list[int], filled: list[int], spare: int) -> Tensor:
+    def __call__(self, rows: Rows, tokens: list[list[int]], filled: list[int], spare: int) -> Tensor:
         decoder, device = self.decoder, rows.device
         positions = torch.tensor(filled, device=device)[:, None]
-        step = decoder.plan(positions, length=max(filled) + 1)
-        x = decoder.embed(torch.tensor(tokens, device=device)[:, None])
+        step = decoder.plan(positions, first=min(filled), length=max(filled) + 1)
+        x = decoder.embed(torch.tensor(tokens, device=device))
         return decoder.logits(decoder.trunk(x, step, rows.cache)[:, -1])
 
 
@@ -48,14 +51,14 @@ class Padded:
     def __init__(self, decoder: Decoder, step: Step) -> None:
         self.decoder, self.step = decoder, step
 
-    def __call__(self, rows: Rows, tokens: list[int], filled: list[int], spare: int) -> Tensor:
+    def __call__(self, rows: Rows, tokens: list[list[int]], filled: list[int], spare: int) -> Tensor:
         count = len(tokens)
         batch = _power_of_two(count)
         rows.reserve(batch, spare + 1)
         length = min(max(FIRST_CAPACITY, _power_of_two(max(filled) + 1)), rows.cache.capacity)
         self.decoder.grow_rotary(max(length, spare + 1))
         nobody = batch - count
-        ids = torch.tensor([*tokens, *[0] * nobody], device=rows.device)[:, None]
+        ids = torch.tensor([*tokens, *[[0] * len(tokens[0])] * nobody], device=rows.device)
         positions = torch.tensor([*filled, *[spare] * nobody], device=rows.device)[:, None]
         return self.step(self.decoder, ids, positions, length, rows.cache)[:count]
 

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ordered
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -26,6 +25,7 @@ from ghostvis_cli.errors import EngineError, GhostvisError, UsageError
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.decoder import Decoder
 from ghostvis_cli.model.preprocess import preprocess
+from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from ghostvis_cli.engines.local.scheduler import Picture
@@ -88,6 +88,7 @@ class LocalEngine:
             notices=(*loaded.notices, *layout_notices),
             kv_token_bytes=self._scheduler.rows.token_bytes,
             image_pixels=vision.tower.image_size if vision else None,
+            checkpoint=checkpoint,
         )
         self._renderer = Renderer(
             loaded.tokenizer, self._layout, self.info.image_tokens, decoder.max_positions
@@ -97,27 +98,15 @@ class LocalEngine:
             Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]
         ] = {}
         self._closed = False
+        self._ended: GhostvisError | None = None  # why the step thread runs no more
         self._threads = _choose_threads(loaded.model, settings)
         self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
         self._thread.start()
 
     @classmethod
     async def load(cls, checkpoint: Checkpoint, settings: LocalSettings = LocalSettings()) -> "LocalEngine":
-        """Read a checkpoint and start its engine, without blocking the loop.
-
-        A daemon thread, not the loop's executor: Ctrl-C must not wait for gigabytes to arrive.
-        """
-        future: Future[LocalEngine] = Future()
-        future.set_running_or_notify_cancel()  # whoever stops waiting cancels their wait, not this
-
-        def work() -> None:
-            try:
-                future.set_result(cls.open(checkpoint, settings))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=work, name="ghostvis-load", daemon=True).start()
-        return await asyncio.wrap_future(future)
+        """Read a checkpoint and start its engine, without blocking the loop."""
+        return await in_daemon_thread(partial(cls.open, checkpoint, settings), "ghostvis-load")
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, settings: LocalSettings) -> "LocalEngine":
@@ -135,17 +124,17 @@ class LocalEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if self._closed:
             raise EngineError("the engine is closed")
-        prompt = await self._renderer.prompt(request)
+        prompt, sampling = await self._renderer.prompt(request)
         pictures: list[Picture] = []
         if prompt.images:
             pictures = await asyncio.to_thread(lambda: [self._picture(image) for image in prompt.images])
-            if self._closed:
-                raise EngineError("the engine was closed")
-        sequence = Sequence.start(prompt, pictures, request.sampling, self.info.image_tokens)
+        sequence = Sequence.start(prompt, pictures, sampling, self.info.image_tokens)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
-        self._inbox.put(partial(self._scheduler.submit, sequence))
         try:
+            if self._ended is not None:
+                raise self._ended
+            self._inbox.put(partial(self._scheduler.submit, sequence))
             finished = False
             while not finished:
                 chunk = await chunks.get()
@@ -184,6 +173,18 @@ class LocalEngine:
     # --- the step thread's side
 
     def _run(self) -> None:
+        reason: GhostvisError = EngineError("the engine was closed")
+        try:
+            self._work()
+        except BaseException as error:  # whatever it is, nobody may wait for a thread that is gone
+            reason = explained(error)
+        # Who registered before this is told here; who registers later finds it set.
+        self._ended = reason
+        self._deliver([(sequence, reason) for sequence in self._owners.copy()])
+        self._scheduler.abandon(reason)
+
+    def _work(self) -> None:
+        """Step until the engine is closed."""
         events: list[tuple[Sequence, Event]] = []
         delivered = 0.0
         if self._threads is not None:
@@ -195,8 +196,7 @@ class LocalEngine:
                 if now - delivered >= DELIVER_EVERY_S or any(_urgent(*event) for event in events):
                     self._deliver(events)
                     events, delivered = [], now
-        self._scheduler.abandon(EngineError("the engine was closed"))
-        self._deliver([*events, *self._scheduler.take_events()])
+        self._deliver(events)
 
     def _drain(self) -> bool:
         """Do what callers asked for, waiting where there is nothing to run; False once the engine is closed."""
@@ -207,7 +207,11 @@ class LocalEngine:
                 return True
             if job is None:
                 return False
-            job()
+            try:
+                job()
+            except Exception as error:  # as of a step: rows that are half moved are nobody's
+                self._scheduler.abandon(explained(error))
+                return True
 
     def _deliver(self, events: "Ordered[tuple[Sequence, Event]]") -> None:
         """Hand a step's results over, waking each event loop once."""

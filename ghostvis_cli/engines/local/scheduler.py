@@ -7,6 +7,7 @@ after them, so that it can join without moving.
 
 from collections import deque
 from collections.abc import Sequence as Ordered
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -70,6 +71,10 @@ class Sequence:
         prompt = self.prompt
         return Usage(len(prompt.ids), len(self.output), self.cached_tokens, prompt.image_tokens)
 
+    def last(self, count: int) -> list[int]:
+        """The latest ids, of which the answer's last one is not in the cache yet."""
+        return [*self.prompt.ids[-count:], *self.output][-count:]
+
     def seen(self) -> list[int]:
         """Ids that a repetition penalty falls on: each id of prompt and answer once."""
         return sorted({*self.prompt.ids, *self.output} - {VISION_ROW})
@@ -131,7 +136,8 @@ class Scheduler:
             self.events.append((sequence, reason))
         self.running, self.reading = [], None
         self.waiting.clear()
-        self.rows.reset()
+        with suppress(Exception):  # no memory for new rows: what the old ones hold is read by nobody
+            self.rows.reset()
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
         events, self.events = self.events, []
@@ -156,16 +162,21 @@ class Scheduler:
                 self._choose([sequence], self.model.decoder.logits(hidden[:, -1]))
 
     def _admit(self) -> Sequence | None:
-        """Give the longest-waiting sequence a row, begun with the longest known beginning of its prompt."""
-        if not self.waiting or len(self.running) >= self.max_batch:
-            return None
-        self.reading = sequence = self.waiting.popleft()
+        """The longest-waiting sequence for which there is a row."""
+        while self.waiting and len(self.running) < self.max_batch:
+            self.reading = sequence = self.waiting.popleft()
+            try:
+                self._begin(sequence)
+            except Exception as error:
+                self._fail(sequence, error)
+            else:
+                return sequence
+        return None
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Give it a row, begun with the longest known beginning of its prompt."""
         row = len(self.running)
-        try:
-            self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
-        except Exception as error:
-            self._fail(sequence, error)
-            return self._admit()
+        self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.best(sequence.identity[:most])
         live, source = max(
@@ -180,19 +191,17 @@ class Scheduler:
         elif entry is not None:
             self.rows.copy_in(row, entry.layers, shared)
         sequence.filled = sequence.cached_tokens = max(live, shared)
-        return sequence
 
     def _read_chunk(self, sequence: Sequence, start: int, end: int) -> Tensor:
         """Run positions start to end of one prompt: hidden rows (1, T, D)."""
         decoder = self.model.decoder
-        ids = np.asarray(sequence.prompt.ids[start:end], dtype=np.int64)
-        vision = ids == VISION_ROW
-        ids[vision] = 0  # any id: its row is replaced
-        x = decoder.embed(torch.from_numpy(ids).to(self.device)[None])
-        if vision.any():
-            first = sequence.prompt.ids[:start].count(VISION_ROW)
-            rows = self._vision_rows(sequence)[first : first + int(vision.sum())]
-            x[0, torch.from_numpy(vision).to(self.device)] = rows
+        begin = max(0, start - decoder.config.reach)
+        ids = sequence.prompt.ids[begin:end]
+        pictures = None
+        if rows := ids.count(VISION_ROW):
+            first = sequence.prompt.ids[:begin].count(VISION_ROW)
+            pictures = self._vision_rows(sequence)[first : first + rows]
+        x = decoder.embed(torch.tensor([ids], device=self.device), pictures)
         positions = torch.arange(start, end, device=self.device)[None]
         step = decoder.plan(positions, first_row=len(self.running), length=end)
         return decoder.trunk(x, step, self.rows.cache)
@@ -220,7 +229,7 @@ class Scheduler:
         self.rows.reserve(len(batch), max(sequence.filled for sequence in batch) + 1)
         logits = self.decode(
             self.rows,
-            [sequence.output[-1] for sequence in batch],
+            [sequence.last(1 + self.model.decoder.config.reach) for sequence in batch],
             [sequence.filled for sequence in batch],
             self.reading.filled if self.reading else 0,
         )
@@ -235,6 +244,8 @@ class Scheduler:
             try:
                 self._accept(sequence, self._pick(sequence, row, greedy), row)
             except Exception as error:
+                if sequence.done:  # its row could not be closed up: that is everybody's fault
+                    raise
                 self._fail(sequence, error)
 
     def _pick(self, sequence: Sequence, logits: Tensor, greedy: int) -> int:

@@ -1,0 +1,81 @@
+"""Which checkpoint a run means: the one that was chosen, else the newest sft one, else the built-in demo model."""
+
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ghostvis_cli import demo
+from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.checkpoint.generations import Constants
+from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.paths import expanded
+
+if TYPE_CHECKING:
+    from ghostvis_cli.profile import ModelSettings
+
+DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
+
+
+def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
+    """The checkpoint meant, with the tokenizer meant and the constants that were set, and what to tell the user."""
+    checkpoint, notices = _choose(model)
+    if checkpoint.path.resolve().is_relative_to(demo.BASE_DIR.resolve()):
+        checkpoint = replace(checkpoint, source=DEMO_SOURCE)
+    if model.tokenizer_path is not None:
+        checkpoint = replace(checkpoint, tokenizer=expanded(model.tokenizer_path))
+    return replace(checkpoint, constants=constants(model)), notices
+
+
+def constants(model: "ModelSettings") -> Constants:
+    """Of a model's mathematics, those that were set."""
+    return Constants(**{each.name: getattr(model, each.name) for each in fields(Constants)})
+
+
+def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
+    base_dir = base_dir_of(model)
+    if model.checkpoint_path is not None:
+        return locate.from_path(expanded(model.checkpoint_path), model.step, base_dir), []
+    if model.source == DEMO_SOURCE:
+        return locate.find(demo.BASE_DIR, "sft", model.model_tag, model.step), []
+    if not is_chosen(model) and not _is_there(base_dir):
+        told = f"there is no base directory {base_dir}: the built-in demo model answers"
+        return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [told]
+    found = locate.find(base_dir, model.source or "sft", model.model_tag, model.step)
+    return found, [] if model.model_tag else _passed_over(found, base_dir)
+
+
+def is_chosen(model: "ModelSettings") -> bool:
+    """Whether a model was asked for in any way. Then no other one may answer in its stead."""
+    of_model = (model.checkpoint_path, model.source, model.model_tag, model.step, model.tokenizer_path)
+    return is_base_chosen(model) or any(value is not None for value in of_model)
+
+
+def is_base_chosen(model: "ModelSettings") -> bool:
+    return model.base_dir is not None or bool(os.environ.get(locate.BASE_VARIABLE))
+
+
+def base_dir_of(model: "ModelSettings") -> Path:
+    return expanded(model.base_dir) if model.base_dir else locate.default_base_dir()
+
+
+def _is_there(base_dir: Path) -> bool:
+    """A link that leads nowhere and a disk that does not answer are there: their owner must hear of it."""
+    try:
+        base_dir.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _passed_over(found: Checkpoint, base_dir: Path) -> list[str]:
+    """Upstream would choose one of these tags, and they hold nothing that can be loaded."""
+    assert found.source is not None, "it was found under a source"
+    told = []
+    for tag, directory in locate.tags(base_dir, found.source).items():
+        if tag == found.tag:
+            break
+        told.append(f"{directory} holds DeepSpeed shards only and is passed over: {found.tag} is taken")
+    return told

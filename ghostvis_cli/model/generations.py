@@ -1,0 +1,94 @@
+"""nanochat's generations: which constants and extra tensors each set of its mathematics has. Data, without torch.
+
+A checkpoint is one of these, told by its keys and shapes (`checkpoint.generations`). A later one is one entry here,
+and what is new in its mathematics in `model.decoder`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TableType = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the files do not say. `since` is the day it reached nanochat's master branch."""
+
+    name: str
+    since: str
+    words: str  # what people call it
+    rotary_base: float = 10000.0
+    qk_scale: float = 1.0  # of q and k, after their norms
+    softcap: float = 15.0
+    lambdas: bool = False  # x = resid_lambdas[i] * x + x0_lambdas[i] * x0 before each layer
+    windows: bool = False
+    short_share: int = 2  # the short window is sequence_len / short_share,
+    short_multiple: int = 1  # rounded down; where this is more than 1, rounded up to its multiple
+    gate_channels: int = 0  # value embeddings on every second layer, gated by so many channels; 0: none
+    gate_scale: float = 2.0
+    smear: bool = (
+        False  # the embedding takes in its predecessor's, and the middle layer's output is backed out
+    )
+    tables_as_stored: bool = False  # rotary tables in the embedding's dtype; before, bfloat16 always
+
+    def short_window(self, sequence_len: int) -> int:
+        """Keys back, without oneself."""
+        if self.short_multiple == 1:
+            return sequence_len // self.short_share
+        share = -(-sequence_len // self.short_share)
+        return -(-share // self.short_multiple) * self.short_multiple
+
+    def rotary_tables(self, stored: str) -> TableType:
+        """What training saw, by the dtype that the embedding is stored in."""
+        return "float32" if self.tables_as_stored and stored in ("float32", "float64") else "bfloat16"
+
+    @property
+    def title(self) -> str:
+        return f"nanochat, {self.since}: {self.words}"
+
+
+PLAIN = Generation("n1", "October 2025", "as GhostVis forked it")
+N2 = Generation("n2", "January 2026", "residual scalars", lambdas=True)
+N3 = Generation("n3", "January 2026", "residual scalars, windows", lambdas=True, windows=True)
+N4 = Generation(
+    "n4", "January 2026", "value embeddings, windows", lambdas=True, windows=True, gate_channels=32
+)
+N5 = Generation(
+    "n5",
+    "March 2026",
+    "value embeddings, soft cap 20",
+    softcap=20.0,
+    lambdas=True,
+    windows=True,
+    gate_channels=32,
+)
+N6 = Generation(
+    "n6",
+    "March 2026",
+    "value embeddings, rotary base 100000",
+    rotary_base=100000.0,
+    qk_scale=1.15,
+    lambdas=True,
+    windows=True,
+    short_share=3,
+    short_multiple=128,
+    gate_channels=12,
+    gate_scale=3.0,
+    tables_as_stored=True,
+)
+N7 = Generation(
+    "n7",
+    "March 2026",
+    "value embeddings, smear",
+    rotary_base=100000.0,
+    qk_scale=1.2,
+    lambdas=True,
+    windows=True,
+    short_share=4,
+    short_multiple=128,
+    gate_channels=12,
+    gate_scale=3.0,
+    smear=True,
+    tables_as_stored=True,
+)
+GENERATIONS = {generation.name: generation for generation in (PLAIN, N2, N3, N4, N5, N6, N7)}

@@ -1,0 +1,108 @@
+"""Who may come in through a browser, and what a browser is told of it. The same for the local server and SGLang.
+
+A page that the user opens can send requests to this machine. Where there is no key to stop it, its `Origin` must be
+of this machine or chosen, and so must the `Host` that it took us for: a name of its own can lead here, too (DNS
+rebinding), and then its requests carry no origin that would tell.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from ghostvis_cli.addresses import as_number, is_loopback
+from ghostvis_cli.serve.api_errors import ApiError
+
+EXPOSED = "x-request-id, retry-after"
+KEPT_S = 600  # how long a browser may remember a preflight's answer
+METHODS = "GET, POST"
+
+
+@dataclass(frozen=True)
+class Door:
+    """`host` is the name that the server was told to listen on. Origins are as browsers write them, or *."""
+
+    keyless: bool
+    host: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+
+    def check(self, headers: Headers) -> None:
+        """ApiError for a request that may not come in."""
+        if self.keyless or self.allowed_hosts:
+            named = headers.getlist("host")
+            if not named or not all(self._is_ours(host) for host in named):
+                raise ApiError(
+                    403,
+                    "the Host header names no host of this server (ghostvis serve --allowed-host NAME)",
+                    code="forbidden_host",
+                )
+        if self.keyless and self._is_strange(headers):
+            message = (
+                "requests from web pages of other hosts need an API key, or ghostvis serve --cors-origin"
+            )
+            raise ApiError(403, message, code="forbidden_origin")
+
+    def cors(self, headers: Headers) -> dict[str, str]:
+        """What an answer tells the browser: whether the page may read it."""
+        origin = headers.get("origin")
+        if origin is None:
+            return {}
+        if not self._lets_in(origin):
+            return {"vary": "Origin"}
+        return {
+            "vary": "Origin",
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": EXPOSED,
+        }
+
+    def preflight(self, method: str, headers: Headers) -> dict[str, str] | None:
+        """The headers of the answer to a browser's question before its request; None for any other request."""
+        if method != "OPTIONS" or "origin" not in headers or "access-control-request-method" not in headers:
+            return None
+        if not self._lets_in(headers["origin"]):
+            raise ApiError(403, "pages of this origin are not let in", code="forbidden_origin")
+        found = {"access-control-allow-methods": METHODS, "access-control-max-age": str(KEPT_S)}
+        if (wanted := headers.get("access-control-request-headers")) is not None:
+            found["access-control-allow-headers"] = wanted
+        if headers.get("access-control-request-private-network") == "true":
+            found["access-control-allow-private-network"] = "true"
+        return found
+
+    def _is_strange(self, headers: Headers) -> bool:
+        """From a page that is not let in. A picture's or a link's request has no origin, and tells so much."""
+        if (origin := headers.get("origin")) is not None:
+            return not self._lets_in(origin)
+        return headers.get("sec-fetch-site") == "cross-site"
+
+    def _is_ours(self, host: str) -> bool:
+        """Not by the machine's own name: who answers for that is up to the network that the machine is in."""
+        name = _hostname(f"//{host}")
+        ours = map(str.lower, (self.host, *self.allowed_hosts))
+        number = as_number(name)
+        return name != "" and (
+            is_loopback(name) or name in ours or (number is not None and number.is_unspecified)
+        )
+
+    def _lets_in(self, origin: str) -> bool:
+        return (
+            is_loopback(_hostname(origin))
+            or "*" in self.cors_origins
+            or origin.lower() in map(str.lower, self.cors_origins)
+        )
+
+
+def without_slash(scope: Scope) -> Scope:
+    """/v1/models/ is /v1/models: a redirect would lead to http:// behind a proxy that speaks TLS."""
+    path = scope["path"]
+    if path == "/" or not path.endswith("/"):
+        return scope
+    return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
+
+
+def _hostname(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""

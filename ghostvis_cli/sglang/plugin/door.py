@@ -1,0 +1,309 @@
+"""`ghostvis serve`'s promises on SGLang's own HTTP server: who may come in, and that no field is dropped.
+
+Only for an SGLang that `ghostvis serve` has started, and told its rules in a variable.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ghostvis_cli.serve.api_errors import ApiError, no_route
+from ghostvis_cli.serve.door import Door, without_slash
+from ghostvis_cli.serve.openai_fields import (
+    BODY,
+    IMAGE_PART,
+    IMAGE_URL,
+    MESSAGE,
+    STREAM_OPTIONS,
+    TEXT_PART,
+    Kind,
+    Known,
+)
+from ghostvis_cli.serve.settings import ServerSettings
+
+VARIABLE = "GHOSTVIS_SERVE"
+ROUTES: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
+OPEN_PATHS = ("/health", "/ready")
+PROBED = (*OPEN_PATHS, "/v1/models")
+# SGLang has fields for these, and drops them for models such as ours.
+NOT_FOLLOWED = frozenset((
+    "tools", "tool_choice", "suffix", "best_of", "chat_template_kwargs", "thinking", "task", "images_config",
+    "video_config", "use_audio_in_video", "max_dynamic_patch", "min_dynamic_patch", "mm_processor_kwargs",
+))  # fmt: skip
+NEUTRAL = {
+    "use_audio_in_video": (False,),
+    "return_output_ids_in_sglext": (True, False),
+}  # 0.5.17 lacks the second
+TOO_LONG = re.compile(
+    r"longer than the model's context|(maximum|model's) context length|maximum allowed length"
+)
+OUT_OF_RANGE = re.compile(r"'?([a-z_]+)'? must be ")
+ASKS = {"OpenAIServingChat": "messages", "OpenAIServingCompletion": "prompt"}  # where a route has its prompt
+FIELD, TYPES = (
+    re.compile(r"[a-z]\w*"),
+    ("str", "int", "float", "bool", "dict", "list"),
+)  # in pydantic's places
+SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context."""
+
+    keyless: bool
+    host: str
+    allowed_hosts: tuple[str, ...]
+    cors_origins: tuple[str, ...]
+    max_tokens: int | None
+
+    @classmethod
+    def of(cls, settings: ServerSettings) -> "Rules":
+        return cls(
+            settings.api_key is None,
+            settings.host,
+            settings.allowed_hosts,
+            settings.cors_origins,
+            settings.max_tokens,
+        )
+
+    @classmethod
+    def told(cls) -> "Rules | None":
+        """None for an SGLang that somebody else has started."""
+        text = os.environ.get(VARIABLE)
+        return None if text is None else cls(**json.loads(text))
+
+    def as_variable(self) -> dict[str, str]:
+        return {VARIABLE: json.dumps(asdict(self))}
+
+    @property
+    def door(self) -> Door:
+        return Door(self.keyless, self.host, tuple(self.allowed_hosts), tuple(self.cors_origins))
+
+
+def install(rules: Rules) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    base = "sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase"
+    completion = "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
+    manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+    for target, hook, kind in (
+        (
+            "sglang.srt.entrypoints.http_server.app.build_middleware_stack",
+            lambda: put_in_front(rules.door),
+            HookType.BEFORE,
+        ),
+        (f"{base}.create_error_response", with_code, HookType.AFTER),
+        (f"{completion}._convert_to_internal_request", without_hidden_limit, HookType.AFTER),
+        (
+            f"{manager}._validate_one_request",
+            lambda *args, **_: limit_answer(rules.max_tokens, *args),
+            HookType.BEFORE,
+        ),
+    ):
+        HookRegistry.register(target, hook, kind)
+
+
+def put_in_front(door: Door) -> None:
+    """Ours outermost, in place of SGLang's CORS for everybody; fields are looked at behind the check of keys."""
+    from fastapi.exceptions import RequestValidationError
+    from sglang.srt.entrypoints.http_server import app
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+
+    known: dict[Kind, Known] = {
+        "chat": _known("chat", ChatCompletionRequest.model_fields),
+        "text": _known("text", CompletionRequest.model_fields),
+    }
+    others = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
+    app.user_middleware = [
+        Middleware(Front, door=door), *others, Middleware(FieldCheck, known=known)
+    ]  # fmt: skip
+    theirs = app.exception_handlers[RequestValidationError]
+
+    async def told(request: Any, error: Any) -> Response:
+        """SGLang's own words for it hold paths of its files and name no field."""
+        ours = request.scope["path"] in ROUTES
+        return _refused(invalid(error.errors())) if ours else await theirs(request, error)
+
+    app.exception_handlers[RequestValidationError] = told
+    app.exception_handlers[HTTPException] = no_such_route  # routing's own; SGLang's are of FastAPI's class
+
+
+def _known(kind: Kind, theirs: Iterable[str]) -> Known:
+    ours = BODY[kind]
+    return Known(frozenset(theirs) - NOT_FOLLOWED, ours.ignored, {**ours.neutral, **NEUTRAL})
+
+
+class Front:
+    """Around every request: hosts, origins, and paths with a slash at their end."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self.app, self.door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope = without_slash(scope)
+        if (
+            scope["method"] == "HEAD" and scope["path"] in PROBED
+        ):  # SGLang says 405; uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
+        headers = Headers(scope=scope)
+        cors = self.door.cors(headers)
+
+        async def send_with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(cors)
+            await send(message)
+
+        try:
+            answer = self._check(scope, headers) or self.app
+        except ApiError as refusal:
+            answer = _refused(refusal)
+        await answer(scope, receive, send_with_cors)
+
+    def _check(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+        if scope["path"] not in OPEN_PATHS:
+            self.door.check(headers)
+        allowed = self.door.preflight(scope["method"], headers)
+        return None if allowed is None else Response(status_code=204, headers=allowed)
+
+
+class FieldCheck:
+    """Before OpenAI's routes: a body whose fields are all read, or 400."""
+
+    def __init__(self, app: ASGIApp, known: Mapping[Kind, Known]) -> None:
+        self.app, self.known = app, known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = ROUTES.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if kind is None:
+            await self.app(scope, receive, send)
+            return
+        messages = await _whole_body(receive)
+        try:
+            check(b"".join(message.get("body", b"") for message in messages), self.known[kind])
+        except ApiError as refusal:
+            await _refused(refusal)(scope, receive, send)
+            return
+        replayed = iter(messages)
+
+        async def again() -> Message:
+            return next(replayed, None) or await receive()
+
+        await self.app(scope, again, send)
+
+
+async def _whole_body(receive: Receive) -> list[Message]:
+    messages = [await receive()]
+    while messages[-1].get("more_body", False):
+        messages.append(await receive())
+    return messages
+
+
+def check(body: bytes, known: Known) -> None:
+    """ApiError for a field that SGLang would drop. What is no such body at all is left for SGLang to refuse."""
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    _only(known, values, "")
+    _only(STREAM_OPTIONS.also("continuous_usage_stats"), values.get("stream_options"), "stream_options")
+    _check_values(values)
+    messages = values.get("messages")
+    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict):
+            _check_message(message, f"messages[{number}]")
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """What SGLang would take and not do, or trip over."""
+    if values.get("top_logprobs") and not values.get("logprobs"):
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    if values.get("n") == 0:
+        raise ApiError(400, "n must be at least 1", param="n")
+
+
+def _check_message(message: Mapping[str, Any], place: str) -> None:
+    _only(MESSAGE, message, place)
+    content = message.get("content")
+    if content is None:
+        raise ApiError(400, f"{place}.content is required", param=f"{place}.content")
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        name = f"{place}.content[{number}]"
+        match part.get("type") if isinstance(part, dict) else None:
+            case "text":
+                _only(TEXT_PART, part, name)
+            case "image_url":
+                _only(IMAGE_PART, part, name)
+                _only(IMAGE_URL, part.get("image_url"), f"{name}.image_url")
+
+
+def _only(known: Known, values: object, place: str) -> None:
+    if isinstance(values, dict) and (stray := known.stray(values, place)):
+        raise ApiError(400, stray.message, param=stray.path, code=stray.code)
+
+
+async def no_such_route(request: Any, error: Any) -> Response:
+    refusal = no_route(error.status_code, (error.headers or {}).get("Allow"))
+    return JSONResponse(refusal.body(), error.status_code, error.headers)
+
+
+def _refused(refusal: ApiError) -> JSONResponse:
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers())
+
+
+def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first thing that pydantic found wrong, and the field that it is in."""
+    where, says = errors[0].get("loc", ()), errors[0].get("msg", "is not valid")
+    if errors[0].get("type") == "json_invalid":
+        return ApiError(400, "the body is not valid JSON")
+    param = ""
+    for step in where[1:] if where[:1] == ("body",) else ():
+        if isinstance(step, int):
+            param += f"[{step}]"
+        elif FIELD.fullmatch(step) and step not in TYPES:
+            param += f".{step}" if param else step
+        else:
+            break  # a member of a union, as pydantic names it
+    return ApiError(400, f"{param or 'the body'}: {says}", param=param or None)
+
+
+def with_code(response: Any, route: Any, *_: Any, **__: Any) -> Any:
+    """SGLang's refusals have no code of OpenAI's for what is too long, and name no field that is out of range."""
+    if response.status_code != 400:
+        return response
+    said = json.loads(response.body)
+    message = str(said.get("message"))
+    if TOO_LONG.search(message):
+        asks = ASKS.get(type(route).__name__)
+        said |= {"code": "context_length_exceeded", "type": "invalid_request_error", "param": asks}
+    elif (named := OUT_OF_RANGE.match(message)) and said.get("param") is None:
+        said |= {"param": SPELLED.get(named[1], named[1])}
+    return JSONResponse(said, response.status_code)
+
+
+def without_hidden_limit(result: tuple[Any, Any], _completion: Any, request: Any, *_: Any) -> None:
+    """SGLang ends a completion that names no limit after 16 tokens."""
+    if "max_tokens" not in request.model_fields_set:
+        result[0].sampling_params["max_new_tokens"] = None
+
+
+def limit_answer(max_tokens: int | None, manager: Any, request: Any, input_ids: Any, *_: Any) -> None:
+    """An answer without a limit gets the server's own, or what is left of the context."""
+    sampling = request.sampling_params or {}
+    if max_tokens is not None and sampling.get("max_new_tokens", 0) is None:
+        left = manager.context_len - len(input_ids or ())
+        request.sampling_params = {**sampling, "max_new_tokens": max(1, min(max_tokens, left))}

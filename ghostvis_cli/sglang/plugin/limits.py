@@ -1,0 +1,51 @@
+"""What SGLang can do and nanochat's later generations can't: refused at the start, by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# These read each layer's own window. The others plan with one for the whole model.
+OWN_WINDOWS = frozenset(("fa3", "torch_native", "intel_amx"))
+BACKENDS = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+ALL = -1  # keys
+
+
+def server_settings() -> Mapping[str, Any]:
+    """SGLang's arguments as it has resolved them."""
+    try:
+        from sglang.srt.runtime_context import get_server_args
+    except ImportError:  # before 0.5.23
+        from sglang.srt.server_args import get_global_server_args as get_server_args
+    args = get_server_args()
+    resolved: Mapping[str, Any] = args.resolved_dict() if hasattr(args, "resolved_dict") else vars(args)
+    return resolved
+
+
+def refuse(settings: Mapping[str, Any], *, smear: bool) -> None:
+    """ValueError, which ends the start. A wrong answer would look like any other."""
+    disaggregated = settings.get("disaggregation_mode") not in (None, "null")
+    faults = [
+        ((settings.get("pp_size") or 1) > 1, "pipeline parallelism (--pp-size)"),
+        (settings.get("speculative_algorithm"), "speculative decoding (--speculative-algorithm)"),
+        (settings.get("enable_dp_attention"), "data-parallel attention (--enable-dp-attention)"),
+        (smear and disaggregated, "disaggregated prefill and decoding (--disaggregation-mode)"),
+        (
+            smear and (settings.get("enable_hierarchical_cache") or settings.get("enable_lmcache")),
+            "a cache beyond the device's memory (--enable-hierarchical-cache, --enable-lmcache)",
+        ),
+    ]
+    if found := [name for fault, name in faults if fault]:
+        raise ValueError(f"ghostvis: nanochat models of 2026 can't be served with {' or '.join(found)}")
+
+
+def layer_windows(windows: Sequence[int], context: int, settings: Mapping[str, Any]) -> list[int]:
+    """Keys back that each layer sees, ALL where that is all there can be."""
+    biting = [ALL if window >= context - 1 else window for window in windows]
+    lengths = set(biting) - {ALL}
+    backends = {str(settings[name]) for name in BACKENDS if settings.get(name)}
+    if len(lengths) > 1 and not backends <= OWN_WINDOWS:
+        raise ValueError(
+            f"ghostvis: a context of {context} needs windows of {' and '.join(map(str, sorted(lengths)))} keys in "
+            f"one model, and the attention backend {', '.join(sorted(backends))} has one: "
+            f"--context-length {max(lengths)}, or --attention-backend fa3"
+        )
+    return biting

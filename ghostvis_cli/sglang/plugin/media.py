@@ -1,0 +1,138 @@
+"""A picture of a request -> the square the model sees, and who it is. Remembered, so that a repeat costs a hash.
+
+Knows nothing of SGLang. Its own small cache, because the one SGLang 0.5.23 has for this is absent in 0.5.17 and
+trusts hashes that clients may send.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ghostvis_cli.errors import InputError
+from ghostvis_cli.fetch import is_from
+from ghostvis_cli.images import ImageLimits, load_image
+from ghostvis_cli.model.preprocess import crop
+from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CACHE_VARIABLE = "GHOSTVIS_PICTURE_CACHE_MB"
+CACHE_MB = 128  # 890 pictures of 224 pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`pixels` (S, S, 3) uint8. `identity`: 32 bytes, equal for equal pixels within this process alone."""
+
+    pixels: "NDArray[Any]"
+    identity: bytes
+
+
+class Pictures:
+    """Loads pictures of S x S pixels. May be called from several threads."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        hosts: frozenset[str] | None = None,
+        limits: ImageLimits | None = None,
+        cache_mb: float | None = None,
+    ) -> None:
+        self.size = size
+        self.cache_bytes = 2**20 * (cache_size_mb() if cache_mb is None else cache_mb)
+        self.hosts = allowed_hosts() if hosts is None else hosts
+        # A redirect would lead from an allowed host to any other.
+        self.limits = replace(limits or default_limits(), max_redirects=0)
+        # Keyed: a client that knows a picture must not be able to work out which cache entries are its own.
+        self._key = identity_key()
+        self._known: OrderedDict[bytes, Picture] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, source: object, name: str, key: bytes | None = None) -> Picture:
+        """From a data: URL, bytes, or http(s) of an allowed host; `key` where it has been asked for.
+
+        ValueError says what is wrong with `name`, and nothing of what the source holds or where it led.
+        """
+        key = key or self.key(source, name)
+        if key is not None and (known := self.recall(key)) is not None:
+            return known
+        try:
+            picture = self._picture(load_image(source, limits=self.limits).pil())  # type: ignore[arg-type]
+        except InputError:
+            raise ValueError(self._refusal(source, name)) from None
+        if key is not None:
+            self._remember(key, picture)
+        return picture
+
+    def key(self, source: object, name: str) -> bytes | None:
+        """What the source is sure to be the same picture by; None for an address, whose picture may change."""
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).digest()
+        if isinstance(source, str):
+            if source[:5].lower() == "data:":
+                return hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest()
+            if is_from(source, self.hosts):
+                return None
+        hosts = f", or an http(s) URL of {', '.join(sorted(self.hosts))}" if self.hosts else ""
+        raise ValueError(f"{name} must be a data: URL{hosts}")
+
+    def recall(self, key: bytes) -> Picture | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
+
+    def _refusal(self, source: object, name: str) -> str:
+        if isinstance(source, str) and source[:5].lower() != "data:":
+            return f"{name} could not be fetched as a picture"
+        return (
+            f"{name} is not a whole picture in a known format, "
+            f"or larger than {self.limits.max_pixels:,} pixels or {self.limits.size}"
+        )
+
+    def _picture(self, image: Any) -> Picture:
+        import numpy as np
+
+        pixels = np.array(
+            crop(image, self.size), dtype=np.uint8
+        )  # a copy: torch warns of Pillow's own memory
+        return Picture(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
+
+    def _remember(self, key: bytes, picture: Picture) -> None:
+        with self._lock:
+            self._known[key] = picture
+            while len(self._known) * picture.pixels.nbytes > self.cache_bytes:  # all are of one size
+                self._known.popitem(last=False)
+
+
+def default_limits() -> ImageLimits:
+    background = os.environ.get(BACKGROUND_VARIABLE)
+    return ImageLimits(background=background) if background else ImageLimits()
+
+
+def allowed_hosts() -> frozenset[str]:
+    """Of GHOSTVIS_ALLOWED_IMAGE_HOSTS, separated by commas; none by default."""
+    names = os.environ.get(HOSTS_VARIABLE, "").split(",")
+    return frozenset(name.strip().lower() for name in names if name.strip())
+
+
+def identity_key() -> bytes:
+    """Of this process, or the one that several share, so that a picture is the same whichever of them reads it."""
+    shared = os.environ.get(PICTURE_KEY_VARIABLE)
+    return bytes.fromhex(shared) if shared else secrets.token_bytes(32)
+
+
+def cache_size_mb() -> float:
+    """Of GHOSTVIS_PICTURE_CACHE_MB; 0 keeps nothing."""
+    chosen = os.environ.get(CACHE_VARIABLE, str(CACHE_MB))
+    try:
+        return float(chosen)
+    except ValueError:
+        raise ValueError(f"{CACHE_VARIABLE} is {chosen!r}: a number of megabytes") from None

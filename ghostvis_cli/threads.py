@@ -1,0 +1,42 @@
+"""Work in other threads, none of which holds up whoever leaves."""
+
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Impatient(ThreadPoolExecutor):
+    """An executor for an event loop whose end does not wait for weights that are still being read."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def require_loop() -> None:
+    """OSError where an event loop gets no descriptors. One that was made by half prints a traceback as it goes."""
+    import selectors
+    import socket
+
+    with selectors.DefaultSelector():
+        for end in socket.socketpair():
+            end.close()
+
+
+def in_daemon_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
+    """The result of blocking `work`, for the running event loop. Cancelling ends the wait alone."""
+    import asyncio
+
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on it can be given a result, whoever still waits
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return asyncio.wrap_future(future)
