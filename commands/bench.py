@@ -184,8 +184,9 @@ def bench(
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
     from ghostvis_cli.bench import schema
+    from ghostvis_cli.bench.files import check_place_to_measure, save_measured
     from ghostvis_cli.bench.job import engine_profiles, exit_code, run_job
-    from ghostvis_cli.bench.report import check_place_to_measure, lines, save_measured
+    from ghostvis_cli.bench.report import lines
 
     resolved = options.resolve_profile(ctx, (), several=ctx.params["engines"] is not None)
     job = _job(ctx)
@@ -209,7 +210,7 @@ def bench(
 
 def _wants_records(path: str | None) -> bool:
     """A page shows every request, and so does its picture."""
-    from ghostvis_cli.bench.report import kind
+    from ghostvis_cli.bench.files import kind
 
     return path is not None and kind(Path(path)) in (".html", ".png")
 

@@ -122,7 +122,8 @@ def bench_report(
 ) -> None:
     """Show a report again, or make a page or a picture of it."""
     from ghostvis_cli.bench import schema
-    from ghostvis_cli.bench.report import check_place, lines, save
+    from ghostvis_cli.bench.files import check_place, save
+    from ghostvis_cli.bench.report import lines
 
     options.talk(quiet, verbose, color)
     read = schema.read(report)

@@ -76,8 +76,9 @@ def bench_prefix(
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
     from ghostvis_cli.bench import prefix, schema
+    from ghostvis_cli.bench.files import check_place_to_measure, save_measured
     from ghostvis_cli.bench.lengths import Sizes
-    from ghostvis_cli.bench.report import check_place_to_measure, prefix_lines, save_measured
+    from ghostvis_cli.bench.report import prefix_lines
 
     resolved = options.resolve_profile(ctx)
     settings = prefix.Settings(

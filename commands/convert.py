@@ -15,7 +15,7 @@ from ghostvis_cli.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
-    from ghostvis_cli.convert.run import ConvertSettings, Plan
+    from ghostvis_cli.convert.plan import ConvertSettings, Plan
     from ghostvis_cli.profile import Profile
 
 app = typer.Typer(rich_markup_mode=None)
@@ -84,7 +84,7 @@ def convert(
     options.talk(quiet, verbose, color)
     options.guarded(ctx)  # before torch is imported, which takes seconds
     address_space.require_for_torch()
-    from ghostvis_cli.convert import run
+    from ghostvis_cli.convert.plan import make_plan
 
     if checkpoint is not None and checkpoint_path is not None:
         raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
@@ -95,7 +95,7 @@ def convert(
     if by_layer and not verify:
         raise UsageError("--verify-by-layer and --no-verify contradict each other", hint="leave one out")
     settings = replace(settings, by_layer=by_layer)
-    plan = run.plan(_chosen(resolved.profile), settings)
+    plan = make_plan(_chosen(resolved.profile), settings)
     output.notices(plan.notices)
     if dry_run or out is None:
         _show_plan(plan, json=json)
@@ -127,7 +127,7 @@ def _chosen(profile: "Profile") -> "Checkpoint":
 def _settings(
     dtype: str, max_shard_size: str, profile: "Profile", *, force: bool, verify: bool
 ) -> "ConvertSettings":
-    from ghostvis_cli.convert.run import ConvertSettings
+    from ghostvis_cli.convert.plan import ConvertSettings
 
     if dtype not in ("bfloat16", "float16", "float32"):
         raise UsageError(f"no dtype named {dtype!r}", hint="--dtype bfloat16, float16 or float32")

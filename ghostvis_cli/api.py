@@ -25,7 +25,8 @@ from ghostvis_cli.engines.base import (
 )
 from ghostvis_cli.engines.factory import make_engine
 from ghostvis_cli.errors import EngineError, InputError
-from ghostvis_cli.images import EncodedImage, ImageLimits, load_image
+from ghostvis_cli.image_limits import ImageLimits
+from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.profile import Resolved, resolve
 from ghostvis_cli.profile.readers import heeded
 from ghostvis_cli.prompt import Message, well_formed

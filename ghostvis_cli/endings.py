@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from ghostvis_cli.errors import DeadlineError
+from ghostvis_cli.errors import DeadlineError, ExitCode
 
 T = TypeVar("T")
 
@@ -36,6 +36,13 @@ class Ended(SystemExit):
     def __init__(self, ending: Ending) -> None:
         super().__init__(ending.code)
         self.ending = ending
+
+
+class ReaderGone(SystemExit):
+    """Whoever read stdout has left."""
+
+    def __init__(self) -> None:
+        super().__init__(int(ExitCode.READER_GONE))
 
 
 Stop: TypeAlias = Callable[[Ending], None]

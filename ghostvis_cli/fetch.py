@@ -11,14 +11,14 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from ghostvis_cli import __version__
 from ghostvis_cli.addresses import is_public, proxy_for
 from ghostvis_cli.errors import InputError, one_line, printable
+from ghostvis_cli.version import __version__
 
 if TYPE_CHECKING:
     import httpx2
 
-    from ghostvis_cli.images import ImageLimits
+    from ghostvis_cli.image_limits import ImageLimits
 
 
 def is_from(url: str, hosts: Container[str]) -> bool:

@@ -20,10 +20,11 @@ from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO, Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from ghostvis_cli.errors import InputError, UsageError, limit_reached, one_line, printable
+from ghostvis_cli.errors import InputError, limit_reached, one_line, printable
 from ghostvis_cli.fetch import fetch
+from ghostvis_cli.image_limits import DEFAULT_LIMITS, ImageLimits
 from ghostvis_cli.jpeg import is_filled_up, with_end
-from ghostvis_cli.transparency import WHITE, ground_colour, on_ground
+from ghostvis_cli.transparency import on_ground
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,39 +55,6 @@ LOOKALIKES = (
 )  # fmt: skip
 
 SHRINK = "magick {file} -resize 2048x2048 smaller.jpg"
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What a picture may cost. The defaults admit what cameras make and nothing that stops a laptop.
-
-    `background` is what shows where a picture is transparent.
-    """
-
-    max_bytes: int = 32 * 2**20
-    max_pixels: int = 64_000_000  # 192 MB as RGB; full-frame cameras end at 61 million
-    max_aspect: float = 100.0  # the long side is resized before the crop: 336 x 33,600 is 11 million pixels
-    timeout_s: float = 20.0  # name lookup, every redirect and the whole body together
-    max_redirects: int = 3
-    allow_private: bool = False  # loopback, link-local (cloud metadata), private networks and the like
-    background: str = "white"
-
-    def __post_init__(self) -> None:
-        if ground_colour(self.background) is None:
-            raise UsageError(f"background is {self.background!r}, not white, black, grey or #rrggbb")
-
-    @property
-    def ground(self) -> tuple[int, int, int]:
-        """`background` as RGB."""
-        return ground_colour(self.background) or WHITE
-
-    @property
-    def size(self) -> str:
-        """`max_bytes` for messages."""
-        return f"{self.max_bytes / 2**20:g} MiB" if self.max_bytes >= 2**20 else f"{self.max_bytes} bytes"
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ghostvis_cli import __version__, files
+from ghostvis_cli import files
 from ghostvis_cli.batch.rows import RunSettings
 from ghostvis_cli.checkpoint.generations import NONE_SET
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import EngineInfo
 from ghostvis_cli.errors import ModelError, UsageError
+from ghostvis_cli.version import __version__
 
 SCHEMA_VERSION = 1
 

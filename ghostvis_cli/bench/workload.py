@@ -24,7 +24,8 @@ from ghostvis_cli.engines.base import GenerateRequest, Sampling
 from ghostvis_cli.errors import OutputError, UsageError, printable
 
 if TYPE_CHECKING:
-    from ghostvis_cli.images import EncodedImage, ImageLimits
+    from ghostvis_cli.image_limits import ImageLimits
+    from ghostvis_cli.images import EncodedImage
 
 JsonRow: TypeAlias = dict[str, Any]
 TEXT_TOKENS, QUESTION_TOKENS = 128, 32  # of a prompt where nobody chose: alone, and beside a picture

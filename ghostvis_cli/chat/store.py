@@ -27,7 +27,7 @@ from ghostvis_cli.errors import InputError, LockedError, UsageError, one_line, p
 from ghostvis_cli.paths import expanded
 
 if TYPE_CHECKING:
-    from ghostvis_cli.images import ImageLimits
+    from ghostvis_cli.image_limits import ImageLimits
 
 SESSION, IMAGES = "session.jsonl", "images"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -24,7 +24,8 @@ from ghostvis_cli.errors import GhostvisError, InputError
 from ghostvis_cli.prompt import well_formed
 
 if TYPE_CHECKING:
-    from ghostvis_cli.images import EncodedImage, ImageLimits
+    from ghostvis_cli.image_limits import ImageLimits
+    from ghostvis_cli.images import EncodedImage
 
 T = TypeVar("T")
 SCHEMA_VERSION, KIND = 1, "ghostvis chat"

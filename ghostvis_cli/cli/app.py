@@ -5,12 +5,11 @@ Whatever this module imports stands between the start of the process and its fir
 
 import os
 import signal
-from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     import typer
 
@@ -21,7 +20,7 @@ def main() -> "NoReturn":
         signal.signal(number, _end)
     from ghostvis_cli.cli import process
 
-    process.run()
+    process.run(lambda: build()())
 
 
 def _end(number: int, _frame: "FrameType | None") -> None:
@@ -58,8 +57,3 @@ def build() -> "typer.Typer":
             raise typer.Exit(write_version())
 
     return app
-
-
-def load_command(module: str) -> "Any":
-    """The Typer application of one command module."""
-    return import_module(f"ghostvis_cli.commands.{module}").app

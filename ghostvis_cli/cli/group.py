@@ -9,9 +9,9 @@ import typer
 import typer.core
 import typer.main
 
-from ghostvis_cli.cli import app, guard, output
-from ghostvis_cli.cli.registry import COMMANDS, Command
-from ghostvis_cli.endings import Ended
+from ghostvis_cli.cli import output
+from ghostvis_cli.cli.registry import COMMANDS, Command, load_command
+from ghostvis_cli.endings import Ended, ReaderGone
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, limit_reached
 
 # Typer carries its own Click and exports this much of it: the class of every parsing error.
@@ -69,7 +69,7 @@ def _errors_become_messages() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:  # Typer printing help
-        raise guard.ReaderGone from None
+        raise ReaderGone from None
     except CLICK_ERROR as error:
         _fail(_usage_error(error))
     except Exception as error:
@@ -104,7 +104,7 @@ def _nearest(typed: str) -> str:
 
 
 def _load(command: Command) -> Any:
-    loaded = typer.main.get_command(app.load_command(command.module))
+    loaded = typer.main.get_command(load_command(command))
     loaded.name = command.name
     # Typer gives every application its completion options; they belong to `ghostvis` alone.
     loaded.params = [p for p in loaded.params if p.name not in ("install_completion", "show_completion")]

@@ -38,13 +38,6 @@ NOT_THE_JOB = (
 )  # options that leave the work as it is
 
 
-class ReaderGone(SystemExit):
-    """Whoever read stdout has left."""
-
-    def __init__(self) -> None:
-        super().__init__(int(ExitCode.READER_GONE))
-
-
 class _State:
     """Of this process."""
 

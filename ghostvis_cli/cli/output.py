@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from ghostvis_cli.cli.guard import ReaderGone
+from ghostvis_cli.endings import ReaderGone
 from ghostvis_cli.errors import GhostvisError, OutputError
 
 if TYPE_CHECKING:

@@ -6,22 +6,25 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
-from ghostvis_cli import __version__, address_space
-from ghostvis_cli.cli import app, guard
+from ghostvis_cli import address_space
+from ghostvis_cli.cli import guard
 from ghostvis_cli.errors import ExitCode
+from ghostvis_cli.version import __version__
 
 
-def run() -> NoReturn:
+def run(command: Callable[[], object]) -> NoReturn:
+    """`command` raises SystemExit for any end but success."""
     _occupy_closed_streams()
     sys.stdout = _whole(sys.stdout)
     address_space.spare()
     guard.own_process()
-    code = _code_of(write_version if sys.argv[1:] in (["--version"], ["-V"]) else _command)
+    step = write_version if sys.argv[1:] in (["--version"], ["-V"]) else lambda: _done(command)
+    code = _code_of(step)
     _leave(_code_of(lambda: _finish(code)))
 
 
-def _command() -> int:
-    app.build()()
+def _done(command: Callable[[], object]) -> int:
+    command()
     return ExitCode.OK
 
 

@@ -1,6 +1,7 @@
 """Every subcommand: its name, its line in the help, its module. A static table, so that help imports none."""
 
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
@@ -19,3 +20,8 @@ COMMANDS = (
     Command("models", "List the checkpoints found.", "models"),
     Command("profile", "Named settings, and where each value comes from.", "profile"),
 )
+
+
+def load_command(command: Command) -> Any:
+    """The Typer application of one command module: the only place that imports one."""
+    return import_module(f"ghostvis_cli.commands.{command.module}").app

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ghostvis_cli.checkpoint.load import assemble
 from ghostvis_cli.convert.cases import Case, cases
 from ghostvis_cli.convert.observed import Answer, Prompts, auto_class, pixels_of, rendered, unround_rotary
-from ghostvis_cli.convert.run import Plan
+from ghostvis_cli.convert.plan import Plan
 from ghostvis_cli.convert.shards import INDEX
 from ghostvis_cli.convert.tensors import DTYPES
 from ghostvis_cli.convert.tensors import Source as Tensors

@@ -26,7 +26,7 @@ from ghostvis_cli.model.config import Layout
 from ghostvis_cli.paths import cache_dir, expanded
 
 if TYPE_CHECKING:
-    from ghostvis_cli.convert.run import Plan, WeightsDtype
+    from ghostvis_cli.convert.plan import Plan, WeightsDtype
     from ghostvis_cli.profile import ModelSettings
 
 Report = Callable[[str], None]
@@ -224,10 +224,10 @@ def _tell_verification(directory: Path, certificate: Mapping[str, Any], report: 
 def _plan(
     checkpoint: Checkpoint, dtype: "WeightsDtype", layout: Layout | None, *, verify: bool = False
 ) -> "Plan":
-    from ghostvis_cli.convert import run
+    from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 
     # force: what lies at the place by now is an entry that was found damaged
-    return run.plan(checkpoint, run.ConvertSettings(dtype=dtype, layout=layout, force=True, verify=verify))
+    return make_plan(checkpoint, ConvertSettings(dtype=dtype, layout=layout, force=True, verify=verify))
 
 
 def _convert(

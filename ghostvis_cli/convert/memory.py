@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ghostvis_cli import sizes
-from ghostvis_cli.convert.run import Plan
+from ghostvis_cli.convert.plan import Plan
 from ghostvis_cli.errors import MemoryLimitError
 from ghostvis_cli.model.config import GhostVisConfig
 

@@ -8,90 +8,22 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ghostvis_cli import __version__, sizes
-from ghostvis_cli.checkpoint import load
-from ghostvis_cli.checkpoint.header import read_header
-from ghostvis_cli.checkpoint.keys import Classified, clean_names
+from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert import remote_code, shards, staging
 from ghostvis_cli.convert import settings as files
 from ghostvis_cli.convert import tokenizer as tokenizer_files
-from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
-from ghostvis_cli.convert.shards import INDEX, Shard
-from ghostvis_cli.errors import CheckFailedError, ModelError
+from ghostvis_cli.convert.plan import Plan
+from ghostvis_cli.convert.shards import INDEX
+from ghostvis_cli.errors import CheckFailedError
 from ghostvis_cli.files import write as write_file
-from ghostvis_cli.model.config import Layout
+from ghostvis_cli.version import __version__
 
-WeightsDtype = Literal["bfloat16", "float16", "float32"]
 SCHEMA_VERSION = 1
 LEAST_PARAMETERS_TO_SHARE = 10_000_000  # among cores, as the local engine has it
 SMALL_FILES_BYTES = 16 * 1024**2  # more than everything beside the weights takes
-
-
-@dataclass(frozen=True)
-class ConvertSettings:
-    """dtype is bfloat16 by default, the one that training and GPU servers compute in."""
-
-    dtype: WeightsDtype = "bfloat16"
-    layout: Layout | None = None  # None: as the file says
-    max_shard_bytes: int = 5 * 1000**3
-    force: bool = False
-    verify: bool = True
-    by_layer: bool = False  # verify so, in little memory and without greedy answers
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a checkpoint becomes. Made from headers: no weight has been read."""
-
-    checkpoint: Checkpoint
-    settings: ConvertSettings
-    classified: Classified
-    tokenizer: Tokenizer
-    layout: Layout | None  # None for a text model
-    shards: tuple[Shard, ...]
-    notices: tuple[str, ...]
-
-    @property
-    def architecture(self) -> Architecture:
-        return architecture(self.classified.config)
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        return tuple(target for shard in self.shards for target in shard.targets)
-
-    @property
-    def weights_bytes(self) -> int:
-        return shards.total_bytes(self.shards, self.settings.dtype)
-
-
-def plan(checkpoint: Checkpoint, settings: ConvertSettings) -> Plan:
-    """Read what the checkpoint is; ModelError where it can't be converted."""
-    classified, tokenizer = load.verify(checkpoint)
-    if classified.config.vision is not None and tokenizer.image_id is None:
-        raise ModelError(
-            f"the tokenizer {checkpoint.tokenizer_path} has no <|image|>, "
-            "so there is no id for a picture's place in a prompt",
-            hint="put a tokenizer.pkl that has one beside the model file",
-        )
-    layout, notices = _layout(classified, settings.layout)
-    wanted = targets(classified, clean_names(read_header(checkpoint.path)))
-    split = shards.split(wanted, settings.dtype, settings.max_shard_bytes)
-    told = (*classified.notices, *notices)
-    return Plan(checkpoint, settings, classified, tokenizer, layout, tuple(split), told)
-
-
-def _layout(classified: Classified, wanted: Layout | None) -> tuple[Layout | None, list[str]]:
-    if classified.config.vision is None:
-        return None, []
-    if chosen := wanted or classified.config.layout:
-        return chosen, []
-    return "prepend_slots", [
-        "the checkpoint does not record its layout: recording prepend_slots, as the published trainer (--layout)"
-    ]
 
 
 @dataclass

@@ -16,7 +16,7 @@ import torch
 
 from ghostvis_cli.convert.cases import Case, cases, corpus
 from ghostvis_cli.convert.observed import Answer, Converted, Source
-from ghostvis_cli.convert.run import Plan
+from ghostvis_cli.convert.plan import Plan
 from ghostvis_cli.convert.tensors import DTYPES
 from ghostvis_cli.model.decoder import rms
 

@@ -45,7 +45,7 @@ def _without_repeats(findings: Iterator[Finding]) -> Iterator[Finding]:
 
 def _checks(chosen: Resolved | UsageError, *, run: bool, limit_s: float) -> list[Check]:
     from ghostvis_cli.doctor import card, checkpoints, converted, engine, machine, settings
-    from ghostvis_cli.images import DEFAULT_LIMITS
+    from ghostvis_cli.image_limits import DEFAULT_LIMITS
 
     resolved = chosen if isinstance(chosen, Resolved) else None
     profile = resolved.profile if resolved else None

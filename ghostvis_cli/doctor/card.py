@@ -13,7 +13,8 @@ from ghostvis_cli.doctor.finding import Finding
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ghostvis_cli.images import EncodedImage, ImageLimits
+    from ghostvis_cli.image_limits import ImageLimits
+    from ghostvis_cli.images import EncodedImage
 
 SIZE = 224
 CIRCLE, SQUARE = (0.36, 0.08, 0.64, 0.36), (0.36, 0.65, 0.64, 0.93)  # left, top, right, bottom

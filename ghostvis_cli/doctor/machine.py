@@ -10,9 +10,10 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghostvis_cli import __version__, sizes
+from ghostvis_cli import sizes
 from ghostvis_cli.doctor.finding import Finding, Status
 from ghostvis_cli.paths import PLACES, Kind, cache_dir, directory, variable
+from ghostvis_cli.version import __version__
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -13,7 +13,8 @@ from ghostvis_cli.errors import GhostvisError
 if TYPE_CHECKING:
     from ghostvis_cli.answer import Answer
     from ghostvis_cli.engines.base import Engine
-    from ghostvis_cli.images import EncodedImage, ImageLimits
+    from ghostvis_cli.image_limits import ImageLimits
+    from ghostvis_cli.images import EncodedImage
 
 TEXT_TOKENS, PICTURE_TOKENS = 8, 16
 SHOWN_CHARS = 60

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from ghostvis_cli import __version__
 from ghostvis_cli.addresses import proxy_of, root_of, route
 from ghostvis_cli.engines.http1 import DirectTransport
 from ghostvis_cli.engines.sse import SSEParser
 from ghostvis_cli.errors import EngineError, GhostvisError, RequestError, UsageError
+from ghostvis_cli.version import __version__
 
 DONE = "[DONE]"  # the event that ends a stream
 RETRY_S = 0.2  # before the first repeat, doubled for each further one

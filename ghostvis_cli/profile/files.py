@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -205,9 +206,8 @@ class Library:
 
 
 def _built_in_dir() -> Path:
-    from ghostvis_cli import profiles
-
-    return Path(next(iter(profiles.__path__)))
+    """By name: type checkers can't see where packaging maps it from."""
+    return Path(next(iter(import_module("ghostvis_cli.profiles").__path__)))
 
 
 def is_project(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """What a profile may say: every setting with its type, range, default and meaning. Reads no file.
 
-A default lives in one of these dataclasses, in `engines.base.Sampling` or in `images.ImageLimits`, and
+A default lives in one of these dataclasses, in `engines.base.Sampling` or in `image_limits.ImageLimits`, and
 nowhere else. `keys()` lists them all; YAML, environment, --set, JSON Schema and starter file read that table.
 """
 
@@ -10,7 +10,6 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import (
-    TYPE_CHECKING,
     Any,
     Literal,
     TypeAlias,
@@ -24,10 +23,8 @@ from typing import (
 from ghostvis_cli.addresses import root_of
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.model.config import Layout
-
-if TYPE_CHECKING:
-    from ghostvis_cli.images import ImageLimits
 
 T = TypeVar("T")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -149,12 +146,6 @@ class ModelSettings:
         _check_ranges(self)
 
 
-def _default_limits() -> "ImageLimits":
-    from ghostvis_cli.images import ImageLimits
-
-    return ImageLimits()
-
-
 @dataclass(frozen=True)
 class Profile:
     """Everything a run is set to. `system` None leaves the conversation without a system message."""
@@ -164,7 +155,7 @@ class Profile:
     engine: EngineSettings = field(default_factory=EngineSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     sampling: Sampling = field(default_factory=Sampling)
-    images: "ImageLimits" = field(default_factory=_default_limits)
+    images: ImageLimits = field(default_factory=ImageLimits)
     system: str | None = None
 
 
@@ -271,8 +262,6 @@ def keys() -> dict[str, Key]:
 
 
 def section_class(section: str) -> type[Any]:
-    from ghostvis_cli.images import ImageLimits  # 30 ms, which --help must not pay
-
     classes = (EngineSettings, ModelSettings, Sampling, ImageLimits)
     return dict(zip(SECTIONS, classes, strict=True))[section]
 

@@ -3,23 +3,15 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from ghostvis_cli.addresses import PORTS, is_host
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from ghostvis_cli.images import ImageLimits
+from ghostvis_cli.image_limits import ImageLimits
 
 KEY_HINT = "export GHOSTVIS_API_KEY=$(openssl rand -hex 16)"
-
-
-def _default_limits() -> "ImageLimits":
-    from ghostvis_cli.images import ImageLimits  # 30 ms, which --help must not pay
-
-    return ImageLimits()
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class ServerSettings:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     allowed_image_hosts: tuple[str, ...] = ()
-    image_limits: "ImageLimits" = field(default_factory=_default_limits)  # redirects are never followed
+    image_limits: ImageLimits = field(default_factory=ImageLimits)  # redirects are never followed
     max_body_bytes: int = 64 * 2**20
     body_pause_s: float = 30.0  # an upload may take long, but neither stand still nor drip
     head_timeout_s: float = 20.0  # from a connection, or the first byte of a request, to the end of its head

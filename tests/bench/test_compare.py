@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ghostvis_cli.bench.checks import condition, judged
 from ghostvis_cli.bench.compare import compare, pairings, sides
 from ghostvis_cli.bench.compare_text import benchfmt, markdown, rows
-from ghostvis_cli.bench.report import save
+from ghostvis_cli.bench.files import save
 from ghostvis_cli.bench.schema import Load, Report
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import InputError, UsageError

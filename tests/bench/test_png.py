@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ghostvis_cli.bench import schema
+from ghostvis_cli.bench.files import check_place_to_measure, save_measured
 from ghostvis_cli.bench.html import page
 from ghostvis_cli.bench.png import HIGHEST, SCALE, VARIABLE, WIDTH, browser, picture
-from ghostvis_cli.bench.report import check_place_to_measure, save_measured
 from ghostvis_cli.bench.schema import Load, Report
 from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import EngineError, ExitCode, OutputError, UsageError

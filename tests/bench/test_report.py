@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ghostvis_cli.bench import schema
-from ghostvis_cli.bench.report import check_place, csv_text, lines, save, sparkline
+from ghostvis_cli.bench.files import check_place, save
+from ghostvis_cli.bench.report import csv_text, lines, sparkline
 from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.units import digits, percent, seconds, shown, tick, title
 from ghostvis_cli.cli.app import build

@@ -19,7 +19,7 @@ from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.workload import Spec, Workload, drawn, from_file, save
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
-from ghostvis_cli.images import ImageLimits
+from ghostvis_cli.image_limits import ImageLimits
 
 GREEDY = Sampling(temperature=0.0)
 SMALL = Sizes(choices=((48, 32),))

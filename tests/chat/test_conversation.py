@@ -24,7 +24,7 @@ from ghostvis_cli.chat.store import SessionFile, Shelf
 from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, GenerateRequest, Usage
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, OutputError, RequestError, UsageError
-from ghostvis_cli.images import DEFAULT_LIMITS
+from ghostvis_cli.image_limits import DEFAULT_LIMITS
 from ghostvis_cli.profile import Resolved, resolve
 from tests.engines.serving import PATIENCE_S, running
 

@@ -23,7 +23,8 @@ from ghostvis_cli.chat.store import Shelf, read_file, write_file
 from ghostvis_cli.chat.transcript import lines
 from ghostvis_cli.engines.base import Usage
 from ghostvis_cli.errors import InputError, LockedError, UsageError
-from ghostvis_cli.images import DEFAULT_LIMITS, ImageLimits, load_image
+from ghostvis_cli.image_limits import DEFAULT_LIMITS, ImageLimits
+from ghostvis_cli.images import load_image
 
 RED, THREE = (str(path) for path in demo.EXAMPLES[:2])
 ABOUT = {"profile": "default", "model": "m"}

@@ -60,7 +60,7 @@ def with_script(server: Any, *args: str) -> list[str]:
 def last_turn(state: Path) -> dict[str, Any]:
     """The newest message with its reply, as it lies on disk."""
     from ghostvis_cli.chat.store import SESSION, read_file
-    from ghostvis_cli.images import DEFAULT_LIMITS
+    from ghostvis_cli.image_limits import DEFAULT_LIMITS
 
     (file,) = (state / "chats").glob(f"*/{SESSION}")
     turn = read_file(file, DEFAULT_LIMITS).turns[-1]

@@ -32,7 +32,8 @@ from ghostvis_cli.doctor.machine import admits, of_extra
 from ghostvis_cli.engines.base import Chunk, GenerateRequest
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
-from ghostvis_cli.images import DEFAULT_LIMITS, load_image
+from ghostvis_cli.image_limits import DEFAULT_LIMITS
+from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message
 from tests.conftest import DATA
 from tests.engines.scripted import CARD, HELLO, Reply, ScriptedServer, ending, lines, usage, words

@@ -10,11 +10,12 @@ import torch
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run
+from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 
 
 def converted(checkpoint: Checkpoint, place: Path, **settings: Any) -> Path:
     """The directory `place`, in float32 unless told otherwise: comparisons then see the mapping and no rounding."""
-    plan = run.plan(checkpoint, run.ConvertSettings(**{"dtype": "float32", "verify": False, **settings}))
+    plan = make_plan(checkpoint, ConvertSettings(**{"dtype": "float32", "verify": False, **settings}))
     run.run(plan, place, run.Progress(plan.weights_bytes))
     return place
 

@@ -13,8 +13,8 @@ from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.cli.app import build
-from ghostvis_cli.convert import run
 from ghostvis_cli.convert.memory import fitted
+from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 from ghostvis_cli.errors import MemoryLimitError
 from tests.conftest import Reference
 from tests.convert.conversions import converted
@@ -36,7 +36,7 @@ def verified(source: Checkpoint, place: Path, *, by_layer: bool, **settings: Any
     from ghostvis_cli.convert import by_layer as layers
     from ghostvis_cli.convert import verify as whole
 
-    plan = run.plan(source, run.ConvertSettings(**{"dtype": "float32", **settings}))
+    plan = make_plan(source, ConvertSettings(**{"dtype": "float32", **settings}))
     return (layers if by_layer else whole).verify(plan, place, lambda: None)
 
 
@@ -154,7 +154,7 @@ def convert(*args: object) -> Result:
 
 
 def test_it_is_chosen_where_the_whole_does_not_fit_and_told() -> None:
-    plan = run.plan(checkpoint(SWIGLU), run.ConvertSettings())
+    plan = make_plan(checkpoint(SWIGLU), ConvertSettings())
     assert fitted(plan, 10 * GB) == (plan, None)
     large = replace(plan, classified=replace(plan.classified, parameters=4 * 10**9))
     whole, told = fitted(large, 20 * GB)
@@ -167,7 +167,7 @@ def test_it_is_chosen_where_the_whole_does_not_fit_and_told() -> None:
 
 
 def test_what_does_not_fit_layer_by_layer_either_is_refused() -> None:
-    plan = run.plan(checkpoint(SWIGLU), run.ConvertSettings(by_layer=True))
+    plan = make_plan(checkpoint(SWIGLU), ConvertSettings(by_layer=True))
     with pytest.raises(MemoryLimitError, match="even layer by layer") as refused:
         fitted(plan, GB / 2)
     assert (refused.value.code, refused.value.hint) == (7, "--no-verify")

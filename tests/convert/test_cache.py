@@ -15,6 +15,7 @@ from filelock import FileLock
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.convert import cache, run, sources, staging
 from ghostvis_cli.convert.hashes import KnownHashes
+from ghostvis_cli.convert.plan import WeightsDtype
 from ghostvis_cli.errors import ModelError, OutputError
 from ghostvis_cli.profile import ModelSettings
 from tests.conftest import Reference
@@ -61,7 +62,7 @@ def test_the_second_run_finds_what_the_first_made(checkpoint, tmp_path: Path) ->
 def test_another_dtype_or_another_content_is_another_entry(checkpoint, tmp_path: Path, what: str) -> None:
     base = tmp_path / "cache"
     cache.converted(checkpoint, "float32", None, report=Listener(), base=base)
-    dtype: run.WeightsDtype = "bfloat16" if what == "dtype" else "float32"
+    dtype: WeightsDtype = "bfloat16" if what == "dtype" else "float32"
     if what == "meta":
         meta = json.loads(checkpoint.meta_path.read_text())
         checkpoint.meta_path.write_text(json.dumps(meta | {"note": "another"}))
@@ -108,9 +109,9 @@ def test_another_code_of_what_makes_a_directory_is_another_entry(
 def test_every_module_that_runs_in_a_conversion_counts(tmp_path: Path, name: str) -> None:
     code = (
         "import sys; from pathlib import Path; from ghostvis_cli.checkpoint import locate;"
-        "from ghostvis_cli.convert import run;"
+        "from ghostvis_cli.convert import run; from ghostvis_cli.convert.plan import ConvertSettings, make_plan;"
         f"checkpoint = locate.from_path(Path({str(Reference(name).checkpoint().path)!r}));"
-        "plan = run.plan(checkpoint, run.ConvertSettings());"
+        "plan = make_plan(checkpoint, ConvertSettings());"
         f"run.run(plan, Path({str(tmp_path / 'out')!r}), run.Progress(1));"
         "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('ghostvis_cli.')))"
     )

@@ -16,6 +16,7 @@ from ghostvis_cli.checkpoint.generations import Constants
 from ghostvis_cli.checkpoint.load import load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run
+from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 from tests.conftest import DATA, Reference
 from tests.convert.conversions import converted
 from tests.nanochat import OF, Eyes, Shape, write
@@ -104,7 +105,7 @@ def test_other_shapes_pass_their_own_certificate(
     name: str, by_layer: bool, dtype: Any, tmp_path: Path
 ) -> None:
     place = write(tmp_path / "in", name, Shape(rows=300, seq=60, pattern="SSL"))
-    plan = run.plan(place, run.ConvertSettings(dtype=dtype, by_layer=by_layer))
+    plan = make_plan(place, ConvertSettings(dtype=dtype, by_layer=by_layer))
     certificate = run.run(plan, tmp_path / "out", run.Progress(plan.weights_bytes))
     figures = {check["name"]: check["value"] for check in certificate["verification"]["checks"]}
     assert figures["max |logit difference|"] <= TOLERANCE
@@ -163,7 +164,7 @@ def test_a_vision_model_on_a_later_decoder_passes_its_own_certificate(
     layout: Any, by_layer: bool, tmp_path: Path
 ) -> None:
     place = write(tmp_path / "in", "n7", Shape(rows=1024, vocabulary=1024, seq=100), eyes=Eyes())
-    plan = run.plan(place, run.ConvertSettings(dtype="float32", layout=layout, by_layer=by_layer))
+    plan = make_plan(place, ConvertSettings(dtype="float32", layout=layout, by_layer=by_layer))
     certificate = run.run(plan, tmp_path / "out", run.Progress(plan.weights_bytes))
     figures = {check["name"]: check["value"] for check in certificate["verification"]["checks"]}
     assert certificate["architecture"] == "GhostVisForConditionalGeneration"

@@ -11,6 +11,7 @@ import pytest
 from ghostvis_cli import files
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run, staging
+from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 from ghostvis_cli.errors import ModelError, OutputError, UsageError
 from tests.conftest import Reference
 from tests.convert.conversions import changed, converted
@@ -85,7 +86,7 @@ class Meanwhile(run.Progress):
 
 
 def convert_while(checkpoint: Checkpoint, place: Path, act: Callable[[], object], *, force: bool) -> None:
-    plan = run.plan(checkpoint, run.ConvertSettings(verify=False, force=force))
+    plan = make_plan(checkpoint, ConvertSettings(verify=False, force=force))
     run.run(plan, place, Meanwhile(act))
 
 
@@ -165,7 +166,7 @@ def test_what_was_replaced_by_a_killed_run_keeps_what_somebody_added(checkpoint,
 def test_a_failure_half_way_leaves_what_was_there(checkpoint, tmp_path: Path) -> None:
     place = converted(checkpoint, tmp_path / "out")
     before = contents(place)
-    plan = run.plan(checkpoint, run.ConvertSettings(force=True, verify=False))
+    plan = make_plan(checkpoint, ConvertSettings(force=True, verify=False))
     progress = run.Progress(plan.weights_bytes)
     progress.cancelled.set()
     with pytest.raises(run.CancelledError):

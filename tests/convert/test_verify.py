@@ -9,7 +9,7 @@ import torch
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.convert import run
+from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 from ghostvis_cli.errors import CheckFailedError, ModelError
 from tests.conftest import Reference
 from tests.convert.conversions import changed, converted
@@ -98,7 +98,7 @@ def test_a_vision_model_without_an_image_token_is_refused(vlm_reference: Referen
     without = Reference("text_relu2_nano1_pad").checkpoint().tokenizer_path
     (tmp_path / "in" / "tokenizer.pkl").write_bytes(without.read_bytes())
     with pytest.raises(ModelError, match=r"has no <\|image\|>"):
-        run.plan(checkpoint, run.ConvertSettings())
+        make_plan(checkpoint, ConvertSettings())
 
 
 def test_a_skipped_verification_says_so(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_damaged_tensor_is_found_and_its_layer_named(tmp_path: Path, damaged: 
     state = load_file(place / "model.safetensors")
     state[damaged] = state[damaged].roll(1, 0)
     save_file(state, place / "model.safetensors", {"format": "pt"})
-    found = verify(run.plan(checkpoint, run.ConvertSettings(dtype="float32")), place, lambda: None)
+    found = verify(make_plan(checkpoint, ConvertSettings(dtype="float32")), place, lambda: None)
     assert not found["passed"]
     assert found["first_diverging_layer"] == named
 
@@ -139,7 +139,7 @@ def test_a_model_that_answers_with_no_numbers_at_all_is_found_too(tmp_path: Path
     state = load_file(place / "model.safetensors")
     state["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(state, place / "model.safetensors", {"format": "pt"})
-    found = verify(run.plan(checkpoint, run.ConvertSettings(dtype="float32")), place, lambda: None)
+    found = verify(make_plan(checkpoint, ConvertSettings(dtype="float32")), place, lambda: None)
     assert not found["passed"]
     assert found["first_diverging_layer"] == "layers.1"
     json.dumps(found, allow_nan=False)

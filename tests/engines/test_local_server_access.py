@@ -17,7 +17,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
-from ghostvis_cli.images import ImageLimits
+from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.serve.admission import SMALL_BYTES, Bodies, Body
 from ghostvis_cli.serve.api_errors import ApiError
 from ghostvis_cli.serve.settings import ServerSettings

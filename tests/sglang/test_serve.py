@@ -23,6 +23,7 @@ import pytest
 
 from ghostvis_cli import demo
 from ghostvis_cli.convert import run as conversion
+from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 from ghostvis_cli.sglang.child import members
 from ghostvis_cli.sglang.runtime import CPU_RUNNING_REQUESTS
 from tests.conftest import DATA, Reference
@@ -340,7 +341,7 @@ def test_a_signal_while_it_starts_ends_it_at_once(cache: Path) -> None:
 
 def test_a_damaged_model_is_told_as_one(cache: Path, tmp_path: Path) -> None:
     checkpoint = Reference("text_swiglu").checkpoint()
-    plan = conversion.plan(checkpoint, conversion.ConvertSettings(dtype="float32", verify=False))
+    plan = make_plan(checkpoint, ConvertSettings(dtype="float32", verify=False))
     place = tmp_path / "model"
     conversion.run(plan, place, conversion.Progress(plan.weights_bytes))
     weights = place / "model.safetensors"

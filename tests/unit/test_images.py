@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
 from ghostvis_cli.errors import ExitCode, InputError, UsageError
-from ghostvis_cli.images import EncodedImage, ImageLimits, from_bytes, load_image
+from ghostvis_cli.image_limits import ImageLimits
+from ghostvis_cli.images import EncodedImage, from_bytes, load_image
 
 OPEN = ImageLimits(allow_private=True, timeout_s=60)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ghostvis_cli.checkpoint.locate import SOURCE_DIRS
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
-from ghostvis_cli.images import ImageLimits
+from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.profile import EngineSettings, ModelSettings, Resolved, read_api_key, redact, resolve
 from ghostvis_cli.profile.files import Library, Origin, Value
 from ghostvis_cli.profile.manage import begin, validate

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from ghostvis_cli import demo
-from ghostvis_cli.images import ImageLimits, load_image
+from ghostvis_cli.image_limits import ImageLimits
+from ghostvis_cli.images import load_image
 from ghostvis_cli.model.preprocess import crop
 from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
 from ghostvis_cli.sglang.plugin.media import CACHE_VARIABLE, Picture, Pictures

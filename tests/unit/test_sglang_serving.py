@@ -14,7 +14,7 @@ import pytest
 
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import EngineError, ExitCode, MemoryLimitError, ModelError, UsageError
-from ghostvis_cli.images import ImageLimits
+from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.profile import EngineSettings, Profile
 from ghostvis_cli.serve.listen import free_port
 from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings

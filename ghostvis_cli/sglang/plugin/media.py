@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
-from ghostvis_cli.images import ImageLimits, load_image
+from ghostvis_cli.image_limits import ImageLimits
+from ghostvis_cli.images import load_image
 from ghostvis_cli.model.preprocess import crop
 from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
 
