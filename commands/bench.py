@@ -181,12 +181,12 @@ def bench(
     if ctx.invoked_subcommand is not None:
         _refuse_before_a_command(ctx)
         return
+    options.talk(quiet, verbose, color)
+    options.guarded(ctx)
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.job import engine_profiles, exit_code, run_job
     from ghostvis_cli.bench.report import check_place_to_measure, lines, save_measured
 
-    options.talk(quiet, verbose, color)
-    options.guarded(ctx)
     resolved = options.resolve_profile(ctx, (), several=ctx.params["engines"] is not None)
     job = _job(ctx)
     measured = engine_profiles(job, resolved.profile).values()

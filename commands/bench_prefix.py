@@ -73,12 +73,12 @@ def bench_prefix(
     color: options.Color = "auto",
 ) -> None:
     """Prove the prefix cache: new pictures against known ones. Code 9 when server and clock disagree."""
+    options.talk(quiet, verbose, color)
+    options.guarded(ctx)
     from ghostvis_cli.bench import prefix, schema
     from ghostvis_cli.bench.lengths import Sizes
     from ghostvis_cli.bench.report import check_place_to_measure, prefix_lines, save_measured
 
-    options.talk(quiet, verbose, color)
-    options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     settings = prefix.Settings(
         pairs=pairs,

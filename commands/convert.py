@@ -81,11 +81,11 @@ def convert(
     color: options.Color = "auto",
 ) -> None:
     """Convert a training checkpoint for SGLang, vLLM and transformers."""
+    options.talk(quiet, verbose, color)
+    options.guarded(ctx)  # before torch is imported, which takes seconds
     address_space.require_for_torch()
     from ghostvis_cli.convert import run
 
-    options.talk(quiet, verbose, color)
-    options.guarded(ctx)
     if checkpoint is not None and checkpoint_path is not None:
         raise UsageError("the checkpoint is named twice", hint="leave out --checkpoint-path")
     if out is None and not dry_run:

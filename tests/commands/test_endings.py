@@ -83,6 +83,14 @@ def test_a_deadline_in_a_finalizer_of_a_library_ends_the_command(tmp_path: Path)
     assert done.stderr == b"ghostvis: error: not done after 1 s (--timeout)\nhint: --timeout 2\n"
 
 
+@pytest.mark.parametrize("command", [DEMO, ("convert", "--source", "demo", "--out", "model")])
+def test_a_deadline_covers_the_import_of_torch(tmp_path: Path, command: tuple[str, ...]) -> None:
+    env, _ = stuck(tmp_path, "torch", "wait()")
+    done = run(*command, "--timeout", "2", env=env, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (124, b"")
+    assert done.stderr == b"ghostvis: error: not done after 2 s (--timeout)\nhint: --timeout 4\n"
+
+
 def test_one_signal_that_comes_twice_lets_a_batch_unwind(tmp_path: Path) -> None:
     """`timeout` signals the process, and then its group."""
     rows = tmp_path / "rows.jsonl"

@@ -160,7 +160,7 @@ def test_the_directory_alone_needs_nothing_of_this_project(
 @pytest.mark.parametrize("by_layer", [False, True], ids=["whole", "by layer"])
 @pytest.mark.parametrize("layout", ["inline", "prepend_slots"])
 def test_a_vision_model_on_a_later_decoder_passes_its_own_certificate(
-    layout: str, by_layer: bool, tmp_path: Path
+    layout: Any, by_layer: bool, tmp_path: Path
 ) -> None:
     place = write(tmp_path / "in", "n7", Shape(rows=1024, vocabulary=1024, seq=100), eyes=Eyes())
     plan = run.plan(place, run.ConvertSettings(dtype="float32", layout=layout, by_layer=by_layer))
@@ -203,10 +203,13 @@ def test_a_vision_model_on_a_later_decoder_answers_alone_as_the_local_engine_doe
     checkpoint = write(tmp_path / "in", "n7", Shape(rows=1024, vocabulary=1024, seq=100), eyes=Eyes())
     directory = converted(checkpoint, tmp_path / "out", layout="inline")
     loaded = load_model(checkpoint)
+    assert loaded.model.config.vision is not None
     rows = loaded.model.config.vision.num_tokens
     message = Message.of("user", "What is it?", [load_image(str(demo.EXAMPLES[0]))])
     prompt = render_for_reply([message], loaded.tokenizer, "inline", rows)
-    pixels = list(pixels_of(prompt, loaded.model.config).numpy())
+    pictures = pixels_of(prompt, loaded.model.config)
+    assert pictures is not None
+    pixels = list(pictures.numpy())
     sequence = Sequence.start(prompt, pixels, Sampling(max_tokens=12, temperature=0, ignore_eos=True), rows)
     scheduler = Scheduler(loaded.model, loaded.tokenizer)
     with torch.inference_mode():
@@ -225,6 +228,7 @@ def test_a_vision_model_on_a_later_decoder_answers_alone_as_the_local_engine_doe
 
 
 def test_another_constant_is_another_entry_of_the_cache_and_can_not_be_set_afterwards(tmp_path: Path) -> None:
+    from ghostvis_cli.checkpoint.choose import choose_checkpoint
     from ghostvis_cli.convert import cache
     from ghostvis_cli.errors import ModelError
     from ghostvis_cli.profile import ModelSettings
@@ -232,8 +236,6 @@ def test_another_constant_is_another_entry_of_the_cache_and_can_not_be_set_after
     path = str(Reference("n5_cap20").checkpoint().path)
     places = []
     for settings in (ModelSettings(checkpoint_path=path), ModelSettings(checkpoint_path=path, softcap=15.0)):
-        from ghostvis_cli.engines.factory import choose_checkpoint
-
         checkpoint, _ = choose_checkpoint(settings)
         places.append(cache.converted(checkpoint, "float32", None, report=print, base=tmp_path))
     caps = [json.loads((place / "config.json").read_text())["final_logit_softcapping"] for place in places]

@@ -15,6 +15,7 @@ from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.local.decode import Padded, one_step
 from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
 from ghostvis_cli.images import load_image
+from ghostvis_cli.model.config import VisionConfig
 from ghostvis_cli.model.preprocess import preprocess
 from ghostvis_cli.prompt import Message, Prompt, render_for_reply
 from tests.conftest import DATA, Reference
@@ -109,19 +110,21 @@ def test_a_crowd_with_shared_beginnings_answers_as_each_would_alone(name, padded
 EYES = Shape(rows=1024, vocabulary=1024, seq=40)
 
 
+def vision_of(model: LoadedModel) -> VisionConfig:
+    assert model.model.config.vision is not None
+    return model.model.config.vision
+
+
 @pytest.mark.parametrize("layout", ["inline", "prepend"])
 @pytest.mark.parametrize("name", ["n4", "n7"])
 def test_pictures_go_before_a_later_decoder_and_their_last_row_is_a_neighbour(name, layout, tmp_path) -> None:
     """Nobody has trained one: that pictures' rows have no value embedding, and are smeared, is ours to say."""
     model = load_model(write(tmp_path, name, EYES, eyes=Eyes()))
     image = load_image(str(demo.EXAMPLES[0]))
+    vision = vision_of(model)
     prompt = render_for_reply(
-        [Message.of("user", "What is it?", [image])],
-        model.tokenizer,
-        layout,
-        model.model.config.vision.num_tokens,
+        [Message.of("user", "What is it?", [image])], model.tokenizer, layout, vision.num_tokens
     )
-    vision = model.model.config.vision
     pixels = preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
     rows = model.model.encode_images(torch.from_numpy(pixels)[None])[0]
     wanted = list(prompt.ids)
@@ -141,7 +144,7 @@ def test_pictures_go_before_a_later_decoder_and_their_last_row_is_a_neighbour(na
 def test_a_picture_in_the_cache_is_the_neighbour_of_the_text_behind_it(name, tmp_path) -> None:
     """The cut is right behind the picture: its row is looked up again, not computed as a token's."""
     model = load_model(write(tmp_path, name, EYES, eyes=Eyes()))
-    vision = model.model.config.vision
+    vision = vision_of(model)
     image = load_image(str(demo.EXAMPLES[0]))
     pixels = preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
 

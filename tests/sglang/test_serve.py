@@ -34,9 +34,9 @@ GHOSTVIS = Path(sys.executable).with_name("ghostvis")
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
 PATIENCE_S = 300.0  # a start on a machine that many others use: seen 170 s
 KEY = "s3cret-of-the-tests"
+PAGE = "https://app.example"
 MAINS = (b"sglang.launch_server", b"ghostvis_cli.sglang.plugin.launch")
 WORKERS = ("--", "--tokenizer-worker-num", "2")
-PAGE = "https://app.example"
 MARK = "SERVE_TEST"  # a variable that everything below one `ghostvis` inherits
 
 
