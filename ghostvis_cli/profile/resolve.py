@@ -35,6 +35,7 @@ VARIABLES = (
     "GHOSTVIS_ALLOWED_IMAGE_HOSTS",
     "GHOSTVIS_NUMERICS",
     "GHOSTVIS_PICTURE_CACHE_MB",
+    "GHOSTVIS_VISION_GRAPHS",
 )
 
 # A choice replaces what lower layers chose in its stead: `--source rl` must not lose to a profile's file.
