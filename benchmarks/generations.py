@@ -28,7 +28,9 @@ from benchmarks.claims import server
 from benchmarks.decode import SIZES, Ours, Worker, random_model
 from benchmarks.report import Spread, machine
 from ghostvis_cli import demo
+from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.generations import windows
+from ghostvis_cli.convert import run
 from ghostvis_cli.model.config import DecoderConfig
 from ghostvis_cli.model.generations import N7, PLAIN, Generation
 
@@ -121,6 +123,15 @@ def write(place: Path, depth: int, generation: Generation) -> Path:
     return directory
 
 
+def converted(checkpoint: Path, dtype: str) -> Path:
+    """Its directory for SGLang, not compared: what is measured is speed."""
+    place = checkpoint.with_name(f"{checkpoint.name}-converted")
+    settings = run.ConvertSettings(dtype=dtype, verify=False)  # type: ignore[arg-type]
+    plan = run.plan(locate.from_path(checkpoint), settings)
+    run.run(plan, place, run.Progress(plan.weights_bytes))
+    return place
+
+
 def _tensors(config: DecoderConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """Those of our own random decoder, under the file's names."""
     state = random_model(config).decoder.state_dict()
@@ -167,7 +178,8 @@ def measure_sglang(size: str, repeats: int, flags: Sequence[str]) -> bool:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         place, urls = Path(folder), {}
         for generation in (N7, PLAIN):
-            model = ["--checkpoint-path", str(write(place, int(size[1:]), generation))]
+            checkpoint = write(place, int(size[1:]), generation)
+            model = ["--checkpoint-path", str(converted(checkpoint, "bfloat16" if cuda else "float32"))]
             log = place / f"{generation.name}.log"
             urls[generation.name] = running.enter_context(server(model, log, *options, flags=flags))
             for line in re.findall(r"Load weight end.*|KV Cache is allocated.*", log.read_text()):

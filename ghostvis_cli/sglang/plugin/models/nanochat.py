@@ -5,6 +5,7 @@ this rank, h head size.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,15 @@ from ghostvis_cli.sglang.plugin.rotary import ExactRotary, numerics
 from ghostvis_cli.sglang.plugin.weights import complete
 
 PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}  # parts of SGLang's one matrix
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Of a step. `are_text` (T, 1) says which have a value embedding: pictures' rows have none; None: all have."""
+
+    ids: Tensor
+    positions: Tensor
+    are_text: Tensor | None = None
 
 
 class KeyHeads:
@@ -109,25 +119,24 @@ class NanoChatAttention(nn.Module):
             table = torch.empty(config.vocab_size, self.heads.count * h)
             self.value_embed = nn.Parameter(table, requires_grad=False)
 
-    def forward(self, x: Tensor, positions: Tensor, ids: Tensor, batch: Any) -> Tensor:
-        q, k, v = self.qkv_proj(x)[0].split(self.sizes, dim=-1)
+    def forward(self, x: Tensor, tokens: Tokens, batch: Any) -> Tensor:
+        qkv = self.qkv_proj(x)[0]
+        qk, v = qkv.split([self.sizes[0] + self.sizes[1], self.sizes[2]], dim=-1)
         if hasattr(self, "gate"):
-            v = v + self._value(x, ids)
+            v = self._opened(x, v, tokens)
         if not self.exact:  # rotation by an exact table keeps the norm, which can come first
-            q, k = self._norm(q), self._norm(k)
-        q, k = self.rotary_emb(positions, q, k)
+            qk = rms(qk.unflatten(-1, (-1, self.config.head_dim))).flatten(-2)
+        q, k = self.rotary_emb(tokens.positions, *qk.split(self.sizes[:2], dim=-1))
         return self.o_proj(self.attn(q, k, v, batch))[0]
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return rms(x.unflatten(-1, (-1, self.config.head_dim))).flatten(-2).to(x.dtype)
-
-    def _value(self, x: Tensor, ids: Tensor) -> Tensor:
-        """(T, K*h). Ids below zero are pictures' rows, which have no value embedding."""
-        config = self.config
-        gate = config.gate_scale * torch.sigmoid(F.linear(x[:, : config.gate_channels], self.gate))
-        gate = gate.masked_fill((ids < 0)[:, None], 0)
-        rows = F.embedding(ids.clamp(min=0), self.value_embed).unflatten(-1, (self.heads.count, -1))
-        return (gate[..., None] * rows).flatten(-2)
+    def _opened(self, x: Tensor, v: Tensor, tokens: Tokens) -> Tensor:
+        """v (T, K*h) with the value embeddings added, one gate a key head."""
+        gate = torch.sigmoid(F.linear(x[:, : self.config.gate_channels], self.gate))
+        if tokens.are_text is not None:
+            gate = gate * tokens.are_text
+        v = v.unflatten(-1, (self.heads.count, -1))
+        rows = F.embedding(tokens.ids, self.value_embed).view(v.shape)
+        return torch.addcmul(v, gate[..., None], rows, value=self.config.gate_scale).flatten(-2)
 
     def load(self, name: str, tensor: Tensor) -> None:
         """gate.weight or value_embed.weight."""
@@ -145,8 +154,8 @@ class NanoChatLayer(nn.Module):
         )
         self.mlp = Relu2MLP(config, quant_config, add_prefix("mlp", prefix), True)
 
-    def forward(self, x: Tensor, positions: Tensor, ids: Tensor, batch: Any) -> Tensor:
-        x = x + self.self_attn(rms(x), positions, ids, batch)
+    def forward(self, x: Tensor, tokens: Tokens, batch: Any) -> Tensor:
+        x = x + self.self_attn(rms(x), tokens, batch)
         return x + self.mlp(rms(x))
 
 
@@ -176,19 +185,23 @@ class NanoChatModel(nn.Module):
         self, ids: Tensor, positions: Tensor, batch: Any, input_embeds: Tensor | None = None
     ) -> Tensor:
         """ids (T,), below zero where a picture's row stands -> normalised hidden rows (T, D)."""
-        x = self.enter(ids, positions, batch, input_embeds)
+        tokens = Tokens(ids, positions)
+        if self.pictures:
+            tokens = Tokens(ids.clamp(min=0), positions, (ids >= 0)[:, None])
+        x = self.enter(tokens, batch, input_embeds)
         x0 = middle = x
         for i, layer in enumerate(self.layers):
-            x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
-            x = layer(x, positions, ids, batch)
+            x = torch.addcmul(self.resid_lambdas[i] * x, self.x0_lambdas[i], x0)
+            x = layer(x, tokens, batch)
             if i == self.config.num_hidden_layers // 2:
                 middle = x
         if self.config.smear:
             x = x - self.backout_lambda[0] * middle
         return rms(x)
 
-    def enter(self, ids: Tensor, positions: Tensor, batch: Any, rows: Tensor | None) -> Tensor:
+    def enter(self, tokens: Tokens, batch: Any, rows: Tensor | None) -> Tensor:
         """Normalised embeddings (T, D), each with the one before it taken in."""
+        ids, positions = tokens.ids, tokens.positions
         e = rms(self.embed_tokens(ids) if rows is None else rows)
         if not self.config.smear:
             return e
