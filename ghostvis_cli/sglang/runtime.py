@@ -27,7 +27,7 @@ CPU_CACHE_BYTES = 2 * 2**30
 CPU_CONTEXTS = 4  # of full length; requests rarely are
 CPU_RUNNING_REQUESTS = 16
 # On a GPU tokens come faster than anybody reads, and each message of a stream costs SGLang's one interpreter
-# a third of a millisecond: the first token at once, then so many together.
+# processor time: the first token at once, then so many together.
 STREAM_INTERVAL = 4
 HOPPER = 9  # the major compute capability of H100 and H200
 MOST_PICTURE_THREADS = 16
@@ -182,10 +182,11 @@ def _prefill_graphs(profile: "Profile") -> str:
     """How prefill becomes CUDA graphs, which SGLang leaves off for models with pictures that it does not know.
 
     `full`: one launch instead of some 500, on Hopper, whose FlashAttention-3 can be captured with prompts of any
-    lengths in a batch. `breakable`, SGLang's own choice for text: attention stays outside, 33 launches.
+    lengths in a batch; seen running with 0.5.17, and left to the user with later ones. `breakable`, SGLang's own
+    choice for text: attention stays outside, 33 launches.
     """
     is_fa3 = profile.engine.attention_backend in (None, "fa3") and major_capability() == HOPPER
-    return "full" if is_fa3 else "breakable"
+    return "full" if is_fa3 and not is_at_least(0, 5, 18) else "breakable"
 
 
 def _cpu_tokens(config: Mapping[str, Any], profile: "Profile") -> int:
