@@ -149,7 +149,7 @@ def bench(
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .png."),
+        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .svg."),
     ] = None,
     details: Annotated[
         bool, typer.Option("--details", help="Keep every request's times in the report.")
@@ -184,7 +184,7 @@ def bench(
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
     from ghostvis_cli.bench import schema
-    from ghostvis_cli.bench.files import check_place_to_measure, save_measured
+    from ghostvis_cli.bench.files import check_place, save
     from ghostvis_cli.bench.job import engine_profiles, exit_code, run_job
     from ghostvis_cli.bench.report import lines
 
@@ -192,12 +192,12 @@ def bench(
     job = _job(ctx)
     measured = engine_profiles(job, resolved.profile).values()
     options.heed(resolved, [each.engine.chosen_kind for each in measured], option="--engines")
-    check_place_to_measure(output_file)
+    check_place(output_file)
     with ExitStack() as kept:
         report, cut = endings.run(run_job(job, resolved.profile, output, kept))
         try:
             if output_file is not None:
-                save_measured(report, output_file, output.notice)
+                save(report, output_file)
         finally:  # a full disk shall not take the figures along
             if json:
                 output.record(schema.to_json(report))
@@ -209,10 +209,10 @@ def bench(
 
 
 def _wants_records(path: str | None) -> bool:
-    """A page shows every request, and so does its picture."""
+    """A page shows every request, and so do its charts."""
     from ghostvis_cli.bench.files import kind
 
-    return path is not None and kind(Path(path)) in (".html", ".png")
+    return path is not None and kind(Path(path)) in (".html", ".svg")
 
 
 def _refuse_before_a_command(ctx: typer.Context) -> None:

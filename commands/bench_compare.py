@@ -114,7 +114,7 @@ def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
 def bench_report(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="What a run wrote with --output.")],
     output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .png, .csv or .json.")
+        Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .svg, .csv or .json.")
     ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

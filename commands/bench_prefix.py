@@ -50,7 +50,7 @@ def bench_prefix(
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .png."),
+        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .svg."),
     ] = None,
     source: options.Source = None,
     model_tag: options.ModelTag = None,
@@ -76,7 +76,7 @@ def bench_prefix(
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
     from ghostvis_cli.bench import prefix, schema
-    from ghostvis_cli.bench.files import check_place_to_measure, save_measured
+    from ghostvis_cli.bench.files import check_place, save
     from ghostvis_cli.bench.lengths import Sizes
     from ghostvis_cli.bench.report import prefix_lines
 
@@ -89,13 +89,13 @@ def bench_prefix(
         image_size=Sizes.one(image_size),
         flush=flush,
     )
-    check_place_to_measure(output_file)
+    check_place(output_file)
     with ExitStack() as kept:
         report, cut = endings.run(prefix.run(settings, resolved.profile, typed(), output, kept))
         proof = report.extra["prefix"]
         try:
             if output_file is not None:
-                save_measured(report, output_file, output.notice)
+                save(report, output_file)
         finally:
             if json:
                 output.record(schema.to_json(report))

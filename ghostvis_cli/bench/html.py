@@ -6,14 +6,14 @@ archived and opened in ten years. Light and dark follow the reader's system.
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.page_style import STYLE
 from ghostvis_cli.bench.report import RATES, prefix_section
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, Record, Report, Run, Summary
 from ghostvis_cli.bench.stats import median, percentile_of_ordered
-from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot
+from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot, stacked
 from ghostvis_cli.bench.units import NOT_REPORTED, digits, seconds, shown, tick, title
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -32,6 +32,13 @@ CURVE = (0.0, *range(1, 100), 99.5, 99.9, 100.0)
 MOST_SERIES, MOST_NOTES = 6, 4
 
 
+class Figure(NamedTuple):
+    """An SVG chart and what to read under it."""
+
+    chart: str
+    caption: str
+
+
 def page(report: Report) -> str:
     name = "ghostvis bench prefix" if "prefix" in report.extra else "ghostvis bench"
     body = "\n".join(part for part in _parts(report) if part)
@@ -45,6 +52,12 @@ def page(report: Report) -> str:
     )
 
 
+def drawing(report: Report) -> str:
+    """The page's charts alone, below one another, as one SVG."""
+    pairs = _pair_charts(prefix_section(report)["pairs"]) if "prefix" in report.extra else []
+    return stacked([*pairs, *_charts(report)], STYLE)
+
+
 def _parts(report: Report) -> Iterator[str]:
     if report.notes:
         yield f'<section class="notes">{_list(report.notes)}</section>'
@@ -55,7 +68,7 @@ def _parts(report: Report) -> Iterator[str]:
     elif report.summaries:
         yield _section("At a glance", _glance(report.summaries))
     if report.runs:
-        yield f'<section class="charts">{"".join(_charts(report))}</section>'
+        yield f'<section class="charts">{"".join(map(_framed, _charts(report)))}</section>'
     if report.summaries:
         yield _section("Every figure", "".join(_figures(summary) for summary in report.summaries))
     yield _origin(report)
@@ -159,16 +172,14 @@ def _rate_table(summary: Summary) -> str:
 # --- charts
 
 
-def _charts(report: Report) -> Iterator[str]:
-    for base in ("ttft", "tpot", "e2e"):
-        yield _distribution(report, base)
-    yield _timeline(report)
-    yield _sweep(report)
-    yield _cache(report)
+def _charts(report: Report) -> list[Figure]:
+    distributions = (_distribution(report, base) for base in ("ttft", "tpot", "e2e"))
+    drawn = (*distributions, _timeline(report), _sweep(report), _cache(report))
+    return [figure for figure in drawn if figure is not None]
 
 
-def _figure(chart: str, caption: str) -> str:
-    return f"<figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>" if chart else ""
+def _framed(figure: Figure) -> str:
+    return f"<figure>{figure.chart}<figcaption>{escape(figure.caption)}</figcaption></figure>"
 
 
 def _records(report: Report, summary: Summary) -> list[tuple[Run, Record]]:
@@ -181,7 +192,7 @@ def _records(report: Report, summary: Summary) -> list[tuple[Run, Record]]:
     ]
 
 
-def _distribution(report: Report, base: str) -> str:
+def _distribution(report: Report, base: str) -> Figure | None:
     named = LATENCIES[base].title.capitalize()
     series = []
     for summary in report.summaries[:MOST_SERIES]:
@@ -189,7 +200,7 @@ def _distribution(report: Report, base: str) -> str:
         if points:
             series.append(Series(_name(summary), points, "line" if len(points) > len(KNOWN) else "linked"))
     if not series:
-        return ""
+        return None
     highest = [x for each in series for x, _ in each.points]
     chart = plot(
         f"{named}: distribution",
@@ -200,7 +211,7 @@ def _distribution(report: Report, base: str) -> str:
     )
     whole = any(each.mark == "line" for each in series)
     more = "" if whole else " Five percentiles: with --details every request is drawn."
-    return _figure(chart, f"{named}: how many requests were at least as fast.{more}{_left_out(report)}")
+    return Figure(chart, f"{named}: how many requests were at least as fast.{more}{_left_out(report)}")
 
 
 def _percentiles(report: Report, summary: Summary, base: str) -> list[tuple[float, float]]:
@@ -222,7 +233,7 @@ def _spoken(series: Sequence[Series]) -> str:
     return "; ".join(told)
 
 
-def _timeline(report: Report) -> str:
+def _timeline(report: Report) -> Figure | None:
     series = []
     for summary in report.summaries[:MOST_SERIES]:
         points = sorted(
@@ -233,7 +244,7 @@ def _timeline(report: Report) -> str:
         if points:
             series.append(Series(_name(summary), points, "dots"))
     if not series:
-        return ""
+        return None
     xs, ys = zip(*(point for each in series for point in each.points), strict=True)
     chart = plot(
         "Time to first token over the run",
@@ -243,7 +254,7 @@ def _timeline(report: Report) -> str:
         series,
     )
     caption = f"Each request by the time it was due. Stalls stand out as towers.{_left_out(report)}"
-    return _figure(chart, caption)
+    return Figure(chart, caption)
 
 
 def _left_out(report: Report) -> str:
@@ -252,12 +263,12 @@ def _left_out(report: Report) -> str:
     return f" The first {MOST_SERIES} of {count} are drawn." if count > MOST_SERIES else ""
 
 
-def _sweep(report: Report) -> str:
+def _sweep(report: Report) -> Figure | None:
     """Throughput against latency, where one engine was measured at several load points."""
     engines = dict.fromkeys(summary.engine for summary in report.summaries)
     series = [found for name in engines if len((found := _curve(report, name)).points) > 1]
     if not series:
-        return ""
+        return None
     xs, ys = zip(*(point for each in series for point in each.points), strict=True)
     chart = plot(
         "Throughput against latency",
@@ -266,7 +277,7 @@ def _sweep(report: Report) -> str:
         Axis.around("time to first token, p95", ys, tick, log=max(ys) > 20 * min(ys)),
         series,
     )
-    return _figure(
+    return Figure(
         chart, "More load to the right, longer waits above: the knee is where more load buys nothing."
     )
 
@@ -281,17 +292,17 @@ def _curve(report: Report, engine: str) -> Series:
     return Series(engine, points, "linked", labels)
 
 
-def _cache(report: Report) -> str:
+def _cache(report: Report) -> Figure | None:
     rows = []
     for number, summary in enumerate(report.summaries):
         rate = summary.figures.get("cache_hit_rate")
         if rate is not None:
             rows.append(Bar(_short(_name(summary)), rate.value, shown("cache_hit_rate", rate.value), number))
     if not any(bar.value for bar in rows):
-        return ""
+        return None
     spoken = ", ".join(f"{bar.label} {bar.shown}" for bar in rows)
     chart = bars("Input tokens from the cache", spoken, rows, whole=1.0)
-    return _figure(chart, "Share of input tokens the cache held.")
+    return Figure(chart, "Share of input tokens the cache held.")
 
 
 def _short(text: str) -> str:
@@ -304,20 +315,23 @@ def _short(text: str) -> str:
 def _prefix(proof: Mapping[str, Any]) -> Iterator[str]:
     alarm = ' class="alarm"' if proof["witness"] == "disagree" else ""
     yield f"<section><p{alarm}><strong>{escape(_first_upper(proof['verdict']))}.</strong></p></section>"
-    pairs = proof["pairs"]
-    kinds = [kind for kind in ("cold", "flushed", "warm") if pairs[0][f"{kind}_s"] is not None]
-    yield _section(
-        "Pairs", f'<div class="charts">{_pairs_chart(pairs, kinds)}{_tokens_chart(pairs, kinds)}</div>'
-    )
+    charts = "".join(map(_framed, _pair_charts(proof["pairs"])))
+    yield _section("Pairs", f'<div class="charts">{charts}</div>')
     if proof["rounds"]:
         yield _section("Many questions, one picture", _rounds(proof["rounds"]))
+
+
+def _pair_charts(pairs: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    kinds = [kind for kind in ("cold", "flushed", "warm") if pairs[0][f"{kind}_s"] is not None]
+    tokens = _tokens_chart(pairs, kinds)
+    return [_pairs_chart(pairs, kinds), *([tokens] if tokens else [])]
 
 
 def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _pairs_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
+def _pairs_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Figure:
     series = [
         Series(kind, [(n + 1, pair[f"{kind}_s"]) for n, pair in enumerate(pairs)], "dots") for kind in kinds
     ]
@@ -330,19 +344,19 @@ def _pairs_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> st
         Axis.around("time to first token", ys, tick),
         series,
     )
-    return _figure(chart, f"Medians: {middles}.")
+    return Figure(chart, f"Medians: {middles}.")
 
 
-def _tokens_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
+def _tokens_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Figure | None:
     rows = [Bar("prompt", median([p["prompt_tokens"] for p in pairs]), "", 5)]
     for number, kind in enumerate(kinds):
         counts = [pair[f"{kind}_cached"] for pair in pairs]
         if None in counts:
-            return ""
+            return None
         rows.append(Bar(f"{kind}: cached", median(counts), "", number))
     rows = [Bar(bar.label, bar.value, f"{digits(bar.value)} tokens", bar.colour) for bar in rows]
     spoken = ", ".join(f"{bar.label} {bar.shown}" for bar in rows)
-    return _figure(bars("Cached tokens", spoken, rows), "What the server reports, medians over the pairs.")
+    return Figure(bars("Cached tokens", spoken, rows), "What the server reports, medians over the pairs.")
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:

@@ -31,6 +31,7 @@ figure{margin:0;padding:16px;background:var(--card);border:1px solid var(--line)
 figcaption{font-size:14px;margin-top:8px}
 svg{display:block;width:100%;height:auto;font:13px system-ui,sans-serif}
 svg text{fill:var(--soft)}
+svg .paper{fill:var(--paper)}
 svg .label,svg .value{fill:var(--ink)}
 svg .grid{stroke:var(--line);fill:none}
 svg .axis{stroke:var(--soft);fill:none}

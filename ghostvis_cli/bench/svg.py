@@ -1,8 +1,7 @@
 """Charts as SVG, written by hand: points, lines and bars between two axes. Strings in, a string out.
 
 No plotting library: four kinds of charts do not need 35 MB and half a second of imports. What comes out is crisp
-at any size, its text can be selected and read aloud, and its colours are the page's, in light and in dark. Where
-pixels are wanted, a browser takes a picture of the page: png.py.
+at any size, its text can be selected and read aloud, and its colours are the page's, in light and in dark.
 """
 
 import math
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from textwrap import wrap
 from typing import Literal
 
 WIDTH, HEIGHT = 540, 300
@@ -17,6 +17,7 @@ LEFT, RIGHT, BOTTOM = 78, 30, 46  # right: half of the last label
 LEGEND_ROW, LETTER = 20, 7.2  # a row of the legend; an average letter of it, so that it wraps in time
 BAR, BAR_GAP, BAR_LABEL = 20, 12, 170
 FEW_DOTS = 200  # up to here a dot is drawn larger
+MARGIN, CAPTION_ROW, CAPTION_LETTERS = 16, 18, 76
 COLOURS = 6  # .s0 to .s5 of the page's style sheet
 MOST_DOTS = 2_500
 Mark = Literal["line", "dots", "linked"]
@@ -115,6 +116,28 @@ def bars(title: str, description: str, rows: Sequence[Bar], whole: float | None 
             f'<text class="value" x="{BAR_LABEL + width + 6:.1f}" y="{middle:.1f}">{escape(bar.shown)}</text>'
         )
     return _svg(title, description, WIDTH, len(rows) * (BAR + BAR_GAP) + BAR_GAP, body)
+
+
+def stacked(figures: Sequence[tuple[str, str]], style: str) -> str:
+    """Charts, each with its caption, below one another as a drawing of its own, which brings its style sheet."""
+    body, y = (
+        [f"<style>{escape(style, quote=False)}</style>", '<rect class="paper" width="100%" height="100%"/>'],
+        MARGIN,
+    )
+    for chart, caption in figures:
+        height, inner = _taken_apart(chart)
+        body.append(f'<g transform="translate({MARGIN} {y})">{inner}</g>')
+        lines = wrap(caption, CAPTION_LETTERS)
+        for number, line in enumerate(lines, 1):
+            body.append(f'<text x="{MARGIN}" y="{y + height + number * CAPTION_ROW}">{escape(line)}</text>')
+        y += height + len(lines) * CAPTION_ROW + 2 * MARGIN
+    return _svg("Report of ghostvis bench", f"{len(figures)} charts", WIDTH + 2 * MARGIN, y, body)
+
+
+def _taken_apart(chart: str) -> tuple[int, str]:
+    """The height of an SVG of ours, and what is in it."""
+    head, _, rest = chart.partition(">")
+    return int(head.split('viewBox="')[1].split('"')[0].split()[3]), rest.removesuffix("</svg>")
 
 
 class _Frame:

@@ -29,7 +29,6 @@ VARIABLES = (
     "GHOSTVIS_CONFIG_DIR",
     "GHOSTVIS_STATE_DIR",
     "GHOSTVIS_CACHE_DIR",
-    "GHOSTVIS_BROWSER",
     # of `ghostvis serve` and the plug-in
     "GHOSTVIS_ADMIN_API_KEY",
     "GHOSTVIS_ALLOWED_IMAGE_HOSTS",

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -104,7 +105,7 @@ def test_json_reads_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\.json, \.csv, \.html or \.png"):
+    with pytest.raises(UsageError, match=r"\.json, \.csv, \.html or \.svg"):
         save(report([FIGURES]), tmp_path / "report.pdf")
 
 
@@ -251,3 +252,19 @@ def test_a_report_without_a_run_is_not_shown_as_nothing(tmp_path: Path) -> None:
     done = invoke(tmp_path / "r.json")
     assert (done.exit_code, done.stdout) == (ExitCode.INPUT, "")
     assert "nothing was measured in this report" in done.stderr
+
+
+def test_charts_alone_are_one_drawing_that_needs_nothing_else(tmp_path: Path) -> None:
+    save(report([FIGURES]), tmp_path / "r.svg")
+    drawing = ElementTree.parse(tmp_path / "r.svg").getroot()
+    assert drawing.tag.endswith("}svg")
+    told = [element.text or "" for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert any("at least as fast" in text for text in told)
+    height = int(drawing.attrib["viewBox"].split()[3])
+    places = [
+        float(element.attrib["transform"].split()[1].rstrip(")"))
+        for element in drawing
+        if element.attrib.get("transform", "").startswith("translate(16 ")
+    ]
+    assert places and sorted(places) == places and places[-1] < height
+    assert "http" not in (tmp_path / "r.svg").read_text().replace("http://www.w3.org/2000/svg", "")

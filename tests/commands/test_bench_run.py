@@ -185,7 +185,7 @@ def test_failures_give_code_8_and_a_server_that_only_fails_gives_its_own(tmp_pat
         (["--prompt-len", "many"], "is no length"),
         (["--slo", "fast"], "is no objective"),
         (["--sweep", "speed=1"], "no list of load points"),
-        (["--output", "report.txt"], ".json, .csv, .html or .png"),
+        (["--output", "report.txt"], ".json, .csv, .html or .svg"),
         (["--output", "nowhere/report.json"], "no such folder"),
         (["--engines", "vllm"], "no engine is called 'vllm'"),
         (["--input", "rows.jsonl", "--with-vision"], "no place beside --input"),
