@@ -90,6 +90,7 @@ class SGLangEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         self._process.check()
+        self._look_at_penalty(request.sampling.repetition_penalty)
         prompt, sampling = await self._renderer.prompt(request)
         parameters = self._parameters(sampling)
         pictures = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
@@ -124,12 +125,6 @@ class SGLangEngine:
 
         SGLang takes top-p from the whole distribution, the local engine from what top-k left of it.
         """
-        if sampling.repetition_penalty > HARDEST_PENALTY:
-            raise RequestError(
-                f"SGLang's repetition penalty ends at {HARDEST_PENALTY:g}", hint="--engine local"
-            )
-        if sampling.repetition_penalty != 1:
-            self._notice("SGLang's repetition penalty counts the answer's tokens, not the prompt's")
         return {
             "max_new_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -140,6 +135,14 @@ class SGLangEngine:
             "ignore_eos": sampling.ignore_eos,
             **self._seed(sampling),
         }
+
+    def _look_at_penalty(self, penalty: float) -> None:
+        if penalty > HARDEST_PENALTY:
+            raise RequestError(
+                f"SGLang's repetition penalty ends at {HARDEST_PENALTY:g}", hint="--engine local"
+            )
+        if penalty != 1:
+            self._notice("SGLang's repetition penalty counts the answer's tokens, not the prompt's")
 
     def _seed(self, sampling: Sampling) -> dict[str, int]:
         """A draw is repeatable only where SGLang was started for it, and then every request needs a seed."""
