@@ -58,8 +58,9 @@ def recognise(tensors: Mapping[str, TensorInfo], pattern: str | None, evaluated_
             generation = N5 if evaluated_on == EVAL_TOKENS_OF_CAP_20 else N4
         else:
             raise ModelError(
-                f"it is a fork of nanochat: its value embeddings' gates read {min(widths)} channels, "
-                f"nanochat's {N6.gate_channels} or {N4.gate_channels}"
+                f"it is a fork of nanochat: its value embeddings' gates read "
+                f"{' and '.join(map(str, sorted(widths)))} channels, nanochat's all {N6.gate_channels} "
+                f"or all {N4.gate_channels}"
             )
     elif LAMBDAS & tensors.keys():
         generation = N3 if pattern is not None else N2

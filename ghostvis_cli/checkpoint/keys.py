@@ -34,7 +34,8 @@ T = TypeVar("T")
 Shape: TypeAlias = tuple[int, ...]
 ROOTS = (
     *("transformer.", "lm_head.", "vision_encoder.", "vision_resampler.", "vision_projector."),
-    *("value_embeds.", "resid_lambdas", "x0_lambdas", "smear_gate.", "smear_lambda", "backout_lambda"),
+    *("resid_lambdas", "x0_lambdas", "smear_gate.", "smear_lambda", "backout_lambda"),
+    *("value_embed", "v0_lambdas", "bigram_"),  # with those of side branches, which are refused by name
 )
 WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 
@@ -234,6 +235,7 @@ class _Classifier:
             raise ModelError(
                 f"lm_head.weight has shape {list(self.shape('lm_head.weight'))}, not [{rows}, {width}]"
             )
+        wte = self.tensors["transformer.wte.weight"].dtype
         generation = self.generation()
         layers = self.count(r"transformer\.h\.(\d+)\.")
         heads, kv_heads = self.heads(generation, layers, width)
@@ -243,7 +245,7 @@ class _Classifier:
                 f"it is a fork of nanochat: {generation.words} with "
                 + ("attention biases" if self.biased else "a swiglu MLP")
             )
-        sequence_len = self.constant("sequence_len", self.sequence_len(), "the meta file")
+        sequence_len = self.sequence_len(generation)
         config = DecoderConfig(
             sequence_len=sequence_len,
             vocab_size=self.vocabulary(rows),
@@ -262,12 +264,18 @@ class _Classifier:
             windows=self.windows(generation, layers, sequence_len),
             rotary_tables=self.constant(
                 "rotary_tables",
-                generation.rotary_tables(self.tensors["transformer.wte.weight"].dtype),
+                generation.rotary_tables(wte),
                 "the embedding's dtype" if generation.tables_as_stored else self.origin,
             ),
         )
-        for name in ("n_layer", "n_head", "n_embd", "intermediate_size", "mlp_type", "attention_bias"):
+        if generation is N5 and wte == "float32" and "rotary_tables" not in self.chosen:
+            self.notices.append(
+                "it was trained without a GPU in March 2026: rotary tables were bfloat16 until the 4th, float32 "
+                "after, and no file says which: taking bfloat16 (--set model.rotary_tables=float32)"
+            )
+        for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size", "mlp_type"):
             self.compare(name, getattr(config, name))
+        self.compare("attention_bias", self.biased)
         self.map_decoder(config, rows, gate_up)
         self.map_generation(config, rows)
         return config
@@ -376,11 +384,18 @@ class _Classifier:
             raise ModelError(f"the meta file says {size} token ids, the embedding has {rows} rows")
         return size
 
-    def sequence_len(self) -> int:
-        length = self.number("sequence_len", 1024)
+    def sequence_len(self, generation: Generation) -> int:
+        default = generation.default_sequence_len
+        length = self.number("sequence_len", default)
         if length > MOST_POSITIONS:
             raise ModelError(f"the meta file's sequence_len is {length}, more than any model's")
-        return length
+        silent = self.stored.get("sequence_len") is None
+        if silent and generation.windows and "sequence_len" not in self.chosen:
+            self.notices.append(
+                f"the meta file has no sequence_len, and windows depend on it: taking {default}, nanochat's "
+                "default (--set model.sequence_len=N, as it was trained)"
+            )
+        return self.constant("sequence_len", length, "default" if silent else "the meta file")
 
     def theta(self, generation: Generation) -> float:
         stored = self.stored.get("rope_theta")

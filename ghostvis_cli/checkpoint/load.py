@@ -33,7 +33,7 @@ class LoadedModel:
 
 
 def read_meta(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The JSON beside the weights. It must be there: the number of heads is in no tensor."""
+    """The JSON beside the weights. It must be there: some of what it says is in no tensor."""
     return _read(checkpoint.meta_path)
 
 
@@ -44,8 +44,9 @@ def _read(path: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{path} is missing: the number of heads is in no tensor",
-            hint=f"""copy it there, or write {{"model_config": {{"n_head": N}}}} to {path}""",
+            f"{path} is missing: the number of heads, the trained length and windows are in no tensor",
+            hint=f"""copy it there, or write {{"model_config": {{"n_head": N, "sequence_len": N}}}} to {path}, """
+            """and "window_pattern" where it had one""",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         unreadable = ModelError(f"{path} can't be read: {error}")

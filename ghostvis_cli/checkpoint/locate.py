@@ -25,6 +25,7 @@ DEPTH_TAG = re.compile(r"^d(\d+)")
 BASE_VARIABLE = "NANOCHAT_BASE_DIR"
 TOKENIZER = Path("tokenizer", "tokenizer.pkl")
 EXPERIMENTS, EXPERIMENTS_VARIABLE = "experiments", "NANOCHAT_EXPERIMENTS_DIR"
+EXPERIMENT_VARIABLE = "NANOCHAT_EXPERIMENT"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _adds(directory: Path, known: Path | None) -> bool:
 def _experiment(base_dir: Path) -> Path:
     """Where nanochat of July 2026 keeps `<tag>/<source>/`, of the experiment that its environment names."""
     experiments = os.environ.get(EXPERIMENTS_VARIABLE) or base_dir / EXPERIMENTS
-    return Path(experiments, os.environ.get("NANOCHAT_EXPERIMENT") or "default")
+    return Path(experiments, os.environ.get(EXPERIMENT_VARIABLE) or "default")
 
 
 def _tag_rank(item: tuple[str, Path]) -> tuple[int, bool, float]:
@@ -199,6 +200,10 @@ def _what_is_there(base_dir: Path) -> str:
     ]
     if found:
         return "there is: " + "; ".join(found)
+    chosen = _experiment(base_dir)
+    others = sorted(path.name for path in _entries(chosen.parent) if path != chosen and path.is_dir())
+    if others:
+        return "another experiment: " + " or ".join(f"{EXPERIMENT_VARIABLE}={name}" for name in others)
     return (
         f"choose another place with --base-dir DIR or {BASE_VARIABLE}, a file with --checkpoint-path,"
         " or the built-in model with --source demo"

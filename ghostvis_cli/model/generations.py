@@ -29,6 +29,7 @@ class Generation:
     smear: bool = (
         False  # the embedding takes in its predecessor's, and the middle layer's output is backed out
     )
+    default_sequence_len: int = 1024  # where a meta file that was made by hand does not say
     tables_as_stored: bool = False  # rotary tables in the embedding's dtype; before, bfloat16 always
 
     def short_window(self, sequence_len: int) -> int:
@@ -51,7 +52,13 @@ PLAIN = Generation("n1", "October 2025", "as GhostVis forked it")
 N2 = Generation("n2", "January 2026", "residual scalars", lambdas=True)
 N3 = Generation("n3", "January 2026", "residual scalars, windows", lambdas=True, windows=True)
 N4 = Generation(
-    "n4", "January 2026", "value embeddings, windows", lambdas=True, windows=True, gate_channels=32
+    "n4",
+    "January 2026",
+    "value embeddings, windows",
+    lambdas=True,
+    windows=True,
+    gate_channels=32,
+    default_sequence_len=2048,
 )
 N5 = Generation(
     "n5",
@@ -61,6 +68,7 @@ N5 = Generation(
     lambdas=True,
     windows=True,
     gate_channels=32,
+    default_sequence_len=2048,
 )
 N6 = Generation(
     "n6",
@@ -74,6 +82,7 @@ N6 = Generation(
     short_multiple=128,
     gate_channels=12,
     gate_scale=3.0,
+    default_sequence_len=2048,
     tables_as_stored=True,
 )
 N7 = Generation(
@@ -89,6 +98,7 @@ N7 = Generation(
     gate_channels=12,
     gate_scale=3.0,
     smear=True,
+    default_sequence_len=2048,
     tables_as_stored=True,
 )
 GENERATIONS = {generation.name: generation for generation in (PLAIN, N2, N3, N4, N5, N6, N7)}

@@ -74,6 +74,34 @@ def test_no_meta_is_needed_for_the_heads_where_there_are_gates(tmp_path: Path) -
     assert (config.n_head, config.n_kv_head) == (4, 2)
 
 
+def test_a_meta_without_the_trained_length_is_said_where_windows_depend_on_it(tmp_path: Path) -> None:
+    checkpoint = change_meta(write(tmp_path, "n6"), lambda meta: meta["model_config"].pop("sequence_len"))
+    classified = inspect(checkpoint)
+    assert classified.config.decoder.windows == (768, 2048, 2048)
+    assert classified.constants["sequence_len"] == (2048, "default")
+    assert any(
+        "no sequence_len" in notice and "model.sequence_len" in notice for notice in classified.notices
+    )
+    chosen = inspect(replace(checkpoint, constants=Constants(sequence_len=300)))
+    assert chosen.config.decoder.windows == (128, 300, 300)
+    assert not any("no sequence_len" in notice for notice in chosen.notices)
+
+
+def test_a_missing_meta_asks_for_all_that_no_tensor_says(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, "n7")
+    checkpoint.meta_path.unlink()
+    with pytest.raises(ModelError, match="trained length and windows") as caught:
+        inspect(checkpoint)
+    assert "sequence_len" in str(caught.value.hint) and "window_pattern" in str(caught.value.hint)
+
+
+def test_a_meta_that_belies_the_gates_is_not_believed_and_it_is_said(tmp_path: Path) -> None:
+    checkpoint = change_meta(write(tmp_path, "n7"), lambda meta: meta["model_config"].update(n_kv_head=4))
+    classified = inspect(checkpoint)
+    assert classified.config.decoder.n_kv_head == 2
+    assert "the meta file says n_kv_head = 4, the tensors say 2" in classified.notices
+
+
 def test_a_later_file_without_a_pattern_has_long_windows_and_it_is_said(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, "n4")
     change_meta(checkpoint, lambda meta: meta["model_config"].pop("window_pattern"))
@@ -128,6 +156,14 @@ def test_rotary_tables_are_rounded_as_training_rounded_them(name: str, rounded: 
     assert inspect(other).config.decoder.rotary_tables == "bfloat16"
 
 
+def test_n5_from_a_cpu_says_that_its_tables_may_have_been_others(tmp_path: Path) -> None:
+    """The trainer changed them on the second of that generation's seven days."""
+    checkpoint = write(tmp_path, "n5", Shape(stored=torch.float32))
+    assert any("model.rotary_tables=float32" in notice for notice in inspect(checkpoint).notices)
+    chosen = replace(checkpoint, constants=Constants(rotary_tables="float32"))
+    assert not any("=float32" in notice for notice in inspect(chosen).notices)
+
+
 SIDE_BRANCHES = {
     "mlp.router.gate": ({"transformer.h.0.mlp.router.gate.weight": torch.ones(2, 64)}, "mixture-of-experts"),
     "moe.router.gate": ({"transformer.h.0.moe.router.gate.weight": torch.ones(2, 64)}, "mixture-of-experts"),
@@ -148,9 +184,22 @@ def test_side_branches_are_refused_by_name(tensors: dict, reason: str, tmp_path:
         inspect(checkpoint)
 
 
+@pytest.mark.parametrize("name", ["v0_lambdas", "bigram_lambdas"])
+def test_a_wrapper_does_not_hide_a_side_branch(name: str, tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, "n3")
+    state = torch.load(checkpoint.path, weights_only=True) | {name: torch.ones(3)}
+    torch.save({f"_orig_mod.model.{key}": tensor for key, tensor in state.items()}, checkpoint.path)
+    with pytest.raises(ModelError, match="January 2026"):
+        inspect(checkpoint)
+
+
 def _wide_gates(state: dict) -> None:
     for name in [name for name in state if "ve_gate" in name]:
         state[name] = torch.ones(2, 48)
+
+
+def _mixed_gates(state: dict) -> None:
+    state["transformer.h.0.attn.ve_gate.weight"] = torch.ones(2, 32)
 
 
 def _without_gates(state: dict) -> None:
@@ -168,6 +217,7 @@ def _biased(state: dict) -> None:
 
 FORKS = {
     "wide gates": (_wide_gates, "a fork of nanochat: .* read 48 channels"),
+    "mixed gates": (_mixed_gates, "read 12 and 32 channels"),
     "no gates": (_without_gates, "a fork of nanochat: it has value_embeds"),
     "other layers": (_other_layer, "lacks value_embeds.0.weight and has value_embeds.1.weight"),
     "biases": (_biased, "a fork of nanochat: .* with attention biases"),

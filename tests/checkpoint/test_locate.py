@@ -141,6 +141,19 @@ def test_a_directory_named_like_a_checkpoint_is_none(tmp_path: Path) -> None:
     assert locate.find(tmp_path, "base").tag == "d4"
 
 
+def test_other_experiments_are_named_where_the_chosen_one_has_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NANOCHAT_EXPERIMENT", raising=False)
+    monkeypatch.delenv("NANOCHAT_EXPERIMENTS_DIR", raising=False)
+    touch(tmp_path / "experiments" / "wide", "d24/sft/model_000005.pt")
+    with pytest.raises(ModelError) as caught:
+        locate.find(tmp_path, "sft")
+    assert caught.value.hint == "another experiment: NANOCHAT_EXPERIMENT=wide"
+    monkeypatch.setenv("NANOCHAT_EXPERIMENT", "wide")
+    assert locate.find(tmp_path, "sft").tag == "d24"
+
+
 def test_an_experiment_of_july_2026_is_found_with_its_stages_and_its_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,10 @@ FINE = {"pp_size": 1, "disaggregation_mode": "null", "enable_hierarchical_cache"
         ({"disaggregation_mode": "prefill"}, "disaggregated prefill", True),
         ({"enable_hierarchical_cache": True}, "--enable-hierarchical-cache", True),
         ({"enable_lmcache": True}, "--enable-lmcache", True),
+        ({"enable_flexkv": True}, "--enable-flexkv", True),
+        ({"radix_cache_backend": "flexkv"}, "--radix-cache-backend", True),
+        ({"attn_cp_size": 2}, "context parallelism", False),
+        ({"dcp_size": 2}, "context parallelism", False),
     ],
 )
 def test_what_would_make_answers_wrong_is_refused_by_name(

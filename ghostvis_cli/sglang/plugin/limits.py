@@ -5,6 +5,12 @@ from typing import Any
 
 # These read each layer's own window. The others plan with one for the whole model.
 OWN_WINDOWS = frozenset(("fa3", "torch_native", "intel_amx"))
+OTHER_CACHES = {  # keys from another place than this device's own prefills
+    "enable_hierarchical_cache": "--enable-hierarchical-cache",
+    "enable_lmcache": "--enable-lmcache",
+    "enable_flexkv": "--enable-flexkv",
+    "radix_cache_backend": "--radix-cache-backend",
+}
 BACKENDS = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
 ALL = -1  # keys
 
@@ -23,15 +29,15 @@ def server_settings() -> Mapping[str, Any]:
 def refuse(settings: Mapping[str, Any], *, smear: bool) -> None:
     """ValueError, which ends the start. A wrong answer would look like any other."""
     disaggregated = settings.get("disaggregation_mode") not in (None, "null")
+    elsewhere = [option for name, option in OTHER_CACHES.items() if settings.get(name)]
+    split = max(settings.get(name) or 1 for name in ("attn_cp_size", "dcp_size")) > 1
     faults = [
         ((settings.get("pp_size") or 1) > 1, "pipeline parallelism (--pp-size)"),
         (settings.get("speculative_algorithm"), "speculative decoding (--speculative-algorithm)"),
         (settings.get("enable_dp_attention"), "data-parallel attention (--enable-dp-attention)"),
+        (split, "context parallelism (--attn-cp-size, --dcp-size)"),
         (smear and disaggregated, "disaggregated prefill and decoding (--disaggregation-mode)"),
-        (
-            smear and (settings.get("enable_hierarchical_cache") or settings.get("enable_lmcache")),
-            "a cache beyond the device's memory (--enable-hierarchical-cache, --enable-lmcache)",
-        ),
+        (smear and elsewhere, f"a cache beyond the device's memory ({', '.join(elsewhere)})"),
     ]
     if found := [name for fault, name in faults if fault]:
         raise ValueError(f"ghostvis: nanochat models of 2026 can't be served with {' or '.join(found)}")
