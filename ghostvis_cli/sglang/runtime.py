@@ -140,7 +140,7 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
         "enable_metrics": True,
         "enable_cache_report": True,
         "sampling_defaults": "model",
-        "tokenizer_worker_num": 1,  # further ones are processes that load no plug-ins
+        "tokenizer_worker_num": 1,  # further ones only of `serve`, whose launcher makes them load the plug-in
         **_device(profile, config),
     }
     if architectures(config) != config["architectures"]:
