@@ -161,6 +161,26 @@ def test_a_gpu_gets_prefill_graphs_and_pieces_of_some_tokens_and_a_cpu_neither(d
     assert not set(names) & set(runtime.arguments(on_cpu(), directory))
 
 
+@pytest.mark.parametrize(
+    ("config", "graphs"),
+    [
+        ({"smear": True}, "disabled"),
+        ({"smear": False}, "breakable"),
+        (
+            {"text_config": CONFIG | {"model_type": runtime.NANOCHAT, "smear": False}, "vision_config": {}},
+            "disabled",
+        ),
+    ],
+)
+def test_nanochats_smear_and_pictures_get_no_graphs_of_prefill(
+    directory: Path, config: dict[str, object], graphs: str
+) -> None:
+    whole = CONFIG | {"model_type": runtime.NANOCHAT} | config
+    (directory / "config.json").write_text(json.dumps(whole))
+    found = runtime.arguments(on_gpu(attention_backend="triton"), directory)
+    assert found["cuda_graph_backend_prefill"] == graphs
+
+
 @pytest.mark.parametrize("option", ["--disable-cuda-graph", "--disable-prefill-cuda-graph"])
 def test_a_user_who_wants_no_graphs_gets_none_of_ours(directory: Path, option: str) -> None:
     ours = "--cuda-graph-backend-prefill"

@@ -20,13 +20,21 @@ def server_settings() -> Mapping[str, Any]:
     return resolved
 
 
-def refuse(settings: Mapping[str, Any], *, smear: bool) -> None:
-    """ValueError, which ends the start. A wrong answer would look like any other."""
+def refuse(settings: Mapping[str, Any], *, smear: bool, pictures: bool = False) -> None:
+    """ValueError, which ends the start. A wrong answer would look like any other.
+
+    A graph of prefill replays the layers alone. It sees the first request of a batch, whose tokens would become all
+    requests' neighbours, and in a picture's place an id that no embedding belongs to.
+    """
     disaggregated = settings.get("disaggregation_mode") not in (None, "null")
     faults = [
         ((settings.get("pp_size") or 1) > 1, "pipeline parallelism (--pp-size)"),
         (settings.get("speculative_algorithm"), "speculative decoding (--speculative-algorithm)"),
         (settings.get("enable_dp_attention"), "data-parallel attention (--enable-dp-attention)"),
+        (
+            (smear or pictures) and _has_prefill_graphs(settings),
+            "graphs of prefill (for any --cuda-graph-backend-prefill but disabled)",
+        ),
         (smear and disaggregated, "disaggregated prefill and decoding (--disaggregation-mode)"),
         (
             smear and (settings.get("enable_hierarchical_cache") or settings.get("enable_lmcache")),
@@ -35,6 +43,14 @@ def refuse(settings: Mapping[str, Any], *, smear: bool) -> None:
     ]
     if found := [name for fault, name in faults if fault]:
         raise ValueError(f"ghostvis: nanochat models of 2026 can't be served with {' or '.join(found)}")
+
+
+def _has_prefill_graphs(settings: Mapping[str, Any]) -> bool:
+    """By SGLang's resolved choice, an object or, since 0.5.23, a dictionary."""
+    found = settings.get("cuda_graph_config")
+    for name in ("prefill", "backend"):
+        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+    return found not in (None, "disabled")
 
 
 def layer_windows(windows: Sequence[int], context: int, settings: Mapping[str, Any]) -> list[int]:
