@@ -31,6 +31,7 @@ from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.generations import windows
 from ghostvis_cli.convert import run
+from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 from ghostvis_cli.model.config import DecoderConfig
 from ghostvis_cli.model.generations import N7, PLAIN, Generation
 
@@ -126,8 +127,8 @@ def write(place: Path, depth: int, generation: Generation) -> Path:
 def converted(checkpoint: Path, dtype: str) -> Path:
     """Its directory for SGLang, not compared: what is measured is speed."""
     place = checkpoint.with_name(f"{checkpoint.name}-converted")
-    settings = run.ConvertSettings(dtype=dtype, verify=False)  # type: ignore[arg-type]
-    plan = run.plan(locate.from_path(checkpoint), settings)
+    settings = ConvertSettings(dtype=dtype, verify=False)  # type: ignore[arg-type]
+    plan = make_plan(locate.from_path(checkpoint), settings)
     run.run(plan, place, run.Progress(plan.weights_bytes))
     return place
 
