@@ -4,6 +4,7 @@ Of Linux alone, and of processes that this user may look at; of others nothing i
 """
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -27,6 +28,8 @@ TITLES = {
     "sglang::token": WORKER,
     "sglang::": OTHER,
 }
+# What runs it: a module, or the script `sglang`; not what lies in a folder of that name, such as .venv-sglang.
+SGLANG = re.compile(r"^sglang\.\w|^ghostvis_cli\.sglang\.|(^|/)sglang$|/sglang/launch_server\.py$")
 FIXES = {
     MAIN: "-- --tokenizer-worker-num 4, or replicas (docs/scaling.md)",
     WORKER: "more of them (-- --tokenizer-worker-num 8), or replicas (docs/scaling.md)",
@@ -161,12 +164,17 @@ def _use(
 
 def _role(pid: int) -> tuple[str, bool]:
     with suppress(OSError):
-        title = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        title = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace")
         for beginning, role in TITLES.items():
             if title.startswith(beginning):
                 return role, True
-        return MAIN, "sglang" in title.partition("--")[0]
+        return MAIN, starts_sglang(title)
     return MAIN, False
+
+
+def starts_sglang(command: str) -> bool:
+    """Of a command line, its words ended by NUL."""
+    return any(map(SGLANG.search, command.partition("\0--")[0].split("\0")))
 
 
 def _one_thread(pid: int) -> bool:

@@ -2,23 +2,18 @@
 
 import asyncio
 import logging
-import os
-import signal
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Awaitable, Callable
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling, complete
 from ghostvis_cli.errors import ExitCode
 from ghostvis_cli.serve.listen import base_url, bind
 from ghostvis_cli.serve.routes import ServerState, create_app
 from ghostvis_cli.serve.settings import Served, ServerSettings
+from ghostvis_cli.serve.stopping import stop_signals
 from ghostvis_cli.serve.wire import Config, Server
 
 log = logging.getLogger("ghostvis.serve")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT_S = 5.0  # what requests get to say their last word once the drain is over
 
 
@@ -40,7 +35,7 @@ async def serve(
     state = ServerState(settings)
     server = Server(Config(create_app(state), settings))
     stop = asyncio.Event()
-    with listener, _stop_signals(stop):
+    with listener, stop_signals(stop):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(_open(load_engine))
         stopping = asyncio.create_task(stop.wait())
@@ -97,31 +92,3 @@ async def _drain(server: Server, state: ServerState, serving: asyncio.Task[None]
         serving.cancel()
         await asyncio.wait((serving,))
     state.threads.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first signal sets `stop`; one after that ends the process. Only in the main thread, which gets signals.
-
-    `timeout` signals a process and then its group: what comes before `stop` is set counts as one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    seen: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set() or len(seen) > 1:
-            # Not by an exception or the default action: threads may hang in native code, and process 1 of a
-            # container is immune to a signal's default action.
-            os._exit(128 + number)
-        seen.append(number)
-        loop.call_soon_threadsafe(stop.set)
-
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """What a server is told and what it serves: settings, and the loaded model. Imports nothing heavy."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -112,6 +113,8 @@ class SGLangSettings:
             name = option.partition("=")[0]
             if name in OURS:
                 raise UsageError(f"{name} is decided by ghostvis serve", hint=OURS[name])
+            if full := _in_full(name):
+                raise UsageError(f"SGLang may take {name} for {full}", hint="write its options in full")
         if self.options and not self.options[0].startswith("-"):
             raise UsageError(
                 f"serve takes no argument {self.options[0]!r}", hint="options of SGLang: -- --flag"
@@ -123,20 +126,35 @@ class SGLangSettings:
     @property
     def node_rank(self) -> int:
         """Of a model spread over machines; only rank 0 answers requests."""
-        return self._number("--node-rank", 0)
+        return self._number(NODE_RANK, 0)
 
     @property
     def tokenizer_workers(self) -> int:
         """Processes at which requests come in."""
-        return self._number("--tokenizer-worker-num", 1)
+        return self._number(WORKERS, 1)
 
     def _number(self, name: str, default: int) -> int:
         """The last value of an option, as SGLang takes it; `default` where it is not there or no number."""
-        found = [option.partition("=")[2] for option in self.options if option.startswith(f"{name}=")]
-        found += [value for option, value in pairwise(self.options) if option == name]
-        return int(found[-1]) if found and found[-1].isdigit() else default
+        found = default
+        for option, value in pairwise((*self.options, "")):
+            given, is_joined, joined = option.partition("=")
+            if given == name:
+                with suppress(ValueError):
+                    found = int(joined if is_joined else value)
+        return found
 
 
+def _in_full(name: str) -> str | None:
+    """The option that SGLang may take a beginning of its name for: one that is looked at here, unseen so."""
+    if not name.startswith("--") or name in READ:
+        return None
+    return next((full for full in (*OURS, *READ) if full.startswith(name)), None)
+
+
+# Options of SGLang that `serve` acts on too.
+NODE_RANK, WORKERS, CERTIFICATE = "--node-rank", "--tokenizer-worker-num", "--ssl-certfile"
+NO_GRAPHS, NO_PREFILL_GRAPHS = "--disable-cuda-graph", "--disable-prefill-cuda-graph"
+READ = (NODE_RANK, WORKERS, CERTIFICATE, NO_GRAPHS, NO_PREFILL_GRAPHS)
 # Options of SGLang that would get past our checks, and what to type instead.
 OURS = {
     "--host": "ghostvis serve --host HOST",

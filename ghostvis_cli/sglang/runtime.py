@@ -31,6 +31,7 @@ CPU_RUNNING_REQUESTS = 16
 STREAM_INTERVAL = 4
 HOPPER = 9  # the major compute capability of H100 and H200
 MOST_PICTURE_THREADS = 16
+NANOCHAT = "ghostvis_nanochat"  # the model_type of its generations of 2026
 STOCK, OURS = "Qwen3ForCausalLM", "GhostVisForCausalLM"  # a converted swiglu text model, elsewhere and here
 Value = str | int | float | bool
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
@@ -140,7 +141,7 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
         "enable_metrics": True,
         "enable_cache_report": True,
         "sampling_defaults": "model",
-        "tokenizer_worker_num": 1,  # further ones are processes that load no plug-ins
+        "tokenizer_worker_num": 1,  # further ones only of `serve`, whose launcher makes them load the plug-in
         **_device(profile, config),
     }
     if architectures(config) != config["architectures"]:
@@ -173,18 +174,21 @@ def _device(profile: "Profile", config: Mapping[str, Any]) -> dict[str, Value | 
     return {
         "device": "cuda",
         "base_gpu_id": int(index) if index else None,
-        "cuda_graph_backend_prefill": _prefill_graphs(profile),
+        "cuda_graph_backend_prefill": _prefill_graphs(profile, config),
         "stream_interval": STREAM_INTERVAL,
     }
 
 
-def _prefill_graphs(profile: "Profile") -> str:
+def _prefill_graphs(profile: "Profile", config: Mapping[str, Any]) -> str:
     """How prefill becomes CUDA graphs, which SGLang leaves off for models with pictures that it does not know.
 
     `full`: one launch instead of some 500, on Hopper, whose FlashAttention-3 can be captured with prompts of any
     lengths in a batch; seen running with 0.5.17, and left to the user with later ones. `breakable`, SGLang's own
-    choice for text: attention stays outside, 33 launches.
+    choice for text: attention stays outside, 33 launches. `disabled` where the plug-in refuses both (its `limits`).
     """
+    text = config.get("text_config", config)
+    if text.get("model_type") == NANOCHAT and (text.get("smear", True) or "vision_config" in config):
+        return "disabled"
     is_fa3 = profile.engine.attention_backend in (None, "fa3") and major_capability() == HOPPER
     return "full" if is_fa3 and not is_at_least(0, 5, 18) else "breakable"
 

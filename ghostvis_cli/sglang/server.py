@@ -7,15 +7,13 @@ what its end means, and that nothing of it is ever left behind.
 import asyncio
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -24,7 +22,15 @@ from ghostvis_cli import files, scratch
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, UsageError
 from ghostvis_cli.serve.listen import free_port, is_loopback_only, url_of
-from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
+from ghostvis_cli.serve.settings import (
+    CERTIFICATE,
+    NO_GRAPHS,
+    NO_PREFILL_GRAPHS,
+    WORKERS,
+    ServerSettings,
+    SGLangSettings,
+)
+from ghostvis_cli.serve.stopping import stop_signals
 from ghostvis_cli.sglang import runtime
 from ghostvis_cli.sglang.child import Child
 from ghostvis_cli.sglang.log import SGLangLog
@@ -41,8 +47,6 @@ from ghostvis_cli.sglang.runtime import Value
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
 
-NO_GRAPHS = "--disable-cuda-graph"
-NO_PREFILL_GRAPHS = (NO_GRAPHS, "--disable-prefill-cuda-graph")
 ADMIN_VARIABLE = "GHOSTVIS_ADMIN_API_KEY"
 NOWHERE = "none.invalid"  # an empty list would allow every host
 MODULE = (
@@ -55,7 +59,6 @@ ABORTED_S = 12.0  # SGLang looks for the end of its requests every 5 s
 RESTART_S, LONGEST_RESTART_S = 1.0, 60.0
 STARTS_IN_VAIN = 5
 FROM_MODEL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Launch:
     def __post_init__(self) -> None:
         if self.sglang.tokenizer_workers > 1 and self.secrets:
             raise UsageError(
-                "SGLang checks no key with --tokenizer-worker-num above 1",
+                f"SGLang checks no key with {WORKERS} above 1",
                 hint="one tokenizer worker; or no key, --host 127.0.0.1 and a proxy that checks it",
             )
 
@@ -88,22 +91,25 @@ class Launch:
         """The command line. What the user wrote after -- comes last, where SGLang takes it over ours."""
         values = runtime.arguments(self.profile, directory, name=self.name)
         values |= {"host": self.server.host or "0.0.0.0", "port": self.server.port}
-        if any(map(self.sglang.has, NO_PREFILL_GRAPHS)):  # SGLang would take our choice for the stronger word
+        if any(
+            map(self.sglang.has, (NO_GRAPHS, NO_PREFILL_GRAPHS))
+        ):  # SGLang would take our choice for the stronger word
             values.pop("cuda_graph_backend_prefill", None)
         if config is not None:
             values["config"] = str(config)
         module = MODULE if self.sglang.tokenizer_workers == 1 else OF_WORKERS
-        argv = [sys.executable, "-m", module, *flags(values)]
+        # -P: a file sglang.py in the current directory is not SGLang.
+        argv = [sys.executable, "-P", "-m", module, *flags(values)]
         if runtime.is_at_least(0, 5, 23):
             argv += ["--allowed-media-domains", *(self.server.allowed_image_hosts or (NOWHERE,))]
         return [*argv, *self.sglang.options]
 
     def environment(self) -> dict[str, str]:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
+        from ghostvis_cli.sglang.plugin.door import Rules  # needs Starlette
+
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        from ghostvis_cli.sglang.plugin.door import Rules
-
         ours = Rules.of(self.server).as_variable() | {
             HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
             BACKGROUND_VARIABLE: self.server.image_limits.background,
@@ -139,7 +145,7 @@ async def serve(
     """
     stop, lives = asyncio.Event(), _Lives(launch, on_line, on_ready, on_notice)
     failures = 0
-    with _stop_signals(stop, lives.kill):
+    with stop_signals(stop, lives.kill):
         while True:
             try:
                 await lives.one(stop)
@@ -294,7 +300,7 @@ class _Lives:
 
     def _url(self, host: str) -> str:
         url = url_of(host, self._launch.server.port)
-        return url.replace("http:", "https:", 1) if self._launch.sglang.has("--ssl-certfile") else url
+        return url.replace("http:", "https:", 1) if self._launch.sglang.has(CERTIFICATE) else url
 
 
 def _unwritten(path: Path, secrets: Mapping[str, str]) -> tuple[Path, int]:
@@ -327,24 +333,3 @@ def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
             (place / entry.name).symlink_to(entry.resolve())
     files.write(place / file.name, json.dumps(config | wanted).encode(), durable=False)
     return place
-
-
-@contextmanager
-def _stop_signals(stop: asyncio.Event, kill: Callable[[], None]) -> Iterator[None]:
-    """The first signal sets `stop`; the next one kills and leaves."""
-    loop = asyncio.get_running_loop()
-    seen: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set() or len(seen) > 1:  # `timeout` signals a process and then its group: that is one
-            kill()
-            os._exit(128 + number)
-        seen.append(number)
-        loop.call_soon_threadsafe(stop.set)
-
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

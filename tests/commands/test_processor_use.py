@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ghostvis_cli.processor_use import Use, limit, local_port
+from ghostvis_cli.processor_use import LOCAL_FIX, Use, limit, local_port, starts_sglang
 from tests.commands.processes import run
 
 # OpenAI's routes, and with `busy` a thread beside them that computes all the time, without the interpreter's lock.
@@ -49,11 +49,27 @@ def server(*how: str) -> Iterator[str]:
 
 
 def test_a_bench_names_the_servers_process_that_fills_a_core_and_what_helps() -> None:
-    with server("busy") as url:
+    with server("busy", "/home/me/.venv-sglang/bin/ghostvis") as url:  # a folder makes it no SGLang
         done = run("bench", "--base-url", url, "--num-prompts", "8", "--concurrency", "1", "--repeat", "1")
     said = (done.stdout + done.stderr).decode()
     assert NOTE in said, said
-    assert "replicas (docs/scaling.md)" in said
+    assert LOCAL_FIX in said
+
+
+@pytest.mark.parametrize(
+    ("words", "is_sglang"),
+    [
+        (("-m", "sglang.launch_server", "--port", "1"), True),
+        (("-P", "-m", "ghostvis_cli.sglang.plugin.launch", "--port", "1"), True),
+        (("/opt/env/bin/sglang", "serve"), True),
+        (("/home/me/.venv-sglang/bin/ghostvis", "serve"), False),
+        (("/src/sglang/bin/ghostvis", "serve", "--served-model-name", "sglang"), False),
+    ],
+)
+def test_a_server_is_sglang_by_what_it_runs_not_by_where_that_lies(
+    words: tuple[str, ...], is_sglang: bool
+) -> None:
+    assert starts_sglang("\0".join(("/usr/bin/python3", *words, ""))) is is_sglang
 
 
 def test_a_bench_says_nothing_of_a_server_that_has_time() -> None:

@@ -1,5 +1,8 @@
 """What a server is refused for nanochat's later generations, and which windows its layers get."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
 from ghostvis_cli.sglang.plugin.limits import ALL, layer_windows, refuse
@@ -32,6 +35,20 @@ def test_what_would_make_answers_wrong_is_refused_by_name(
         return
     with pytest.raises(ValueError, match=named):
         refuse(FINE | settings, smear=smear)
+
+
+@pytest.mark.parametrize("of_a_release", [dict, lambda phase: SimpleNamespace(**phase)])
+def test_graphs_of_prefill_are_refused_where_they_would_mix_up_a_batch(
+    of_a_release: Callable[[dict], object],
+) -> None:
+    for backend in ("breakable", "full"):
+        captured = {"cuda_graph_config": of_a_release({"prefill": of_a_release({"backend": backend})})}
+        refuse(FINE | captured, smear=False)
+        for needs in ({"smear": True}, {"smear": False, "pictures": True}):
+            with pytest.raises(ValueError, match="graphs of prefill"):
+                refuse(FINE | captured, **needs)
+    none = {"cuda_graph_config": of_a_release({"prefill": of_a_release({"backend": "disabled"})})}
+    refuse(FINE | none, smear=True, pictures=True)
 
 
 def test_long_windows_bite_beyond_the_trained_length_alone() -> None:

@@ -17,7 +17,7 @@ from ghostvis_cli.errors import EngineError, ExitCode, MemoryLimitError, ModelEr
 from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.profile import EngineSettings, Profile
 from ghostvis_cli.serve.listen import free_port
-from ghostvis_cli.serve.settings import ServerSettings, SGLangSettings
+from ghostvis_cli.serve.settings import WORKERS, ServerSettings, SGLangSettings
 from ghostvis_cli.sglang import runtime
 from ghostvis_cli.sglang.child import Child, members
 from ghostvis_cli.sglang.log import SGLangLog, is_notable
@@ -161,6 +161,26 @@ def test_a_gpu_gets_prefill_graphs_and_pieces_of_some_tokens_and_a_cpu_neither(d
     assert not set(names) & set(runtime.arguments(on_cpu(), directory))
 
 
+@pytest.mark.parametrize(
+    ("config", "graphs"),
+    [
+        ({"smear": True}, "disabled"),
+        ({"smear": False}, "breakable"),
+        (
+            {"text_config": CONFIG | {"model_type": runtime.NANOCHAT, "smear": False}, "vision_config": {}},
+            "disabled",
+        ),
+    ],
+)
+def test_nanochats_smear_and_pictures_get_no_graphs_of_prefill(
+    directory: Path, config: dict[str, object], graphs: str
+) -> None:
+    whole = CONFIG | {"model_type": runtime.NANOCHAT} | config
+    (directory / "config.json").write_text(json.dumps(whole))
+    found = runtime.arguments(on_gpu(attention_backend="triton"), directory)
+    assert found["cuda_graph_backend_prefill"] == graphs
+
+
 @pytest.mark.parametrize("option", ["--disable-cuda-graph", "--disable-prefill-cuda-graph"])
 def test_a_user_who_wants_no_graphs_gets_none_of_ours(directory: Path, option: str) -> None:
     ours = "--cuda-graph-backend-prefill"
@@ -215,10 +235,42 @@ def test_the_users_own_options_come_last_and_untouched(directory: Path) -> None:
     assert argv[argv.index("--port") + 1] == "1234"
 
 
+def test_a_file_in_the_current_directory_is_not_taken_for_sglang(directory: Path, tmp_path: Path) -> None:
+    package, here = tmp_path / "installed" / "sglang", tmp_path / "here"
+    for place in (package, here):
+        place.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "launch_server.py").write_text("print('installed')")
+    (here / "sglang.py").write_text("raise SystemExit('not SGLang')")
+    done = subprocess.run(
+        launch(directory, on_cpu()).argv(directory, None),
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "installed\n", done.stderr
+
+
 @pytest.mark.parametrize("option", ["--host", "--port=1", "--api-key", "--model-path", "--config"])
 def test_options_that_would_get_past_the_checks_are_refused(option: str) -> None:
     with pytest.raises(UsageError, match="is decided by ghostvis serve"):
         SGLangSettings(options=("--log-level", "debug", option))
+
+
+@pytest.mark.parametrize(
+    ("option", "full"),
+    [("--tokenizer-worker", WORKERS), ("--ho", "--host"), ("--conf=keys.yaml", "--config")],
+)
+def test_a_short_form_cannot_get_past_the_checks_either(option: str, full: str) -> None:
+    with pytest.raises(UsageError, match=f"SGLang may take {option.partition('=')[0]} for {full}"):
+        SGLangSettings(options=(option, "4"))
+
+
+def test_the_short_form_of_another_option_is_sglangs_own_affair() -> None:
+    assert SGLangSettings(options=("--chunked-prefill", "2048", "--tokenizer-mode", "auto")).options
 
 
 def test_a_word_that_is_no_option_is_refused() -> None:
@@ -227,7 +279,14 @@ def test_a_word_that_is_no_option_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "rank"), [((), 0), (("--node-rank", "2"), 2), (("--nnodes=2", "--node-rank=1"), 1)]
+    ("options", "rank"),
+    [
+        ((), 0),
+        (("--node-rank", "2"), 2),
+        (("--nnodes=2", "--node-rank=1"), 1),
+        (("--node-rank=1", "--node-rank", "+3"), 3),
+        (("--node-rank", "3", "--node-rank=1"), 1),
+    ],
 )
 def test_the_node_of_a_model_over_several_machines_is_known(options: tuple[str, ...], rank: int) -> None:
     assert SGLangSettings(options=options).node_rank == rank

@@ -26,8 +26,12 @@ def server_settings() -> Mapping[str, Any]:
     return resolved
 
 
-def refuse(settings: Mapping[str, Any], *, smear: bool) -> None:
-    """ValueError, which ends the start. A wrong answer would look like any other."""
+def refuse(settings: Mapping[str, Any], *, smear: bool, pictures: bool = False) -> None:
+    """ValueError, which ends the start. A wrong answer would look like any other.
+
+    A graph of prefill replays the layers alone. It sees the first request of a batch, whose tokens would become all
+    requests' neighbours, and in a picture's place an id that no embedding belongs to.
+    """
     disaggregated = settings.get("disaggregation_mode") not in (None, "null")
     elsewhere = [option for name, option in OTHER_CACHES.items() if settings.get(name)]
     split = max(settings.get(name) or 1 for name in ("attn_cp_size", "dcp_size")) > 1
@@ -36,11 +40,23 @@ def refuse(settings: Mapping[str, Any], *, smear: bool) -> None:
         (settings.get("speculative_algorithm"), "speculative decoding (--speculative-algorithm)"),
         (settings.get("enable_dp_attention"), "data-parallel attention (--enable-dp-attention)"),
         (split, "context parallelism (--attn-cp-size, --dcp-size)"),
+        (
+            (smear or pictures) and _has_prefill_graphs(settings),
+            "graphs of prefill (for any --cuda-graph-backend-prefill but disabled)",
+        ),
         (smear and disaggregated, "disaggregated prefill and decoding (--disaggregation-mode)"),
         (smear and elsewhere, f"a cache beyond the device's memory ({', '.join(elsewhere)})"),
     ]
     if found := [name for fault, name in faults if fault]:
         raise ValueError(f"ghostvis: nanochat models of 2026 can't be served with {' or '.join(found)}")
+
+
+def _has_prefill_graphs(settings: Mapping[str, Any]) -> bool:
+    """By SGLang's resolved choice, an object or, since 0.5.23, a dictionary."""
+    found = settings.get("cuda_graph_config")
+    for name in ("prefill", "backend"):
+        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+    return found not in (None, "disabled")
 
 
 def layer_windows(windows: Sequence[int], context: int, settings: Mapping[str, Any]) -> list[int]:

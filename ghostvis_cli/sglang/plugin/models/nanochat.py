@@ -228,7 +228,7 @@ class GhostVisNanoChatForCausalLM(nn.Module):
         super().__init__()
         self.config, self.quant_config = config, quant_config
         settings = server_settings()
-        refuse(settings, smear=config.smear)
+        refuse(settings, smear=config.smear, pictures=pictures)
         context = settings.get("context_length") or config.max_position_embeddings
         windows = layer_windows(config.window_sizes, context, settings) or [ALL] * config.num_hidden_layers
         self.window = max(set(windows) - {ALL}, default=None)
