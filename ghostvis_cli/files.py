@@ -99,14 +99,25 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True, over: bool
 
 def target(path: Path) -> Path:
     """Links followed to what they name, which need not exist. A name of a descriptor of this process stays one."""
-    if "\0" in str(path):  # what the system can't be asked about is a ValueError of Python's
-        raise OSError(errno.EINVAL, "a name can't hold a NUL character", str(path))
+    _require_name(path)
     for _ in range(_LINKS):
         path = Path(os.path.realpath(path.parent)) / path.name
         if _descriptor(path) is not None or not path.is_symlink():
             return path
         path = path.parent / path.readlink()
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _require_name(path: Path) -> None:
+    """A name that the system can't even be asked about is a ValueError of Python's."""
+    try:
+        if b"\0" not in os.fsencode(path):
+            return
+    except UnicodeEncodeError:
+        raise OSError(
+            errno.EINVAL, "no file can have that name: half a character", ascii(str(path))
+        ) from None
+    raise OSError(errno.EINVAL, "no file can have that name: a NUL character", ascii(str(path)))
 
 
 def is_special(path: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ghostvis_cli import demo
@@ -446,6 +446,7 @@ NO_PATHS = st.text(
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(sorted(set(BY_NAME) - {"profile"})), NO_PATHS), max_size=6))
+@example([(name, bad) for bad in ("\0", "\ud800") for name in ("save", "export", "load", "image")])
 def test_any_arguments_work_or_are_refused_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[tuple[str, str]]
 ) -> None:

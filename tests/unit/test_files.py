@@ -261,7 +261,8 @@ def test_a_rename_to_a_new_name_is_never_onto_anything(
     assert source.exists() and place.lstat().st_ino != inode
 
 
-def test_a_name_that_no_file_can_have_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="NUL"):
-        files.write(tmp_path / "a\0b", b"")
-    assert not files.is_special(tmp_path / "a\0b") and not list(tmp_path.iterdir())
+@pytest.mark.parametrize(("name", "why"), [("a\0b", "NUL"), ("a\ud800", "half a character")])
+def test_a_name_that_no_file_can_have_is_an_os_error(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(OSError, match=why):
+        files.write(tmp_path / name, b"")
+    assert not files.is_special(tmp_path / name) and not list(tmp_path.iterdir())
