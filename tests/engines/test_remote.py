@@ -622,12 +622,13 @@ async def test_an_answer_that_is_no_stream_is_an_error_that_shows_it(serve: Serv
 
 async def test_a_stream_that_stalls_ends_at_the_time_limit(serve: Serve) -> None:
     server = await serve(Reply((lines(*words("a")), lines(*words("b"))), pause_s=0.2, end="hang"))
-    async with engine_for(server, timeout_s=0.5) as engine:
+    async with engine_for(server, timeout_s=2) as engine:
+        # Less than 2 s, for the last piece came after the first: how much less is the machine's affair.
         with pytest.raises(
-            EngineError, match=r"was given 0\.5 s, and has sent no data for 0\.[23] s"
+            EngineError, match=r"was given 2 s, and has sent no data for [01](\.\d)? s"
         ) as failure:
             await complete(engine, ask())
-        await asyncio.wait_for(server.left.wait(), 5)
+        await asyncio.wait_for(server.left.wait(), 60)
     assert (failure.value.code, failure.value.hint is not None) == (ExitCode.ENGINE, True)
 
 
