@@ -48,7 +48,7 @@ $(SGLANG)/.plugin: $(SGLANG)/.ready pyproject.toml
 test: quick $(if $(REAL_SGLANG),sglang)  ## Run the tests, on every core; on Linux x86-64 with the real SGLang
 
 .PHONY: quick
-quick: $(VENV)/.dev  ## Run the tests that need no SGLang (two minutes)
+quick: $(VENV)/.dev  ## Run the tests that need no SGLang (some six minutes)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal $(if $(REAL_SGLANG),--ignore tests/sglang)
 
 .PHONY: sglang
