@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling
 from ghostvis_cli.errors import InputError, UsageError
+from ghostvis_cli.openai.schema import BODY, IMAGE_PART, IMAGE_URL, MESSAGE, TEXT_PART, Known
 from ghostvis_cli.profile.settings import keys
 from ghostvis_cli.profile.values import from_python, nearest, shown
 from ghostvis_cli.prompt import Message, Picture, Role, Text, with_line_breaks
-from ghostvis_cli.serve.openai_fields import BODY, IMAGE_PART, IMAGE_URL, MESSAGE, TEXT_PART, Known
-from ghostvis_cli.serve.openai_types import ROLES
+from ghostvis_cli.serve.requests import ROLES
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage

@@ -27,9 +27,9 @@ from ghostvis_cli.errors import (
     UsageError,
 )
 from ghostvis_cli.images import load_image
+from ghostvis_cli.openai.schema import BODY, Kind
 from ghostvis_cli.prompt import Message
 from ghostvis_cli.serve.admission import interleaved
-from ghostvis_cli.serve.openai_fields import BODY, Kind
 from ghostvis_cli.serve.settings import Served
 from tests.engines.serving import (
     PATIENCE_S,

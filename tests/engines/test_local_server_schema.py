@@ -10,8 +10,8 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from ghostvis_cli.engines.fake import FakeEngine
-from ghostvis_cli.serve.openai_fields import BODY
-from ghostvis_cli.serve.openapi import BODIES, DESCRIPTION, SAMPLING
+from ghostvis_cli.openai.describe import BODIES, DESCRIPTION, SAMPLING
+from ghostvis_cli.openai.schema import BODY
 from tests.engines.serving import Letters, Running, running
 
 EXAMPLES = 60  # for each route and each way of making requests

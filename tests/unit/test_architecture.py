@@ -12,7 +12,7 @@ FOLDERS = {PACKAGE: PACKAGE, "commands": f"{PACKAGE}.commands", "profiles": f"{P
 # From the roof down. A module that is named nowhere is the ground, and may import the ground alone.
 FLOORS = (
     ("commands",),
-    ("cli", "api", "chat", "batch", "bench", "doctor", "serve", "sglang", "convert"),
+    ("cli", "api", "chat", "batch", "bench", "doctor", "serve", "openai", "sglang", "convert"),
     ("engines", "answer"),
     ("prompt", "images", "fetch"),
     ("checkpoint", "hf", "profile"),

@@ -17,9 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ghostvis_cli.serve.api_errors import ApiError, no_route
-from ghostvis_cli.serve.door import Door, without_slash
-from ghostvis_cli.serve.openai_fields import (
+from ghostvis_cli.openai.schema import (
     BODY,
     IMAGE_PART,
     IMAGE_URL,
@@ -29,6 +27,8 @@ from ghostvis_cli.serve.openai_fields import (
     Kind,
     Known,
 )
+from ghostvis_cli.serve.api_errors import ApiError, no_route
+from ghostvis_cli.serve.door import Door, without_slash
 from ghostvis_cli.serve.settings import ServerSettings
 
 VARIABLE = "GHOSTVIS_SERVE"

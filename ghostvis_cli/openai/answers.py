@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 from ghostvis_cli.engines.base import Chunk, TokenLogprob, Usage
-from ghostvis_cli.serve.openai_types import Call
+from ghostvis_cli.serve.requests import Call
 from ghostvis_cli.serve.settings import Vocabulary
 
 Group: TypeAlias = Sequence[tuple[int, Chunk]]  # choices and their chunks, in the order they came

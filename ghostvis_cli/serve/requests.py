@@ -11,9 +11,7 @@ from ghostvis_cli.engines.base import MOST_TOKENS, EngineInfo, GenerateRequest, 
 from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import EncodedImage, load_image
-from ghostvis_cli.prompt import Message, Part, Picture, Role, Text, with_line_breaks
-from ghostvis_cli.serve.api_errors import ApiError, too_long
-from ghostvis_cli.serve.openai_fields import (
+from ghostvis_cli.openai.schema import (
     BODY,
     IMAGE_PART,
     IMAGE_URL,
@@ -24,6 +22,8 @@ from ghostvis_cli.serve.openai_fields import (
     Kind,
     Known,
 )
+from ghostvis_cli.prompt import Message, Part, Picture, Role, Text, with_line_breaks
+from ghostvis_cli.serve.api_errors import ApiError, too_long
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 T = TypeVar("T")

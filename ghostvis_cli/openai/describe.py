@@ -6,9 +6,9 @@ keeps them so; what a model can hold besides is its own matter.
 
 from typing import Any, TypeAlias
 
-from ghostvis_cli.serve import openai_fields as fields
-from ghostvis_cli.serve.openai_fields import Kind, Known
-from ghostvis_cli.serve.openai_types import MAX_N, MAX_PROMPTS, MAX_STOPS, ROLES
+from ghostvis_cli.openai import schema as fields
+from ghostvis_cli.openai.schema import Kind, Known
+from ghostvis_cli.serve.requests import MAX_N, MAX_PROMPTS, MAX_STOPS, ROLES
 from ghostvis_cli.version import __version__
 
 Schema: TypeAlias = dict[str, Any]
