@@ -1,220 +1,164 @@
-"""What /openapi.json says: routes, bodies and answers, as OpenAPI 3.1. Built from the parser's own tables.
+"""What /openapi.json says: routes, bodies and answers, as OpenAPI 3.1. Bodies are `schema`'s own models."""
 
-A field that is absent here is refused (see `openai_fields`). Ranges are those of `Sampling`, and a test
-keeps them so; what a model can hold besides is its own matter.
-"""
+from typing import Any, Literal, TypeAlias
 
-from typing import Any, TypeAlias
+from pydantic import BaseModel, Field
+from pydantic.json_schema import models_json_schema
 
-from ghostvis_cli.openai import schema as fields
-from ghostvis_cli.openai.schema import Kind, Known
-from ghostvis_cli.serve.requests import MAX_N, MAX_PROMPTS, MAX_STOPS, ROLES
+from ghostvis_cli.engines.base import FinishReason
+from ghostvis_cli.openai.schema import BODY, Kind, TokenizeBody
 from ghostvis_cli.version import __version__
 
-Schema: TypeAlias = dict[str, Any]
-
-STRING: Schema = {"type": "string"}
-INTEGER: Schema = {"type": "integer"}
+Json: TypeAlias = dict[str, Any]
 
 
-def optional(kind: str, text: str | None = None, **rules: Any) -> Schema:
-    """A field of a request: null is the same as absent."""
-    return {"type": [kind, "null"], **rules, **({"description": text} if text else {})}
+class Details(BaseModel):
+    """cached_tokens is absent where the engine does not report it."""
+
+    image_tokens: int
+    cached_tokens: int = 0
 
 
-def stops(most: int) -> Schema:
-    text = {**STRING, "minLength": 1}
-    return {"anyOf": [text, {"type": "array", "items": text, "maxItems": most}, {"type": "null"}]}
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: Details
 
 
-def closed(known: Known, *required: str, **properties: Schema) -> Schema:
-    """An object of a request: what is read, what is ignored, what must ask for nothing, and nothing else."""
-    assert set(properties) == known.read
-    others: Schema = {name: {"description": "Not looked at."} for name in sorted(known.ignored)}
-    others |= {name: {"enum": [*values, None]} for name, values in sorted(known.neutral.items())}
-    null: Schema = {"type": "null"}
-    found: Schema = {"type": "object", "properties": {**properties, **others}, "additionalProperties": null}
-    return found | {"required": list(required)}
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
-# Fields of both generating routes.
-SAMPLING: Schema = {
-    "model": optional("string", "The served model's name; absent or empty: whatever is served."),
-    "max_tokens": optional("integer", "Not looked at beside max_completion_tokens."),
-    "max_completion_tokens": optional("integer", minimum=1, maximum=1_000_000),
-    "temperature": optional("number", "0 takes the likeliest token.", minimum=0, maximum=100),
-    "top_p": optional("number", minimum=1e-9, maximum=1),
-    "top_k": optional("integer", "0 or -1: all. Beyond OpenAI.", minimum=-1, maximum=1_000_000),
-    "min_p": optional("number", "Beyond OpenAI.", minimum=0, maximum=1),
-    "repetition_penalty": optional("number", "Beyond OpenAI.", minimum=1e-3, maximum=1e3),
-    "ignore_eos": optional("boolean", "Beyond OpenAI."),
-    "stop": stops(MAX_STOPS),
-    "seed": optional("integer", minimum=0, maximum=2**63 - 1),
-    "n": optional("integer", minimum=1, maximum=MAX_N),
-    "stream": optional("boolean", "Answer with server-sent events, the last one [DONE]."),
-    "stream_options": {
-        "anyOf": [closed(fields.STREAM_OPTIONS, include_usage=optional("boolean")), {"type": "null"}]
-    },
-    "return_token_ids": optional("boolean", "Beyond OpenAI: token_ids in every choice."),
-}
-PICTURE_URL: Schema = {
-    **STRING,
-    "description": "A data: URL; http(s) only from the hosts that the server was started with.",
-}
-PARTS: Schema = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "oneOf": [
-            closed(fields.TEXT_PART, "type", "text", type={"const": "text"}, text=STRING),
-            closed(
-                fields.IMAGE_PART,
-                "type",
-                "image_url",
-                type={"const": "image_url"},
-                image_url={"anyOf": [closed(fields.IMAGE_URL, "url", url=PICTURE_URL), PICTURE_URL]},
-            )
-            | {"description": "In a user's message only."},
-        ]
-    },
-}
-MESSAGE = closed(
-    fields.MESSAGE, "role", "content", role={"enum": list(ROLES)}, content={"anyOf": [STRING, PARTS]}
-)
-BODIES: dict[Kind, Schema] = {
-    "chat": closed(
-        fields.BODY["chat"],
-        "messages",
-        **SAMPLING,
-        messages={"type": "array", "items": MESSAGE, "minItems": 1},
-        logprobs=optional("boolean"),
-        top_logprobs=optional("integer", "Needs logprobs: true.", minimum=0, maximum=20),
-    ),
-    "text": closed(
-        fields.BODY["text"],
-        "prompt",
-        **SAMPLING,
-        prompt={
-            "anyOf": [STRING, {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS}]
-        },
-        logprobs=optional("integer", "Alternatives a token.", minimum=0, maximum=20),
-    ),
-}
+class Refusal(BaseModel):
+    error: Problem
 
 
-def fixed(**fields: Schema) -> Schema:
-    """An object of an answer, in which all of these are."""
-    return {"type": "object", "properties": fields, "required": list(fields)}
+class Card(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+    ghostvis: Json = Field(description="Layout, image tokens, device, source, tag and step.")
 
 
-USAGE = fixed(
-    prompt_tokens=INTEGER,
-    completion_tokens=INTEGER,
-    total_tokens=INTEGER,
-    prompt_tokens_details={
-        "type": "object",
-        "properties": {"image_tokens": INTEGER, "cached_tokens": INTEGER},
-        "required": ["image_tokens"],
-        "description": "cached_tokens is absent where the engine does not report it.",
-    },
-)
-ERROR = fixed(
-    error=fixed(
-        message=STRING, type=STRING, param={"type": ["string", "null"]}, code={"type": ["string", "null"]}
-    )
-)
-CARD = fixed(
-    id=STRING,
-    object={"const": "model"},
-    created=INTEGER,
-    owned_by=STRING,
-    max_model_len={"type": ["integer", "null"]},
-    ghostvis={"type": "object", "description": "Layout, image tokens, device, source, tag and step."},
+class Cards(BaseModel):
+    object: Literal["list"]
+    data: list[Card]
+
+
+class Choice(BaseModel):
+    index: int
+    finish_reason: FinishReason
+    logprobs: Json | None = None
+    token_ids: list[int] = []
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Choice):
+    message: ChatMessage
+
+
+class TextChoice(Choice):
+    text: str
+
+
+class Completion(BaseModel):
+    id: str
+    created: int
+    model: str
+    usage: Usage
+
+
+class ChatCompletion(Completion):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextCompletion(Completion):
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class Tokens(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int | None
+
+
+class Life(BaseModel):
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "loading", "draining"]
+
+
+class Description(BaseModel):
+    openapi: str
+
+
+_ANSWERS = (Refusal, Cards, Card, ChatCompletion, TextCompletion, Tokens, Life, Readiness, Description)
+_, SCHEMAS = models_json_schema(
+    [(model, "validation") for model in (*BODY.values(), TokenizeBody, *_ANSWERS)],
+    ref_template="#/components/schemas/{model}",
 )
 
 
-def answer(object_: str, **content: Schema) -> Schema:
-    choice = fixed(index=INTEGER, **content, finish_reason={"enum": ["stop", "length", "abort"]})
-    choice["properties"] |= {
-        "logprobs": {"type": ["object", "null"]},
-        "token_ids": {"type": "array", "items": INTEGER},
-    }
-    choices: Schema = {"type": "array", "items": choice}
-    return fixed(
-        id=STRING, object={"const": object_}, created=INTEGER, model=STRING, choices=choices, usage=USAGE
-    )
+def json_content(model: type[BaseModel]) -> Json:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
 
 
-def json_content(schema: Schema) -> Schema:
-    return {"application/json": {"schema": schema}}
+def route(summary: str, content: Json, *, body: type[BaseModel] | None = None, **more: Any) -> Json:
+    errors = {"description": "A refusal, in OpenAI's shape.", "content": json_content(Refusal)}
+    responses = {"200": {"description": "OK", "content": content}, "4XX": errors, "5XX": errors}
+    asked = {} if body is None else {"requestBody": {"required": True, "content": json_content(body)}}
+    return {"summary": summary, "responses": responses, **asked, **more}
 
 
-def route(summary: str, content: Schema, *, body: Schema | None = None, **more: Any) -> Schema:
-    errors = {"description": "A refusal, in OpenAI's shape.", "content": json_content(ERROR)}
-    found = {
-        "summary": summary,
-        "responses": {"200": {"description": "OK", "content": content}, "4XX": errors, "5XX": errors},
-        **more,
-    }
-    return (
-        found if body is None else {**found, "requestBody": {"required": True, "content": json_content(body)}}
-    )
-
-
-def probe(summary: str, *states: str) -> Schema:
+def probe(summary: str, model: type[BaseModel]) -> Json:
     """A route for probes, without a key: its body says the state whatever its status."""
-    content = json_content(fixed(status={"enum": list(states)}))
-    found = route(summary, content, security=[])
-    found["responses"]["5XX"] = {"description": "Not yet, or no more.", "content": content}
+    found = route(summary, json_content(model), security=[])
+    found["responses"]["5XX"] = {"description": "Not yet, or no more.", "content": json_content(model)}
     return found
 
 
-def generating(summary: str, kind: Kind, schema: Schema) -> Schema:
-    return route(summary, {**json_content(schema), "text/event-stream": {}}, body=BODIES[kind])
+def generating(summary: str, kind: Kind, answer: type[BaseModel]) -> Json:
+    return route(summary, {**json_content(answer), "text/event-stream": {}}, body=BODY[kind])
 
 
-CHAT_MESSAGE = fixed(role={"const": "assistant"}, content=STRING, refusal={"type": "null"})
-MODEL_NAME: Schema = {"name": "model", "in": "path", "required": True, "schema": STRING}
-DESCRIPTION: Schema = {
+MODEL_NAME: Json = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+PATHS: dict[str, tuple[Literal["get", "post"], Json]] = {
+    "/healthz": ("get", probe("Whether the process lives", Life)),
+    "/health": ("get", probe("As /readyz, by SGLang's name", Readiness)),
+    "/readyz": ("get", probe("Whether the model is loaded and warm", Readiness)),
+    "/metrics": ("get", route("Prometheus metrics", {"text/plain": {"schema": {"type": "string"}}})),
+    "/v1/models": ("get", route("The model served", json_content(Cards))),
+    "/v1/models/{model}": (
+        "get",
+        route("The model, by its name", json_content(Card), parameters=[MODEL_NAME]),
+    ),
+    "/v1/chat/completions": ("post", generating("Answer a conversation", "chat", ChatCompletion)),
+    "/v1/completions": ("post", generating("Continue a text", "text", TextCompletion)),
+    "/tokenize": ("post", route("The token ids of a text", json_content(Tokens), body=TokenizeBody)),
+    "/openapi.json": ("get", route("This description", json_content(Description))),
+}
+DESCRIPTION: Json = {
     "openapi": "3.1.0",
     "info": {"title": "ghostvis serve", "version": __version__},
-    "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-    "security": [{}, {"key": []}],  # a server that was started without a key wants none
-    "paths": {
-        "/healthz": {"get": probe("Whether the process lives", "ok")},
-        "/health": {"get": probe("As /readyz, by SGLang's name", "ready", "loading", "draining")},
-        "/readyz": {"get": probe("Whether the model is loaded and warm", "ready", "loading", "draining")},
-        "/metrics": {"get": route("Prometheus metrics", {"text/plain": {"schema": STRING}})},
-        "/v1/models": {
-            "get": route(
-                "The model served",
-                json_content(fixed(object={"const": "list"}, data={"type": "array", "items": CARD})),
-            )
-        },
-        "/v1/models/{model}": {
-            "get": route("The model, by its name", json_content(CARD), parameters=[MODEL_NAME])
-        },
-        "/v1/chat/completions": {
-            "post": generating("Answer a conversation", "chat", answer("chat.completion", message=CHAT_MESSAGE))
-        },
-        "/v1/completions": {
-            "post": generating("Continue a text", "text", answer("text_completion", text=STRING))
-        },
-        "/tokenize": {
-            "post": route(
-                "The token ids of a text",
-                json_content(
-                    fixed(
-                        tokens={"type": "array", "items": INTEGER},
-                        count=INTEGER,
-                        max_model_len={"type": ["integer", "null"]},
-                    )
-                ),
-                body=closed(fields.TOKENIZE, "prompt", model=SAMPLING["model"], prompt=STRING),
-            )
-        },
-        "/openapi.json": {
-            "get": route("This description", json_content({"type": "object", "required": ["openapi"]}))
-        },
+    "components": {
+        "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        "schemas": SCHEMAS["$defs"],
     },
-}  # fmt: skip
+    "security": [{}, {"key": []}],  # a server that was started without a key wants none
+    "paths": {path: {method: operation} for path, (method, operation) in PATHS.items()},
+}
