@@ -230,7 +230,7 @@ class TextPart(Fields):
 
 
 class ImageUrl(Fields):
-    ignored = frozenset(("detail",))  # every picture is seen at one size
+    ignored = frozenset(("detail",))  # every image is seen at one size
     url: Str = Rules(description="A data: URL; http(s) only from the hosts that the server was started with.")
 
 

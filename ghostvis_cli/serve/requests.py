@@ -12,19 +12,19 @@ from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.openai import schema
 from ghostvis_cli.openai.answers import Call
-from ghostvis_cli.prompt import Message, Picture, Text, with_line_breaks
+from ghostvis_cli.prompt import ImagePart, Message, Text, with_line_breaks
 from ghostvis_cli.serve.api_errors import ApiError, too_long
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
-PIXELS_PER_REQUEST = 4  # times the limit of one picture, so that many small files can't fill the memory
+PIXELS_PER_REQUEST = 4  # times the limit of one image, so that many small files can't fill the memory
 # Of text: what any body may have, and what a token may stand for, escaped as JSON can.
 SMALL_TEXT_BYTES, TOKEN_BYTES = 2**20, 128
-PICTURE = re.compile(rb'"data:[^"]{256,}"')
+IMAGE = re.compile(rb'"data:[^"]{256,}"')
 
 
 @dataclass(frozen=True)
 class RequestReader:
-    """Reads bodies for one model. Blocks while pictures are decoded or fetched: call it in a thread."""
+    """Reads bodies for one model. Blocks while images are decoded or fetched: call it in a thread."""
 
     settings: ServerSettings
     served: Served
@@ -67,10 +67,10 @@ class RequestReader:
         """Strict JSON. Python's parser by itself takes NaN too, and dies of depth and length in its own ways.
 
         It also takes seconds and gigabytes for a body of millions of small things, which no model could be asked:
-        what is more text than fits the context is refused unread. Pictures are not counted.
+        what is more text than fits the context is refused unread. Images are not counted.
         """
         if self._context is not None:
-            text_bytes = len(body) - sum(found.end() - found.start() for found in PICTURE.finditer(body))
+            text_bytes = len(body) - sum(found.end() - found.start() for found in IMAGE.finditer(body))
             if text_bytes > SMALL_TEXT_BYTES + TOKEN_BYTES * self._context:
                 raise too_long(
                     f"{text_bytes:,} bytes of text can't fit the model's {self._context} positions"
@@ -106,11 +106,11 @@ class RequestReader:
         return self.settings.max_tokens or min(self._context or MOST_TOKENS, MOST_TOKENS)
 
     def _messages(self, asked: schema.ChatBody) -> tuple[Message, ...]:
-        pictures = _Pictures(self.settings, self.served.engine.info)
+        images = _Images(self.settings, self.served.engine.info)
         return tuple(
             Message(message.speaker, with_line_breaks([
                 Text(part.text) if isinstance(part, schema.TextPart)
-                else Picture(pictures.load(part.image_url.url, f"messages[{number}].content[{at}].image_url"))
+                else ImagePart(images.load(part.image_url.url, f"messages[{number}].content[{at}].image_url"))
                 for at, part in enumerate(message.content)
             ]))
             for number, message in enumerate(asked.messages)
@@ -129,8 +129,8 @@ def _choices(request: GenerateRequest, n: int) -> Iterable[GenerateRequest]:
         yield replace(request, sampling=replace(sampling, seed=seed))
 
 
-class _Pictures:
-    """Loads the pictures of one request, within what one request may cost."""
+class _Images:
+    """Loads the images of one request, within what one request may cost."""
 
     def __init__(self, settings: ServerSettings, info: EngineInfo) -> None:
         self.hosts = {host.lower() for host in settings.allowed_image_hosts}
@@ -158,10 +158,10 @@ class _Pictures:
     def _make_room(self, name: str) -> None:
         """Refuse before anything is decoded what the model could not hold."""
         if not self.info.image_tokens:
-            raise ApiError(400, "this model reads text only, so it can't be given a picture", param=name)
+            raise ApiError(400, "this model reads text only, so it can't be given an image", param=name)
         self.tokens += self.info.image_tokens
         if self.info.context_tokens is not None and self.tokens > self.info.context_tokens:
-            message = f"more pictures than fit the model's {self.info.context_tokens} positions"
+            message = f"more images than fit the model's {self.info.context_tokens} positions"
             raise too_long(message, name)
 
     def _allowed(self, url: str) -> bool:
