@@ -165,7 +165,7 @@ class LocalEngine:
         """What the step thread needs of a picture: its rows where they are known, else its pixels."""
         vision = self._config.vision
         assert vision is not None, "render refuses pictures for text models"
-        known = self._scheduler.images.known(image.digest)
+        known = self._scheduler.images.get(image.digest)
         if known is not None:
             return known
         return preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
