@@ -154,7 +154,7 @@ def _prepared_to_verify(plan: "Plan") -> "Plan":
     from importlib.util import find_spec
 
     from ghostvis_cli.convert.memory import fitted
-    from ghostvis_cli.doctor.machine import read_memory
+    from ghostvis_cli.machine import read_memory
 
     if find_spec("transformers") is None:
         raise EngineError(

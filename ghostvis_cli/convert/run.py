@@ -12,8 +12,8 @@ from typing import Any
 
 from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.convert import hf_files as files
 from ghostvis_cli.convert import remote_code, shards, staging
-from ghostvis_cli.convert import settings as files
 from ghostvis_cli.convert import tokenizer as tokenizer_files
 from ghostvis_cli.convert.plan import Plan
 from ghostvis_cli.convert.shards import INDEX
