@@ -297,6 +297,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
     """Port, plug-in, directory, in this order: what costs least is found out first."""
     from ghostvis_cli.convert import cache
+    from ghostvis_cli.convert.directory import tag
     from ghostvis_cli.serve.listen import free_port
     from ghostvis_cli.sglang import runtime, server
     from ghostvis_cli.sglang.log import is_notable, shortened
@@ -306,7 +307,7 @@ def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSe
     check()
     dtype = runtime.weights_dtype(profile)
     directory = cache.for_model(profile.model, dtype, report=output.notice)
-    name = settings.served_model_name or cache.tag(directory)
+    name = settings.served_model_name or tag(directory)
     admin_key = os.environ.get(server.ADMIN_VARIABLE) or None
     launch = server.Launch(profile, directory, name, settings, sglang, admin_key)
     started_s = time.perf_counter()

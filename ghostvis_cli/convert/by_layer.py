@@ -7,10 +7,9 @@ of all prompts. The checkpoint is computed by our blocks, the directory by trans
 T positions, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 
 from ghostvis_cli.checkpoint.load import assemble
 from ghostvis_cli.convert.cases import Case, cases
+from ghostvis_cli.convert.directory import files_of_tensors
 from ghostvis_cli.convert.observed import Answer, Prompts, auto_class, pixels_of, rendered, unround_rotary
 from ghostvis_cli.convert.plan import Plan
-from ghostvis_cli.convert.shards import INDEX
 from ghostvis_cli.convert.tensors import DTYPES
 from ghostvis_cli.convert.tensors import Source as Tensors
 from ghostvis_cli.convert.verify import Compared, LogitSums, diverged, layer_names
@@ -251,7 +250,7 @@ class _Converted:
         self._model = model.requires_grad_(False)
         self._base = model.model.language_model if vision else model.model
         self._root = "model.language_model" if vision else "model"
-        self._files = _files(directory)
+        self._files = files_of_tensors(directory)
         self._decoder = (_NanoChat if self._is_nanochat else _Stock)(self)
 
     @property
@@ -374,12 +373,3 @@ def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Give a parameter, which has no memory yet, this value."""
     *path, last = name.split(".")
     setattr(module.get_submodule(".".join(path)), last, nn.Parameter(tensor, requires_grad=False))
-
-
-def _files(directory: Path) -> Mapping[str, Path]:
-    """Which file holds each tensor."""
-    if (directory / INDEX).exists():
-        names = loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return {name: directory / file for name, file in names.items()}
-    with safe_open(directory / "model.safetensors", "pt") as file:
-        return dict.fromkeys(file.keys(), directory / "model.safetensors")

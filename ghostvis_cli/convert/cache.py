@@ -19,8 +19,8 @@ from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import sources, staging
+from ghostvis_cli.convert.directory import CERTIFICATE, certificate_of, changed_files, is_converted
 from ghostvis_cli.convert.hashes import KnownHashes
-from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.paths import cache_dir, expanded
@@ -53,10 +53,6 @@ def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) 
         report(line)
     layout = None if model.layout == "auto" else model.layout
     return converted(checkpoint, dtype, layout, report=report)
-
-
-def is_converted(path: Path) -> bool:
-    return (path / "config.json").is_file() and (path / CERTIFICATE).is_file()
 
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
@@ -112,12 +108,6 @@ def converted(
         known.save()
     _tell_verification(place, certificate, report)
     return place
-
-
-def tag(directory: Path) -> str:
-    """What to call the model: the tag it was trained under, else the directory's name."""
-    source = (certificate_of(directory) or {}).get("source") or {}
-    return str(source.get("tag") or directory.name)
 
 
 def size_bytes(base: Path | None = None) -> int:
@@ -179,28 +169,6 @@ def _alone(place: Path, report: Report) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def certificate_of(place: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((place / CERTIFICATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("outputs"), dict) else None
-
-
-def changed_files(directory: Path, certificate: Mapping[str, Any], known: KnownHashes) -> list[str]:
-    """Files that are not what the certificate says, or not there."""
-    return [
-        name for name, digest in certificate["outputs"].items() if not _is(directory / name, digest, known)
-    ]
-
-
-def _is(path: Path, digest: str, known: KnownHashes) -> bool:
-    try:
-        return known.of(path) == digest
-    except OSError:
-        return False
 
 
 def _tell_changes(

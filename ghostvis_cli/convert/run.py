@@ -15,8 +15,8 @@ from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import hf_files as files
 from ghostvis_cli.convert import remote_code, shards, staging
 from ghostvis_cli.convert import tokenizer as tokenizer_files
+from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, GENERATION_CONFIG, INDEX, MADE_BY, TOKENIZER
 from ghostvis_cli.convert.plan import Plan
-from ghostvis_cli.convert.shards import INDEX
 from ghostvis_cli.errors import CheckFailedError
 from ghostvis_cli.files import write as write_file
 from ghostvis_cli.version import __version__
@@ -63,7 +63,7 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
     with staging.staged(place, plan.weights_bytes + SMALL_FILES_BYTES) as directory:
         certificate = _write(plan, directory, progress)
         certificate["verification"] = _verification(plan, directory, progress)
-        _write_json(directory / staging.CERTIFICATE, certificate)
+        _write_json(directory / CERTIFICATE, certificate)
         progress.stage = "syncing"
         progress.check()
         passed = certificate["verification"].get("passed", True)
@@ -74,7 +74,7 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
     if not passed:
         raise CheckFailedError(
             f"the converted model does not answer as the checkpoint does: {_faults(certificate)}",
-            hint=f"nothing was put at {place}; see {failed / staging.CERTIFICATE}",
+            hint=f"nothing was put at {place}; see {failed / CERTIFICATE}",
         )
     return certificate
 
@@ -131,7 +131,7 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         read = {str(path): future.result() for path, future in zip(inputs, hashes, strict=True)}
     return {
         "schema_version": SCHEMA_VERSION,
-        "made_by": f"ghostvis convert {__version__}",
+        "made_by": f"{MADE_BY} {__version__}",
         "architecture": plan.architecture,
         "source": _described(plan.checkpoint),
         "dtype": plan.settings.dtype,
@@ -148,9 +148,9 @@ def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     config, tokenizer, layout = plan.classified.config, plan.tokenizer, plan.layout
     config_json = files.model_config(config, tokenizer, plan.settings.dtype, layout)
     found: dict[str, Mapping[str, Any] | str] = {
-        "config.json": config_json,
-        "generation_config.json": files.generation_config(tokenizer),
-        "tokenizer.json": tokenizer_files.tokenizer_json(tokenizer, layout),
+        CONFIG: config_json,
+        GENERATION_CONFIG: files.generation_config(tokenizer),
+        TOKENIZER: tokenizer_files.tokenizer_json(tokenizer, layout),
         "tokenizer_config.json": tokenizer_files.tokenizer_config(
             tokenizer, layout, config.decoder.max_positions
         ),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from ghostvis_cli.convert.directory import WEIGHTS
 from ghostvis_cli.convert.mapping import Target
 from ghostvis_cli.convert.tensors import DTYPES, Source, blocks
 
 BLOCKS_BEHIND = 8
-INDEX = "model.safetensors.index.json"
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -37,7 +37,7 @@ def split(targets: Sequence[Target], dtype: str, max_bytes: int) -> list[Shard]:
         groups[-1].append(target)
         size += nbytes
     if len(groups) == 1:
-        return [Shard("model.safetensors", tuple(groups[0]))]
+        return [Shard(WEIGHTS, tuple(groups[0]))]
     return [
         Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
         for number, group in enumerate(groups, start=1)
