@@ -7,6 +7,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import CheckFailedError, InputError, UsageError, printable
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.bench.checks import Condition
@@ -66,7 +67,7 @@ def bench_compare(
     ]
     match form:
         case "json":
-            output.record({"schema_version": output.SCHEMA_VERSION, "comparisons": text.record(found)})
+            output.record({"schema_version": SCHEMA_VERSION, "comparisons": text.record(found)})
         case "markdown":
             output.answer(text.markdown(found))
         case "benchfmt":

@@ -12,6 +12,7 @@ import typer
 from ghostvis_cli import address_space, endings, sizes
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -105,7 +106,7 @@ def convert(
     certificate = endings.run(_run(plan, out))
     output.notice(_summary(certificate))
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, "path": str(out), "parity": certificate})
+        output.record({"schema_version": SCHEMA_VERSION, "path": str(out), "parity": certificate})
     else:
         output.answer(f"{out}\n")
 
@@ -225,7 +226,7 @@ def _show_plan(plan: "Plan", *, json: bool) -> None:
         ]
         output.record(
             {
-                "schema_version": output.SCHEMA_VERSION,
+                "schema_version": SCHEMA_VERSION,
                 "architecture": plan.architecture,
                 "dtype": plan.settings.dtype,
                 "layout": plan.layout,

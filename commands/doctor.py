@@ -8,6 +8,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ExitCode, UsageError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.doctor import Finding
@@ -62,7 +63,7 @@ def doctor(
     errors = sum(finding.status == "error" for finding in found)
     if json:
         records = [asdict(finding) for finding in found]
-        output.record({"schema_version": output.SCHEMA_VERSION, "ok": not errors, "findings": records})
+        output.record({"schema_version": SCHEMA_VERSION, "ok": not errors, "findings": records})
     else:
         warnings = sum(finding.status == "warning" for finding in found)
         output.notice(f"{len(found)} findings, {errors} errors, {warnings} warnings")
@@ -71,11 +72,10 @@ def doctor(
 
 def _settings(ctx: typer.Context) -> "Resolved | UsageError":
     """The profile of this call. Its faults are findings, and must not end the examination."""
-    from ghostvis_cli.profile import resolve
     from ghostvis_cli.profile.readers import heeded
 
     try:
-        found = resolve(ctx.params["profile"], flags=options.flags(ctx), sets=ctx.params["sets"] or ())
+        found = options.read_profile(ctx)
         return heeded(found, (found.profile.engine.chosen_kind,))
     except UsageError as error:
         return error

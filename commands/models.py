@@ -6,6 +6,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ModelError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -40,7 +41,7 @@ def models(
     found += [(DEMO_SOURCE, checkpoint) for checkpoint in locate.scan(demo.BASE_DIR)]
     records = [_record(source, checkpoint) for source, checkpoint in found]
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, "base_dir": str(base), "models": records})
+        output.record({"schema_version": SCHEMA_VERSION, "base_dir": str(base), "models": records})
         return
     if len(records) == 1:
         output.notice(f"no checkpoints in {base}: only the built-in demo model")

@@ -7,6 +7,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile.files import Library, Stored
@@ -36,7 +37,7 @@ def list_profiles(
     for line in dict.fromkeys(library.notices):
         output.notice(line)
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, "profiles": records})
+        output.record({"schema_version": SCHEMA_VERSION, "profiles": records})
         return
     output.table(("NAME", "WHERE", "DESCRIPTION"), [_row(record) for record in records])
 
@@ -65,7 +66,7 @@ def show_profile(
     for file in resolved.files:
         output.detail(f"settings from {file}")
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, **as_record(resolved)})
+        output.record({"schema_version": SCHEMA_VERSION, **as_record(resolved)})
         return
     output.answer(as_yaml(resolved, origin=origin))
 
@@ -115,7 +116,7 @@ def validate_profiles(
     refuse(list(report.faults))
     if json:
         checked = [{"name": stored.name, "path": str(stored.path)} for stored in report.profiles]
-        output.record({"schema_version": output.SCHEMA_VERSION, "profiles": checked})
+        output.record({"schema_version": SCHEMA_VERSION, "profiles": checked})
         return
     output.notice(f"no faults in {len(report.profiles)} profiles")
 

@@ -16,6 +16,7 @@ from ghostvis_cli.addresses import is_host
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
@@ -263,7 +264,7 @@ def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, 
         return
     record = {"url": url, "port": urlsplit(url).port, "pid": os.getpid(), "engine": engine}
     record |= {"model": model, "context_tokens": context_tokens}
-    output.record({"schema_version": output.SCHEMA_VERSION, **record})
+    output.record({"schema_version": SCHEMA_VERSION, **record})
 
 
 async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) -> int:
@@ -278,7 +279,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 
     async def load() -> Served:
         engine = await make_engine(profile)
-        return Served(engine, getattr(engine, "tokenizer", None))
+        return Served(engine, engine.tokenizer)
 
     def on_bound(url: str) -> None:
         output.notice(f"{url} is taken; loading the model")

@@ -16,9 +16,7 @@ from ghostvis_cli.batch.rows import RunSettings
 from ghostvis_cli.checkpoint.fingerprint import fingerprint
 from ghostvis_cli.engines.base import EngineInfo
 from ghostvis_cli.errors import UsageError
-from ghostvis_cli.version import __version__
-
-SCHEMA_VERSION = 1
+from ghostvis_cli.version import SCHEMA_VERSION, __version__
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ghostvis_cli import files
-from ghostvis_cli.answer import SCHEMA_VERSION, Answer, ask
+from ghostvis_cli.answer import Answer, ask
 from ghostvis_cli.batch.journal import Journal, Progress, write_all
 from ghostvis_cli.batch.rows import Row
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError
 from ghostvis_cli.profile.values import shown
 from ghostvis_cli.threads import in_daemon_thread
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
@@ -188,7 +189,7 @@ class Batch:
 
     def _filters(self) -> bool:
         """Whether an answer that was cut short may be what a content filter left of it: nobody else's are."""
-        server = getattr(self.engine, "server", None)
+        server = self.engine.server
         return server is not None and server.kind == "openai"
 
     async def _record(self, row: Row, content: dict[str, Any], code: int | None) -> None:

@@ -107,7 +107,7 @@ def _ticks() -> dict[str, int]:
 def card(name: str, engine: "Engine", profile: "Profile") -> EngineCard:
     """Who is measured, told after the run: an engine may learn about its server from the answers."""
     info = engine.info
-    server = getattr(engine, "server", None)
+    server = engine.server
     return EngineCard(
         name=name,
         kind=info.kind,

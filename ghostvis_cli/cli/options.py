@@ -236,6 +236,14 @@ def flags(ctx: typer.Context) -> dict[str, Any]:
     return {KEYS[name]: value for name, value in ctx.params.items() if name in KEYS and was_typed(ctx, name)}
 
 
+def read_profile(ctx: typer.Context, *, several: bool = False) -> "Resolved":
+    """The profile of this call, nothing told yet. UsageError where it can't be."""
+    from ghostvis_cli.profile import resolve
+
+    chosen, sets = ctx.params.get("profile"), ctx.params.get("sets") or ()
+    return resolve(chosen, flags=flags(ctx), sets=sets, several=several)
+
+
 def resolve_profile(
     ctx: typer.Context, readers: "Iterable[Reader] | None" = None, *, several: bool = False
 ) -> "Resolved":
@@ -244,10 +252,7 @@ def resolve_profile(
     What its engine does not read is refused, or told of where a profile says it. A command that knows only later
     what runs the model, or runs none, gives () for the readers and calls `heed` itself.
     """
-    from ghostvis_cli.profile import resolve
-
-    chosen, sets = ctx.params.get("profile"), ctx.params.get("sets") or ()
-    resolved = resolve(chosen, flags=flags(ctx), sets=sets, several=several)
+    resolved = read_profile(ctx, several=several)
     for line in resolved.notices:
         output.notice(line)
     for file in resolved.files:

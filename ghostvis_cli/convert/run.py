@@ -19,10 +19,9 @@ from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, GENERATION_CONFI
 from ghostvis_cli.convert.plan import Plan
 from ghostvis_cli.errors import CheckFailedError
 from ghostvis_cli.files import write as write_file
-from ghostvis_cli.version import __version__
+from ghostvis_cli.threads import too_small_to_share
+from ghostvis_cli.version import SCHEMA_VERSION, __version__
 
-SCHEMA_VERSION = 1
-LEAST_PARAMETERS_TO_SHARE = 10_000_000  # among cores, as the local engine has it
 SMALL_FILES_BYTES = 16 * 1024**2  # more than everything beside the weights takes
 
 
@@ -90,7 +89,7 @@ def _verification(plan: Plan, directory: Path, progress: Progress) -> dict[str, 
         from ghostvis_cli.convert.verify import verify
 
     progress.stage = "verifying"
-    small = sum(target.numel for target in plan.targets) < LEAST_PARAMETERS_TO_SHARE
+    small = too_small_to_share(sum(target.numel for target in plan.targets))
     with one_thread() if small else nullcontext():
         return verify(plan, directory, progress.check)
 

@@ -13,6 +13,7 @@ from ghostvis_cli.prompt import Message, well_formed
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
+    from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 
 MOST_TOKENS = 1_000_000  # that anybody asks for
 CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
@@ -239,6 +240,15 @@ class EngineInfo:
     checkpoint: "Checkpoint | None" = None  # what was loaded into this process, its tokenizer included
 
 
+@dataclass(frozen=True)
+class Server:
+    """Who answers at the other end. Those that are known by name are sent fields beyond OpenAI's."""
+
+    kind: Literal["sglang", "ghostvis", "vllm", "openai"] = "openai"
+    version: str | None = None
+    cache_report: bool | None = None  # whether it counts cached tokens; None: it does not say
+
+
 class Engine(Protocol):
     """A loaded model or a connection to one.
 
@@ -249,6 +259,14 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo: ...
+
+    @property
+    def tokenizer(self) -> "Tokenizer | None":
+        """The model's tokenizer; None where another process has it."""
+
+    @property
+    def server(self) -> Server | None:
+        """The server that a remote engine is connected to; None for an engine of this process."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]: ...
 

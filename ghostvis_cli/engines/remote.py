@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import httpx2
@@ -21,6 +21,7 @@ from ghostvis_cli.engines.base import (
     EngineInfo,
     FinishReason,
     GenerateRequest,
+    Server,
     TokenLogprob,
     ToolCall,
     Usage,
@@ -41,7 +42,7 @@ from ghostvis_cli.prompt import Message, Picture, Text
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
+__all__ = ["RemoteEngine", "RemoteSettings"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
@@ -66,17 +67,10 @@ PICTURE = uuid4().hex  # stands in a body for a picture's base64; no text that a
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
 
-@dataclass(frozen=True)
-class Server:
-    """Who answers. Those that are known by name are sent fields beyond OpenAI's."""
-
-    kind: Literal["sglang", "ghostvis", "vllm", "openai"] = "openai"
-    version: str | None = None
-    cache_report: bool | None = None  # whether it counts cached tokens; None: it does not say
-
-
 class RemoteEngine:
     """A connection to a server. `connect` asks the server who it is; a bare one is taken for plain OpenAI."""
+
+    tokenizer = None
 
     def __init__(self, settings: RemoteSettings) -> None:
         self.settings = settings

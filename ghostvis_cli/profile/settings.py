@@ -100,6 +100,11 @@ class EngineSettings:
             return "local" if self.base_url is None else "remote"
         return self.kind
 
+    @property
+    def usual_in_flight(self) -> int:
+        """Requests at once where nobody chose: what fills one step. A server may have other users."""
+        return {"local": self.max_batch, "sglang": 64, "remote": 16}[self.chosen_kind]
+
 
 @dataclass(frozen=True)
 class ModelSettings:

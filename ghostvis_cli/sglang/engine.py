@@ -45,6 +45,8 @@ Report: TypeAlias = Callable[[str], None]
 class SGLangEngine:
     """A running SGLang. `start` makes one, and requests run on the event loop that did."""
 
+    server = None
+
     def __init__(self, process: Process, arguments: Mapping[str, Any], context: int) -> None:
         directory = Path(arguments["model_path"])
         config = read_json(directory, CONFIG)
