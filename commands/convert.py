@@ -32,6 +32,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(options.MODEL, options.SCRIPTED)
 def convert(
     ctx: typer.Context,
     checkpoint: Annotated[
@@ -40,12 +41,6 @@ def convert(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="The directory to make.")
     ] = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
     weights_dtype: Annotated[
         str, typer.Option("--dtype", help="Of the written weights: bfloat16, float16 or float32.")
     ] = "bfloat16",
@@ -71,18 +66,11 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing: list the tensors and their sizes.")
     ] = False,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    checkpoint_path: str | None,
+    json: bool,
 ) -> None:
     """Convert a training checkpoint for SGLang, vLLM and transformers."""
-    options.talk(quiet, verbose, color)
     options.guarded(ctx)  # before torch is imported, which takes seconds
     address_space.require_for_torch()
     from ghostvis_cli.convert.plan import make_plan

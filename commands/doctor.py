@@ -28,6 +28,7 @@ EXAMPLES = """Examples:
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(options.MODEL, options.ANY_ENGINE, options.PROFILE, options.JSON)
 def doctor(
     ctx: typer.Context,
     run: Annotated[
@@ -37,27 +38,12 @@ def doctor(
         float,
         typer.Option("--time-limit", min=1, max=86_400, metavar="SECONDS", help="For everything together."),
     ] = 60.0,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """Examine this machine, the settings and the model or server. Exit code 9 when something is wrong."""
     from ghostvis_cli.doctor import diagnose
 
-    options.talk(quiet, verbose, color)
     findings = diagnose(_settings(ctx), run=run, limit_s=time_limit, on_crash=_tell_traceback)
     found = list(findings) if json else list(_shown(findings))
     errors = sum(finding.status == "error" for finding in found)

@@ -15,22 +15,17 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
+@options.shared(options.BASE_DIR, options.PROFILE, options.JSON)
 def models(
     ctx: typer.Context,
-    base_dir: options.BaseDir = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """List the checkpoints found: source, tag, step, kind, parameters, size."""
     from ghostvis_cli import demo
     from ghostvis_cli.checkpoint import locate
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, base_dir_of, is_base_chosen
 
-    options.talk(quiet, verbose, color)
     model = options.resolve_profile(ctx, ()).profile.model
     base = base_dir_of(model)
     if is_base_chosen(model) and not base.is_dir():

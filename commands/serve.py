@@ -43,6 +43,17 @@ are answered.
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.SERVED_SAMPLING,
+    options.ENGINE,
+    options.GPUS,
+    options.SGLANG,
+    options.PROFILE,
+    options.JSON,
+    options.LOG_FILE,
+)
 def serve(
     ctx: typer.Context,
     sglang_options: Annotated[
@@ -128,36 +139,13 @@ def serve(
             help="on-failure: start SGLang again when it ends by itself; no (the default).",
         ),
     ] = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    engine: options.EngineKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    data_parallel_size: options.DataParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    context_length: options.ContextLength = None,
-    schedule_policy: options.SchedulePolicy = None,
-    attention_backend: options.AttentionBackend = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
+    log_file: str | None,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
-    options.talk(quiet, verbose, color)
     resolved = options.resolve_profile(ctx, ())
     chosen = resolved.profile
     kind = _kind(chosen)
