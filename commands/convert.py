@@ -42,7 +42,8 @@ def convert(
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="The directory to make.")
     ] = None,
     weights_dtype: Annotated[
-        str, typer.Option("--dtype", help="Of the written weights: bfloat16, float16 or float32.")
+        str,
+        typer.Option("--dtype", metavar="TYPE", help="Of the written weights: bfloat16, float16 or float32."),
     ] = "bfloat16",
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Most bytes in a file of weights.")

@@ -114,7 +114,9 @@ def validate_profiles(
 def begin_profile(
     name: Annotated[str, typer.Argument(help="Letters, digits and . _ -")],
     project: Annotated[bool, typer.Option("--project", help="A ghostvis.yaml here, for everyone.")] = False,
-    extends: Annotated[str | None, typer.Option("--extends", help="Profile to inherit from.")] = None,
+    extends: Annotated[
+        str | None, typer.Option("--extends", metavar="NAME", help="Profile to inherit from.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
 ) -> None:
     """Write a profile with every setting explained, and print its path."""

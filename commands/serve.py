@@ -63,12 +63,16 @@ def serve(
     host: Annotated[
         str | None,
         typer.Option(
-            "--host", help=f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key."
+            "--host",
+            metavar="ADDRESS",
+            help=f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key.",
         ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help=f"Port; 0 takes a free one ({DEFAULT.port})."),
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help=f"Port; 0 takes a free one ({DEFAULT.port})."
+        ),
     ] = None,
     api_key_env: Annotated[
         str | None,
@@ -76,7 +80,9 @@ def serve(
     ] = None,
     served_model_name: Annotated[
         str | None,
-        typer.Option("--served-model-name", help="The model's name in the API (default: its tag)."),
+        typer.Option(
+            "--served-model-name", metavar="NAME", help="The model's name in the API (default: its tag)."
+        ),
     ] = None,
     allow_image_host: Annotated[
         list[str] | None,
@@ -104,6 +110,7 @@ def serve(
         float | None,
         typer.Option(
             "--max-body-mb",
+            metavar="MIB",
             min=0.001,
             max=1_000_000,
             help=f"Largest body, MiB ({DEFAULT.max_body_bytes // MIB}).",
@@ -112,13 +119,17 @@ def serve(
     max_waiting: Annotated[
         int | None,
         typer.Option(
-            "--max-waiting", min=1, help=f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting})."
+            "--max-waiting",
+            metavar="N",
+            min=1,
+            help=f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting}).",
         ),
     ] = None,
     drain_timeout: Annotated[
         float | None,
         typer.Option(
             "--drain-timeout",
+            metavar="SECONDS",
             min=0,
             help=f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
         ),
@@ -127,6 +138,7 @@ def serve(
         float | None,
         typer.Option(
             "--ready-timeout",
+            metavar="SECONDS",
             min=1,
             help=f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
         ),
