@@ -18,8 +18,8 @@ from ghostvis_cli.bench.schema import Load, Report, Run
 from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.bench.stopping import Cut, held_up
 from ghostvis_cli.bench.workload import Spec, Workload
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
+from ghostvis_cli.sampling import Sampling
 
 if TYPE_CHECKING:
     from ghostvis_cli.engines.base import Engine

@@ -11,9 +11,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ghostvis_cli.answer import counts, decoding_speed, statistics
+from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.engines.base import Beside, FinishReason, Usage
 from ghostvis_cli.errors import InputError, UsageError
-from ghostvis_cli.prompt import Message, well_formed
+from ghostvis_cli.prompt import Message
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage

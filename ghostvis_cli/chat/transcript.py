@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from ghostvis_cli.chat.session import Reply, Session, Turn
+from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.engines.base import Beside, FinishReason, ToolCall, Usage
 from ghostvis_cli.errors import GhostvisError, InputError
-from ghostvis_cli.prompt import well_formed
 from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostvis_cli.cli import guard, output
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.sampling import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -21,10 +21,10 @@ from typing import (
 )
 
 from ghostvis_cli.addresses import root_of
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.model.config import Layout
+from ghostvis_cli.sampling import Sampling
 
 T = TypeVar("T")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")

@@ -20,8 +20,8 @@ import httpx2
 
 from ghostvis_cli import files, scratch
 from ghostvis_cli.convert.directory import CONFIG, GENERATION_CONFIG, read_json
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, UsageError
+from ghostvis_cli.sampling import Sampling
 from ghostvis_cli.serve.listen import free_port, is_loopback_only, url_of
 from ghostvis_cli.serve.settings import (
     CERTIFICATE,
