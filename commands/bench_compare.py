@@ -117,7 +117,7 @@ def bench_report(
         Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .svg, .csv or .json.")
     ] = None,
 ) -> None:
-    """Show a report again, or make a page or a picture of it."""
+    """Show a report again, or make a page or an image of it."""
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.files import check_place, save
     from ghostvis_cli.bench.report import lines

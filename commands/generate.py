@@ -102,7 +102,7 @@ def generate(
     system: str | None,
     json: bool,
 ) -> None:
-    """Answer a prompt, with or without pictures."""
+    """Answer a prompt, with or without images."""
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     if json and jsonl:
@@ -126,7 +126,7 @@ def generate(
         raise UsageError("--logprobs shows only in JSON", hint="add --json")
     if raw and image:
         raise UsageError(
-            "--raw takes no pictures: their place is a matter of chat markup", hint="leave out --raw"
+            "--raw takes no images: their place is a matter of chat markup", hint="leave out --raw"
         )
     images = _images(image or [], resolved.profile)
     requests = [_request(text, images, resolved.profile, raw=raw) for text in texts]

@@ -58,14 +58,14 @@ MODEL = (
         str,
         "--layout",
         metavar="LAYOUT",
-        help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal.",
+        help="Where image rows go: auto, inline, prepend, prepend_slots, prepend_literal.",
     ),
 )
 IMAGES_BACKGROUND = _option(
     str,
     "--images-background",
     metavar="COLOUR",
-    help="What shows where a picture is transparent: white (default), black, grey, #rrggbb.",
+    help="What shows where an image is transparent: white (default), black, grey, #rrggbb.",
 )
 
 # --- how to run it
