@@ -11,7 +11,7 @@ from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
 if TYPE_CHECKING:
-    from ghostvis_cli.answer import Answer
+    from ghostvis_cli.answer import TimedAnswer
     from ghostvis_cli.engines.base import Engine, GenerateRequest
     from ghostvis_cli.images import EncodedImage
     from ghostvis_cli.profile import Profile
@@ -102,7 +102,7 @@ def generate(
     system: str | None,
     json: bool,
 ) -> None:
-    """Answer a prompt, with or without images."""
+    """TimedAnswer a prompt, with or without images."""
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     if json and jsonl:
@@ -196,7 +196,7 @@ class _Show:
         if self.stream:
             output.answer(text)
 
-    def whole(self, answer: "Answer", engine: "Engine") -> None:
+    def whole(self, answer: "TimedAnswer", engine: "Engine") -> None:
         if self.records:
             output.record(answer.record(engine.info))
         else:

@@ -14,7 +14,7 @@ SHORTEST_TIMED_S = 0.002  # engines hand tokens over in groups: less than this i
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """`ttft_s` runs from the request to its first token, shown or not; None where there was no token."""
 
     completion: Completion
@@ -90,7 +90,7 @@ def of_record(info: EngineInfo) -> dict[str, Any]:
 
 async def ask(
     engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] | None = None
-) -> Answer:
+) -> TimedAnswer:
     """Run one request; `on_text` is called with each piece of text as it comes."""
     started = time.perf_counter()
     first: float | None = None
@@ -102,4 +102,4 @@ async def ask(
             chunks.append(chunk)
             if on_text and chunk.text:
                 on_text(chunk.text)
-    return Answer(gather(chunks), first, time.perf_counter() - started)
+    return TimedAnswer(gather(chunks), first, time.perf_counter() - started)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ghostvis_cli import files
-from ghostvis_cli.answer import Answer, ask
+from ghostvis_cli.answer import TimedAnswer, ask
 from ghostvis_cli.batch.journal import Journal, Progress, write_all
 from ghostvis_cli.batch.rows import Row
 from ghostvis_cli.engines.base import Engine
@@ -173,12 +173,12 @@ class Batch:
                 self.tokens += answer.completion.usage.completion_tokens
                 self._look_for_text(row, answer)
 
-    def _look_for_text(self, row: Row, answer: Answer) -> None:
+    def _look_for_text(self, row: Row, answer: TimedAnswer) -> None:
         if line := answer.completion.notice:
             self.textless += 1
             self.first_textless = self.first_textless or f"row {shown(str(row.id))}: {line}"
 
-    async def _answer(self, row: Row) -> Answer:
+    async def _answer(self, row: Row) -> TimedAnswer:
         make = partial(row.request, self.load)
         answer = await ask(
             self.engine, await in_daemon_thread(make, "ghostvis-images") if row.images else make()

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ghostvis_cli.convert.plan import Plan, WeightsDtype
     from ghostvis_cli.profile import ModelSettings
 
-Report = Callable[[str], None]
 KEY_CHARS = 16
 VERIFIED_PARAMETERS = 50_000_000  # up to here verification takes seconds, and a start waits for it
 REPORT_S = 5.0
@@ -42,7 +41,7 @@ def default_base() -> Path:
     return place / "converted"
 
 
-def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) -> Path:
+def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Callable[[str], None]) -> Path:
     """The directory to serve for what a profile names: a checkpoint, or what `ghostvis convert` made of one."""
     from ghostvis_cli.checkpoint.choose import choose_checkpoint
 
@@ -55,7 +54,7 @@ def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) 
     return converted(checkpoint, dtype, layout, report=report)
 
 
-def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
+def as_it_is(directory: Path, model: "ModelSettings", *, report: Callable[[str], None]) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
     from ghostvis_cli.checkpoint.choose import constants
 
@@ -87,7 +86,7 @@ def converted(
     dtype: "WeightsDtype",
     layout: Layout | None,
     *,
-    report: Report,
+    report: Callable[[str], None],
     base: Path | None = None,
 ) -> Path:
     """The cached directory of a checkpoint. Made here, by one run at a time, if it isn't there whole."""
@@ -151,7 +150,7 @@ def _converter() -> str:
 
 
 @contextmanager
-def _alone(place: Path, report: Report) -> Iterator[None]:
+def _alone(place: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Hold the entry's lock, which ends with the process whatever happens to it."""
     from filelock import FileLock, Timeout
 
@@ -172,7 +171,7 @@ def _alone(place: Path, report: Report) -> Iterator[None]:
 
 
 def _tell_changes(
-    directory: Path, certificate: Mapping[str, Any], known: KnownHashes, report: Report
+    directory: Path, certificate: Mapping[str, Any], known: KnownHashes, report: Callable[[str], None]
 ) -> None:
     changed = changed_files(directory, certificate, known)
     if gone := [name for name in changed if not (directory / name).exists()]:
@@ -181,7 +180,9 @@ def _tell_changes(
         report(f"{directory} was changed since it was converted: {', '.join(changed)}")
 
 
-def _tell_verification(directory: Path, certificate: Mapping[str, Any], report: Report) -> None:
+def _tell_verification(
+    directory: Path, certificate: Mapping[str, Any], report: Callable[[str], None]
+) -> None:
     verification = certificate.get("verification", {})
     if verification.get("skipped", True):
         report(f"{directory} is not verified; ghostvis convert --out DIR does that")
@@ -199,7 +200,11 @@ def _plan(
 
 
 def _convert(
-    checkpoint: Checkpoint, dtype: "WeightsDtype", layout: Layout | None, place: Path, report: Report
+    checkpoint: Checkpoint,
+    dtype: "WeightsDtype",
+    layout: Layout | None,
+    place: Path,
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """In a thread, so that progress is told and a signal ends it soon."""
     from ghostvis_cli.convert import run

@@ -112,10 +112,10 @@ def _figure(value: float | None) -> str:
 
 def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
     """All files but the certificate; its beginning, with the hashes of everything read and written."""
-    from ghostvis_cli.convert.tensors import Source, one_thread
+    from ghostvis_cli.convert.tensors import CheckpointTensors, one_thread
 
     inputs = [plan.checkpoint.path, plan.checkpoint.meta_path, plan.checkpoint.tokenizer_path]
-    source = Source(plan.checkpoint.path)
+    source = CheckpointTensors(plan.checkpoint.path)
     outputs: dict[str, str] = {}
     with one_thread(), ThreadPoolExecutor(1) as other_core:
         hashes = [other_core.submit(_sha256, path) for path in inputs]

@@ -19,7 +19,7 @@ REMAP_BYTES = 512 * 1024**2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Source:
+class CheckpointTensors:
     """A checkpoint's tensors by clean name, with at most REMAP_BYTES of the file kept in memory."""
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def blocks(target: TargetTensor, source: Source, dtype: torch.dtype) -> Iterator[Tensor]:
+def blocks(target: TargetTensor, source: CheckpointTensors, dtype: torch.dtype) -> Iterator[Tensor]:
     """The target's rows in order, as contiguous blocks of `dtype` whose elements add up to the target's."""
     if target.change in ("ones", "zeros"):
         yield (torch.ones if target.change == "ones" else torch.zeros)(target.shape, dtype=dtype)

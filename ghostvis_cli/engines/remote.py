@@ -96,7 +96,7 @@ class RemoteEngine:
         deadline = now() + self.settings.timeout_s
         images = [image for message in request.messages for image in message.images]
         response = await self._open(path, body, images, deadline, _routing(request))
-        answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
+        answer = _StreamState(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
             try:
                 async with aclosing(self._events(path, response, deadline)) as events:
@@ -282,7 +282,7 @@ class RemoteEngine:
 
     # What comes back
 
-    def _read(self, answer: "_Answer", event: str) -> Chunk | None:
+    def _read(self, answer: "_StreamState", event: str) -> Chunk | None:
         if event == DONE:
             answer.finish_reason = answer.finish_reason or "stop"
             return None
@@ -302,7 +302,7 @@ class RemoteEngine:
             f"{self._connection.where} broke the answer off: {self._connection.plain(failure)}"
         )
 
-    def _usage(self, answer: "_Answer", request: GenerateRequest) -> Usage:
+    def _usage(self, answer: "_StreamState", request: GenerateRequest) -> Usage:
         usage = answer.usage
         if usage is None:
             self._notice(
@@ -397,7 +397,7 @@ def _failure_in(payload: dict[str, Any]) -> str | None:
 
 
 @dataclass
-class _Answer:
+class _StreamState:
     """What the events of a stream add up to, besides its text. `room` is for characters still to come."""
 
     room: int

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, TOKENIZER, read_json
 from ghostvis_cli.engines.base import (
@@ -39,7 +39,6 @@ REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort"}  # oth
 TRAINED_SHARE = 10  # of the positions that the rotary table has, one in so many is trained on
 # The log probabilities of the model itself, as the protocol has them; else they are those after temperature.
 ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
-Report: TypeAlias = Callable[[str], None]
 
 
 class SGLangEngine:
@@ -63,8 +62,8 @@ class SGLangEngine:
         cls,
         profile: "Profile",
         *,
-        report: Report | None = None,
-        detail: Report | None = None,
+        report: Callable[[str], None] | None = None,
+        detail: Callable[[str], None] | None = None,
         deadline_s: float = START_S,
     ) -> Self:
         """Convert the model where that is still to do, start SGLang, load the model.
@@ -95,7 +94,7 @@ class SGLangEngine:
         prompt, sampling = await self._renderer.prompt(request)
         parameters = self._parameters(sampling)
         images = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
-        answer = _Answer(prompt, sampling, self.tokenizer)
+        answer = _ReplyReader(prompt, sampling, self.tokenizer)
         with self._process.request() as asked:
             ids = marked(prompt, self._image_id, self.info.image_tokens)
             await asked.ask("generate", images, ids=ids, sampling=parameters, logprobs=sampling.logprobs)
@@ -177,7 +176,7 @@ def marked(prompt: Prompt, image_id: int, image_tokens: int) -> list[int]:
     return ids
 
 
-class _Answer:
+class _ReplyReader:
     """SGLang's replies to one request as chunks. Counts as the local engine: the token of an end is none of it."""
 
     def __init__(self, prompt: Prompt, sampling: Sampling, tokenizer: "Tokenizer") -> None:
