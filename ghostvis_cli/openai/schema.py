@@ -24,9 +24,9 @@ from pydantic import (
 from pydantic import Field as Rules
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from ghostvis_cli.engines.base import RANGES, Sampling
 from ghostvis_cli.errors import InputError
 from ghostvis_cli.prompt import Role
+from ghostvis_cli.sampling import RANGES, Sampling
 
 Kind: TypeAlias = Literal["chat", "text"]
 Values: TypeAlias = Mapping[str, tuple[object, ...]]
