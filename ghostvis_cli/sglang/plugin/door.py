@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,6 +31,7 @@ from ghostvis_cli.serve.openai_fields import (
     Known,
 )
 from ghostvis_cli.serve.settings import ServerSettings
+from ghostvis_cli.sglang.plugin import KEYS_VARIABLE
 
 VARIABLE = "GHOSTVIS_SERVE"
 ROUTES: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
@@ -123,6 +125,8 @@ def put_in_front(door: Door) -> None:
         "chat": _known("chat", ChatCompletionRequest.model_fields),
         "text": _known("text", CompletionRequest.model_fields),
     }
+    if KEYS_VARIABLE in os.environ:
+        check_keys(app, json.loads(Path(os.environ[KEYS_VARIABLE]).read_bytes()))
     others = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
     app.user_middleware = [
         Middleware(Front, door=door), *others, Middleware(FieldCheck, known=known)
@@ -136,6 +140,13 @@ def put_in_front(door: Door) -> None:
 
     app.exception_handlers[RequestValidationError] = told
     app.exception_handlers[HTTPException] = no_such_route  # routing's own; SGLang's are of FastAPI's class
+
+
+def check_keys(app: Any, keys: Mapping[str, str]) -> None:
+    """What SGLang does by itself where requests come in at a single process."""
+    from sglang.srt.utils.auth import add_api_key_middleware
+
+    add_api_key_middleware(app, api_key=keys.get("api-key"), admin_api_key=keys.get("admin-api-key"))
 
 
 def _known(kind: Kind, theirs: Iterable[str]) -> Known:
