@@ -4,11 +4,10 @@
 
 One server a state, all started at once and measured in turns: each row has a seed of its own, so that every picture
 is new to every server, and --clients processes ask, so that they are not what is measured. Ratios are to the first
-state, with their 95 % interval. Beside each rate: processor time for a request, of the main process with its
-threads, of tokenizer workers and of the detokenizer; the scheduler's is no figure, because it looks for work
-without a pause. Then answers: each state against the local engine, and against the first state. d32 is a vision
-model of the real sizes (2.1 billion parameters, CLIP ViT-L/14 at 224 pixels), d32-text its decoder; weights are
-random.
+state, with their 95 % interval. Below each rate: processor time for a request, of the main process with its threads
+and of each other kind of process, and how busy the busiest thread was. Then answers: each state against the local
+engine, and against the first state. d32 is a vision model of the real sizes (2.1 billion parameters, CLIP ViT-L/14
+at 224 pixels), d32-text its decoder; weights are random.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,9 +39,20 @@ from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
 from ghostvis_cli.images import EncodedImage, load_image
-from ghostvis_cli.processor_use import DETOKENIZER, FULL, MAIN, SHORTEST_S, WORKER, Use, Watch, limit
+from ghostvis_cli.processor_use import (
+    DETOKENIZER,
+    FULL,
+    MAIN,
+    SCHEDULER,
+    SHORTEST_S,
+    WORKER,
+    Use,
+    Watch,
+    limit,
+)
 from ghostvis_cli.prompt import Message
 
+ROLES = (MAIN, WORKER, DETOKENIZER, SCHEDULER)
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Where is the red one?")
 NEW_TOKENS = 32
 READY_S = 400
@@ -264,36 +275,36 @@ class Run:
     result: Result
     uses: Sequence[Use]
 
-    def spent_ms(self, *roles: str) -> float:
+    def spent_ms(self, role: str) -> float:
         """Of processor time for a request."""
-        cores = sum(use.cores for use in self.uses if use.role in roles)
+        cores = sum(use.cores for use in self.uses if use.role == role)
         return 1000 * cores * (self.result.ended_s - self.result.begun_s) / max(1, len(self.result.whole_s))
+
+    def busiest(self, role: str) -> float:
+        """Share of a core that the busiest thread of such a process had or waited for."""
+        return max((use.busiest for use in self.uses if use.role == role), default=0.0)
 
 
 def told(state: str, runs: Sequence[Run], first: Sequence[Run]) -> Iterator[str]:
     """A state's line, and what is to be known about its runs."""
     rates = Spread.of([run.result.rate for run in runs])
-    ttft, whole, main, workers, detokenizer = (
-        Spread.of(values).median
-        for values in (
-            [run.result.first_ms for run in runs],
-            [run.result.whole_ms for run in runs],
-            [run.spent_ms(MAIN) for run in runs],
-            [run.spent_ms(WORKER) for run in runs],
-            [run.spent_ms(DETOKENIZER) for run in runs],
-        )
+    ttft = statistics.median(run.result.first_ms for run in runs)
+    whole = statistics.median(run.result.whole_ms for run in runs)
+    spent = ", ".join(
+        f"{role} {statistics.median(run.spent_ms(role) for run in runs):.2f} ms "
+        f"({statistics.median(run.busiest(role) for run in runs):.0%})"
+        for role in ROLES
+        if any(run.busiest(role) for run in runs)
     )
-    line = (
-        f"  {state:<12} {rates.show(1)} requests/s, TTFT {ttft:.1f} ms, whole {whole:.1f} ms; a request takes "
-        f"main {main:.2f} + workers {workers:.2f} ms, detokenizer {detokenizer:.2f} ms"
-    )
-    if runs is not first:
+    line = f"  {state:<12} {rates.show(1)} requests/s, TTFT {ttft:.1f} ms, whole {whole:.1f} ms"
+    if runs is not first and all(run.result.rate for run in (*first, *runs)):
         changes = [math.log(b.result.rate / a.result.rate) for a, b in zip(first, runs, strict=True)]
         ratio = paired_shift(changes)
         line += "; {:.2f} times the first ({:.2f} to {:.2f})".format(
             *(math.exp(value) for value in (ratio.estimate, ratio.low, ratio.high))
         )
     yield line
+    yield f"    a request takes {spent}"
     if failed := {what: times for run in runs for what, times in run.result.failed.items()}:
         yield f"    failed: {failed}"
     if (busy := max(run.result.busy for run in runs)) > FULL:
