@@ -263,6 +263,7 @@ class _Lives:
             await probe.until_ready(answers=first)
             if first:
                 about = await probe.about(runtime.model_config(launch.directory))
+                await probe.freeze()
             else:
                 about = About(launch.name, None)
         except (httpx2.HTTPError, KeyError, ValueError) as error:
