@@ -37,7 +37,6 @@ from ghostvis_cli.sglang.plugin import (
     BACKGROUND_VARIABLE,
     GRAPHS_VARIABLE,
     HOSTS_VARIABLE,
-    KEYS_VARIABLE,
     PICTURE_KEY_VARIABLE,
     WORKERS_VARIABLE,
 )
@@ -113,13 +112,13 @@ class Launch:
             argv += ["--allowed-media-domains", *(self.server.allowed_image_hosts or (NOWHERE,))]
         return [*argv, *self.sglang.options]
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, keys_file: str | None = None) -> dict[str, str]:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
         from ghostvis_cli.sglang.plugin.door import Rules  # needs Starlette
 
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        ours = Rules.of(self.server).as_variable() | {
+        ours = Rules.of(self.server, keys_file).as_variable() | {
             HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
             BACKGROUND_VARIABLE: self.server.image_limits.background,
             "PYTHONUNBUFFERED": "1",
@@ -234,9 +233,9 @@ class _Lives:
         launch = self._launch
         with ExitStack() as stack:
             folder = stack.enter_context(scratch.folder())
-            environment, descriptors, config = launch.environment(), [], None
+            descriptors, config, keys_file = [], None, None
             if launch.workers > 1:  # which start too late to inherit a descriptor
-                environment[KEYS_VARIABLE] = f"/proc/{os.getpid()}/fd/{_hidden(stack, self._secrets)}"
+                keys_file = f"/proc/{os.getpid()}/fd/{_hidden(stack, self._secrets)}"
             if told := launch.told(self._secrets):
                 descriptors.append(_hidden(stack, told))
                 config = folder / "keys.yaml"
@@ -244,7 +243,7 @@ class _Lives:
             directory = with_sampling(launch.directory, launch.profile.sampling, folder / "model")
             self._child = child = await Child.start(
                 launch.argv(directory, config),
-                environment,
+                launch.environment(keys_file),
                 lambda line: self._on_line(log.feed(line)),
                 pass_fds=descriptors,
                 folder=folder,

@@ -13,10 +13,8 @@ HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # whose pictures may be fetched
 BACKGROUND_VARIABLE = "GHOSTVIS_IMAGES_BACKGROUND"  # as the setting images.background
 # CUDA graphs of the vision part: for so many pictures at most; 0 none.
 GRAPHS_VARIABLE = "GHOSTVIS_VISION_GRAPHS"
-# Set where requests come in at several processes: each needs the guards, one key to know pictures by, and the
-# file with the keys that clients must show, which SGLang checks in a single process alone.
+# Set where requests come in at several processes: each needs the guards, and one key to know pictures by.
 WORKERS_VARIABLE, PICTURE_KEY_VARIABLE = "GHOSTVIS_TOKENIZER_WORKERS", "GHOSTVIS_PICTURE_KEY"
-KEYS_VARIABLE = "GHOSTVIS_KEYS_FILE"
 GROUP, NAME = "sglang.srt.plugins", "ghostvis"
 # SGLang imports every module of these two: the classes that `EntryClass` names, and the picture processors.
 PACKAGES = {

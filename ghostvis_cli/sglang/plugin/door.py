@@ -31,7 +31,6 @@ from ghostvis_cli.serve.openai_fields import (
     Known,
 )
 from ghostvis_cli.serve.settings import ServerSettings
-from ghostvis_cli.sglang.plugin import KEYS_VARIABLE
 
 VARIABLE = "GHOSTVIS_SERVE"
 ROUTES: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
@@ -60,22 +59,27 @@ SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "samp
 
 @dataclass(frozen=True)
 class Rules:
-    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context."""
+    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context.
+
+    `keys`: a file with the keys that clients must show, where SGLang itself checks none: with several processes.
+    """
 
     keyless: bool
     host: str
     allowed_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
     max_tokens: int | None
+    keys: str | None = None
 
     @classmethod
-    def of(cls, settings: ServerSettings) -> "Rules":
+    def of(cls, settings: ServerSettings, keys: str | None = None) -> "Rules":
         return cls(
             settings.api_key is None,
             settings.host,
             settings.allowed_hosts,
             settings.cors_origins,
             settings.max_tokens,
+            keys,
         )
 
     @classmethod
@@ -101,7 +105,7 @@ def install(rules: Rules) -> None:
     for target, hook, kind in (
         (
             "sglang.srt.entrypoints.http_server.app.build_middleware_stack",
-            lambda: put_in_front(rules.door),
+            lambda: put_in_front(rules),
             HookType.BEFORE,
         ),
         (f"{base}.create_error_response", with_code, HookType.AFTER),
@@ -115,7 +119,7 @@ def install(rules: Rules) -> None:
         HookRegistry.register(target, hook, kind)
 
 
-def put_in_front(door: Door) -> None:
+def put_in_front(rules: Rules) -> None:
     """Ours outermost, in place of SGLang's CORS for everybody; fields are looked at behind the check of keys."""
     from fastapi.exceptions import RequestValidationError
     from sglang.srt.entrypoints.http_server import app
@@ -125,11 +129,11 @@ def put_in_front(door: Door) -> None:
         "chat": _known("chat", ChatCompletionRequest.model_fields),
         "text": _known("text", CompletionRequest.model_fields),
     }
-    if KEYS_VARIABLE in os.environ:
-        check_keys(app, json.loads(Path(os.environ[KEYS_VARIABLE]).read_bytes()))
+    if rules.keys is not None:
+        check_keys(app, json.loads(Path(rules.keys).read_bytes()))
     others = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
     app.user_middleware = [
-        Middleware(Front, door=door), *others, Middleware(FieldCheck, known=known)
+        Middleware(Front, door=rules.door), *others, Middleware(FieldCheck, known=known)
     ]  # fmt: skip
     theirs = app.exception_handlers[RequestValidationError]
 
