@@ -1,6 +1,6 @@
 """Clients of a chat server that are processes of their own: one alone is slower than SGLang on a GPU.
 
-Each draws and encodes its share of the pictures before anything is timed, and keeps its share of the requests in
+Each draws and encodes its share of the images before anything is timed, and keeps its share of the requests in
 flight on connections of its own. They speak HTTP by hand, because what a client library does for a request takes
 longer than the server does.
 
@@ -41,19 +41,19 @@ class Load:
     temperature: float = 0.7
 
     def asked(self, run: int) -> list[tuple[int, str]]:
-        """(picture, text) of every request of a run, in order; the same for whoever asks."""
+        """(image, text) of every request of a run, in order; the same for whoever asks."""
         random = Random(f"{self.seed}:{run}")
-        pictures = [number // self.questions for number in range(self.requests)] if self.questions else []
-        random.shuffle(pictures)
-        return [(picture, self._text(random)) for picture in pictures or [0] * self.requests]
+        images = [number // self.questions for number in range(self.requests)] if self.questions else []
+        random.shuffle(images)
+        return [(image, self._text(random)) for image in images or [0] * self.requests]
 
     def _text(self, random: Random) -> str:
         if self.questions:
             return " ".join([*random.choices(WORDS, k=QUESTION_WORDS - 6), random.choice(QUESTIONS)])
         return " ".join(random.choices(WORDS, k=self.words))
 
-    def picture(self, run: int, number: int) -> str:
-        from ghostvis_cli.bench.pictures import draw
+    def image(self, run: int, number: int) -> str:
+        from ghostvis_cli.bench.images import draw
 
         content = draw(Random(f"{self.seed}:{run}:{number}"), *self.size, "jpeg")
         return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
@@ -159,11 +159,11 @@ class Client:
         load, drawn = self._load, dict[int, str]()
         asked = load.asked(run)[: load.in_flight if run == WARM_UP else None]
         bodies = []
-        for picture, text in asked[self._number :: self._count]:
+        for image, text in asked[self._number :: self._count]:
             content: list[Any] = [{"type": "text", "text": text}]
             if load.questions:
-                drawn[picture] = drawn.get(picture) or load.picture(run, picture)
-                content.insert(0, {"type": "image_url", "image_url": {"url": drawn[picture]}})
+                drawn[image] = drawn.get(image) or load.image(run, image)
+                content.insert(0, {"type": "image_url", "image_url": {"url": drawn[image]}})
             bodies.append(json.dumps(self._body(content)).encode())
         return bodies
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_sglang [--model d32|d32-text|demo|tiny|tiny-text] [--states A,B] [-- SGLANG FLAGS]
 
-One server a state, all started at once and measured in turns: each row has a seed of its own, so that every picture
+One server a state, all started at once and measured in turns: each row has a seed of its own, so that every image
 is new to every server, and --clients processes ask, so that they are not what is measured. Ratios are to the first
 state, with their 95 % interval. Below each rate: processor time for a request, of the main process with its threads
 and of each other kind of process, and how busy the busiest thread was. Then answers: each state against the local
@@ -108,7 +108,7 @@ class Row:
     @property
     def name(self) -> str:
         about = (
-            f"{self.questions} questions a picture, {self.size}"
+            f"{self.questions} questions an image, {self.size}"
             if self.questions
             else f"text of {self.words} words"
         )
@@ -129,7 +129,7 @@ class Row:
         )
 
 
-PICTURES = (
+IMAGES = (
     Row(1),
     Row(4),
     Row(10),
@@ -357,8 +357,8 @@ def _seen(server: Server) -> list[Use]:
 
 def requests(sees: bool) -> list[GenerateRequest]:
     sampling = Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True, logprobs=5)
-    pictures = [[load_image(path)] for path in sorted(demo.BASE_DIR.parent.glob("*.*g"))] if sees else [[]]
-    asked = [Message.of("user", question, images) for images in pictures for question in QUESTIONS]
+    images = [[load_image(path)] for path in sorted(demo.BASE_DIR.parent.glob("*.*g"))] if sees else [[]]
+    asked = [Message.of("user", question, images) for images in images for question in QUESTIONS]
     return [GenerateRequest((message,), sampling=sampling) for message in asked]
 
 
@@ -467,7 +467,7 @@ def main() -> None:
         started_s = time.monotonic()
         with serving(directory, states, shared, place) as servers, clients(given.clients) as asking:
             print(f"{len(servers)} servers ready after {time.monotonic() - started_s:.0f} s", flush=True)
-            rows = TEXTS if given.model.endswith("-text") else (*PICTURES, *TEXTS)
+            rows = TEXTS if given.model.endswith("-text") else (*IMAGES, *TEXTS)
             numbers = {"all": list(range(len(rows))), "none": []}.get(given.rows)
             chosen = map(int, given.rows.split(",")) if numbers is None else numbers
             for number in chosen:

@@ -1,9 +1,9 @@
-"""Pictures' rows in a prompt's embedding, placed by numbers that the processor knows.
+"""Images' rows in a prompt's embedding, placed by numbers that the processor knows.
 
 SGLang's own routine looks for the places on the device and waits for what it finds, which leaves the device without
-work in every batch with a picture.
+work in every batch with an image.
 
-N rows a picture, D width, T tokens of a batch.
+N rows an image, D width, T tokens of a batch.
 """
 
 import os
@@ -20,7 +20,7 @@ Compute: TypeAlias = Callable[[list[Any]], Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """Rows `first` to `end` of an item's picture belong at `at` among the batch's tokens."""
+    """Rows `first` to `end` of an item's image belong at `at` among the batch's tokens."""
 
     item: Any
     at: int
@@ -29,20 +29,20 @@ class Place:
 
 
 def places(batch: Any) -> Iterator[Place]:
-    """Of all pictures with rows in this batch; what came before it or comes after is left out."""
+    """Of all images with rows in this batch; what came before it or comes after is left out."""
     begin = 0
     for inputs, known, new in zip(
         batch.mm_inputs, batch.extend_prefix_lens_cpu, batch.extend_seq_lens_cpu, strict=True
     ):
         for item in () if inputs is None else inputs.mm_items:
-            ((start, last),) = item.offsets  # one picture an item
+            ((start, last),) = item.offsets  # one image an item
             first, end = max(start, known), min(last + 1, known + new)
             if first < end:
                 yield Place(item, begin + first - known, first - start, end - start)
         begin += new
 
 
-class PictureRows:
+class ImageRows:
     """What `compute` makes of items, (items * N, D), remembered by their hashes."""
 
     def __init__(self, compute: Compute, rows: int, cache_mb: float | None = None) -> None:
@@ -55,7 +55,7 @@ class PictureRows:
         self._known.clear()
 
     def put(self, embedding: Tensor, batch: Any) -> None:
-        """Write the batch's pictures over their places in the embedding (T, D)."""
+        """Write the batch's images over their places in the embedding (T, D)."""
         found = list(places(batch))
         rows = self._of([place.item for place in found])
         for place in found:

@@ -1,6 +1,6 @@
 """The vision-language model: one of the decoders, and our vision part, whole on every rank.
 
-N rows a picture, D width, S picture size in pixels.
+N rows an image, D width, S image size in pixels.
 """
 
 import re
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ghostvis_cli.hf.nanochat import GhostVisNanoChatConfig
 from ghostvis_cli.model.decoder import rms
 from ghostvis_cli.model.vision import Vision
+from ghostvis_cli.sglang.plugin.image_rows import ImageRows
 from ghostvis_cli.sglang.plugin.models.nanochat import GhostVisNanoChatForCausalLM
 from ghostvis_cli.sglang.plugin.models.text import decoder_class
-from ghostvis_cli.sglang.plugin.picture_rows import PictureRows
 from ghostvis_cli.sglang.plugin.vision_graphs import VisionGraphs, attention_kernels, captured, uploaded
 from ghostvis_cli.sglang.plugin.weights import complete
 
@@ -41,13 +41,13 @@ class GhostVisForConditionalGeneration(nn.Module):
         place = add_prefix("language_model", prefix)
         self.is_nanochat = text.model_type == GhostVisNanoChatConfig.model_type
         self.language_model: Any = (
-            GhostVisNanoChatForCausalLM(text, quant_config, place, pictures=True)
+            GhostVisNanoChatForCausalLM(text, quant_config, place, images=True)
             if self.is_nanochat
             else decoder_class(text.model_type)(text, quant_config=quant_config, prefix=place)
         )
         self.model = self.language_model.model  # where SGLang looks for the layers when it captures graphs
         self._padding = MultiModalityDataPaddingPatternMultimodalTokens()
-        self._pictures = PictureRows(self.get_image_feature, vision.num_tokens)
+        self._images = ImageRows(self.get_image_feature, vision.num_tokens)
         self._graphs: VisionGraphs | None = None
         for name, values in (("_mean", vision.image_mean), ("_std", vision.image_std)):
             of_channels = torch.tensor(values, dtype=torch.float32)[:, None, None]
@@ -57,12 +57,12 @@ class GhostVisForConditionalGeneration(nn.Module):
         return self.language_model.get_input_embeddings()
 
     def pad_input_ids(self, input_ids: Any, mm_inputs: Any) -> Any:
-        """The ids as the radix cache keys them: in a picture's place, numbers made of its identity."""
+        """The ids as the radix cache keys them: in an image's place, numbers made of its identity."""
         return self._padding.pad_input_tokens(input_ids, mm_inputs)
 
     @torch.no_grad()
     def get_image_feature(self, items: list[Any]) -> Tensor:
-        """Pictures of any number of requests -> (pictures * N, D), normalised like the embedding's rows."""
+        """Images of any number of requests -> (images * N, D), normalised like the embedding's rows."""
         crops = uploaded([item.feature for item in items], self._mean.device)
         if self._graphs is not None and self._graphs.has(len(items)):
             return self._graphs.run(crops).flatten(0, 1)
@@ -85,7 +85,7 @@ class GhostVisForConditionalGeneration(nn.Module):
         self, input_ids: Tensor, positions: Tensor, forward_batch: Any, get_embedding: bool = False, **_: Any
     ) -> Any:
         extra = {}
-        if self.is_nanochat:  # which has more than one embedding of its ids; pictures' places lie beyond them
+        if self.is_nanochat:  # which has more than one embedding of its ids; images' places lie beyond them
             beyond = input_ids >= self.config.text_config.vocab_size
             extra["token_ids"] = input_ids.masked_fill(beyond, -1)
         return self.language_model(
@@ -98,7 +98,7 @@ class GhostVisForConditionalGeneration(nn.Module):
         )
 
     def _embedded(self, input_ids: Tensor, batch: Any) -> Tensor | None:
-        """(T, D) of tokens and pictures; None where another rank of a pipeline embeds them."""
+        """(T, D) of tokens and images; None where another rank of a pipeline embeds them."""
         if not self.language_model.pp_group.is_first_rank:
             return None
         mode = batch.forward_mode
@@ -107,7 +107,7 @@ class GhostVisForConditionalGeneration(nn.Module):
             input_ids.clamp_(0, self.config.text_config.vocab_size - 1)
         embedding: Tensor = self.get_input_embeddings()(input_ids)
         if sees:
-            self._pictures.put(embedding, batch)
+            self._images.put(embedding, batch)
             batch.mm_inputs, batch.mm_input_embeds = None, embedding
         if batch.input_embeds is None:
             return embedding
@@ -129,7 +129,7 @@ class GhostVisForConditionalGeneration(nn.Module):
                     yield name.replace(DECODER, "model."), tensor
 
         self.language_model.load_weights(of_the_decoder())
-        self._pictures.forget()
+        self._images.forget()
         if self._graphs is None:  # new weights for a running server go where the old ones are
             with torch.no_grad():
                 size, device = self.config.vision_config.image_size, self._mean.device
