@@ -37,7 +37,7 @@ from ghostvis_cli import demo
 from ghostvis_cli.bench.stats import paired_shift
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.base import Completion, GenerateRequest, complete
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.processor_use import (
     DETOKENIZER,
@@ -51,6 +51,7 @@ from ghostvis_cli.processor_use import (
     limit,
 )
 from ghostvis_cli.prompt import Message
+from ghostvis_cli.sampling import Sampling
 
 ROLES = (MAIN, WORKER, DETOKENIZER, SCHEDULER)
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Where is the red one?")

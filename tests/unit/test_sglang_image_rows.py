@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from ghostvis_cli.sglang.plugin.image_rows import ImageRows, places  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+from ghostvis_cli.sglang.plugin.image_rows import ImageRows, places  # noqa: E402
 
 ROWS, WIDTH = 4, 3
 
