@@ -458,6 +458,7 @@ def main() -> None:
     )
     split = [*sys.argv, "--"].index("--")
     given, flags = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the servers too
     print(f"{machine()}{_gpu()}; {given}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         place = given.reports or Path(folder)
