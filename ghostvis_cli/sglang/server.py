@@ -104,8 +104,8 @@ class Launch:
         if config is not None:
             values["config"] = str(config)
         values["tokenizer_worker_num"] = self.workers
-        # SGLang's own first requests come without the key, which it is not told.
-        values["skip_server_warmup"] = self.workers > 1
+        # SGLang's own first requests would come without the key, which it is not told.
+        values["skip_server_warmup"] = self.workers > 1 and self.server.api_key is not None
         module = MODULE if self.workers == 1 else OF_WORKERS
         # -P: a file sglang.py in the current directory is not SGLang.
         argv = [sys.executable, "-P", "-m", module, *flags(values)]
