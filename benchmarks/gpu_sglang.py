@@ -242,11 +242,12 @@ finally:
 
 def _url(state: str, out: IO[str], logs: Path) -> str | None:
     line = out.readline()
-    if not line:
-        log = (logs / f"{state.replace(' ', '-')}.log").read_text(errors="replace")
-        print(f"the server in the state {state!r} ended:\n{log[-3000:]}", flush=True)
-        return None
-    return str(json.loads(line)["url"])
+    if line and "url" in (said := json.loads(line)):
+        return str(said["url"])
+    log = logs / f"{state.replace(' ', '-')}.log"
+    end = log.read_text(errors="replace")[-3000:] if log.exists() else line
+    print(f"the server in the state {state!r} ended:\n{end}", flush=True)
+    return None
 
 
 # --- rates
