@@ -121,10 +121,9 @@ class SGLangSettings:
         """Of a model spread over machines; only rank 0 answers requests."""
         return self._number(NODE_RANK, 0)
 
-    @property
-    def tokenizer_workers(self) -> int:
-        """Processes at which requests come in."""
-        return self._number(WORKERS, 1)
+    def tokenizer_workers(self, usual: int) -> int:
+        """Processes at which requests come in: `usual` unless it is said, or SGLang can't with these options."""
+        return self._number(WORKERS, 1 if any(map(self.has, ONE_WORKER)) else usual)
 
     def _number(self, name: str, default: int) -> int:
         """The last value of an option, as SGLang takes it; `default` where it is not there or no number."""
@@ -147,7 +146,9 @@ def _in_full(name: str) -> str | None:
 # Options of SGLang that `serve` acts on too.
 NODE_RANK, WORKERS, CERTIFICATE = "--node-rank", "--tokenizer-worker-num", "--ssl-certfile"
 NO_GRAPHS, NO_PREFILL_GRAPHS = "--disable-cuda-graph", "--disable-prefill-cuda-graph"
-READ = (NODE_RANK, WORKERS, CERTIFICATE, NO_GRAPHS, NO_PREFILL_GRAPHS)
+# What SGLang does with a single process for requests alone.
+ONE_WORKER = ("--nnodes", "--grpc-port", "--enable-ssl-refresh")
+READ = (NODE_RANK, WORKERS, CERTIFICATE, NO_GRAPHS, NO_PREFILL_GRAPHS, *ONE_WORKER)
 # Options of SGLang that would get past our checks, and what to type instead.
 OURS = {
     "--host": "ghostvis serve --host HOST",

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -51,22 +52,27 @@ SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "samp
 
 @dataclass(frozen=True)
 class Rules:
-    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context."""
+    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context.
+
+    `keys`: a file with the keys that clients must show, where SGLang itself checks none: with several processes.
+    """
 
     keyless: bool
     host: str
     allowed_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
     max_tokens: int | None
+    keys: str | None = None
 
     @classmethod
-    def of(cls, settings: ServerSettings) -> "Rules":
+    def of(cls, settings: ServerSettings, keys: str | None = None) -> "Rules":
         return cls(
             settings.api_key is None,
             settings.host,
             settings.allowed_hosts,
             settings.cors_origins,
             settings.max_tokens,
+            keys,
         )
 
     @classmethod
@@ -92,7 +98,7 @@ def install(rules: Rules) -> None:
     for target, hook, kind in (
         (
             "sglang.srt.entrypoints.http_server.app.build_middleware_stack",
-            lambda: put_in_front(rules.door),
+            lambda: put_in_front(rules),
             HookType.BEFORE,
         ),
         (f"{base}.create_error_response", with_code, HookType.AFTER),
@@ -106,7 +112,7 @@ def install(rules: Rules) -> None:
         HookRegistry.register(target, hook, kind)
 
 
-def put_in_front(door: Door) -> None:
+def put_in_front(rules: Rules) -> None:
     """Ours outermost, in place of SGLang's CORS for everybody; fields are looked at behind the check of keys."""
     from fastapi.exceptions import RequestValidationError
     from sglang.srt.entrypoints.http_server import app
@@ -116,9 +122,11 @@ def put_in_front(door: Door) -> None:
         "chat": _known("chat", ChatCompletionRequest.model_fields),
         "text": _known("text", CompletionRequest.model_fields),
     }
+    if rules.keys is not None:
+        check_keys(app, json.loads(Path(rules.keys).read_bytes()))
     others = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
     app.user_middleware = [
-        Middleware(RequestMiddleware, door=door), *others, Middleware(FieldCheck, known=known)
+        Middleware(RequestMiddleware, door=rules.door), *others, Middleware(FieldCheck, known=known)
     ]  # fmt: skip
     theirs = app.exception_handlers[RequestValidationError]
 
@@ -129,6 +137,13 @@ def put_in_front(door: Door) -> None:
 
     app.exception_handlers[RequestValidationError] = told
     app.exception_handlers[HTTPException] = no_such_route  # routing's own; SGLang's are of FastAPI's class
+
+
+def check_keys(app: Any, keys: Mapping[str, str]) -> None:
+    """What SGLang does by itself where requests come in at a single process."""
+    from sglang.srt.utils.auth import add_api_key_middleware
+
+    add_api_key_middleware(app, api_key=keys.get("api-key"), admin_api_key=keys.get("admin-api-key"))
 
 
 def _known(kind: Kind, theirs: Iterable[str]) -> Known:
