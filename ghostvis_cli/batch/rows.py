@@ -50,6 +50,8 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Turn:
+    """One message of a row."""
+
     role: Role
     parts: tuple[Text | ImageSource, ...]
 
