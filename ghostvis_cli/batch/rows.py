@@ -73,7 +73,7 @@ class Row:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all that decides the answer, but for the model and what is behind a path or a URL."""
-        plain = json.dumps(vars(self), default=vars, ensure_ascii=False, sort_keys=True)
+        plain = json.dumps(vars(self), default=plain_fields, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(plain.encode()).digest()
 
     def request(self, load: "Callable[[str], EncodedImage]") -> GenerateRequest:
@@ -85,6 +85,12 @@ class Row:
             for turn in self.turns
         ]
         return GenerateRequest(tuple(messages), sampling=self.sampling)
+
+
+def plain_fields(value: object) -> dict[str, Any]:
+    """Settings that came later count where they are set: a batch that was begun before them goes on."""
+    unset = {"presence_penalty": 0, "frequency_penalty": 0, "json_schema": None, "regex": None}
+    return {name: each for name, each in vars(value).items() if name not in unset or each != unset[name]}
 
 
 def _loaded(part: Text | ImageSource, load: "Callable[[str], EncodedImage]") -> Text | ImagePart:
@@ -144,7 +150,10 @@ def _checked(row: Row) -> Row:
 def _short(values: Json, index: int, settings: RunSettings) -> Row:
     _known(values, ("id", *PROMPT_FIELDS))
     given = {name: _setting(name, values[name]) for name in SAMPLING if values.get(name) is not None}
-    sampling = replace(_seeded(settings.sampling, index), **given)
+    try:
+        sampling = _seeded(settings.sampling, index).changed(**given)
+    except UsageError as error:
+        raise InputError(error.message) from error
     if settings.raw:
         if stray := [name for name in ("messages", "images", "system") if values.get(name)]:
             raise InputError(f"{stray[0]} has no place with --raw, which continues a prompt as it is")
@@ -232,10 +241,12 @@ def _seeded(default: Sampling, index: int) -> Sampling:
 
 
 def _setting(name: str, value: object) -> Any:
+    if name == "stop" and isinstance(value, str):
+        value = [value]
+    if name == "json_schema" and isinstance(value, dict):
+        value = json.dumps(value)
     try:
-        return from_python(
-            _sampling_keys()[name], [value] if name == "stop" and isinstance(value, str) else value
-        )
+        return from_python(_sampling_keys()[name], value)
     except UsageError as error:
         raise InputError(f"{name} {error.message}") from error
 

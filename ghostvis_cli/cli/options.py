@@ -141,6 +141,7 @@ KEYS = {
     "engine": "engine.kind",
     "logprobs": "sampling.logprobs",
     "ignore_eos": "sampling.ignore_eos",
+    "regex": "sampling.regex",
     "system": "system",
 }
 

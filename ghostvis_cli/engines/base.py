@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
 from ghostvis_cli.encoding import well_formed
-from ghostvis_cli.errors import ContextLengthError, UsageError, printable
+from ghostvis_cli.errors import ContextLengthError, InputError, UsageError, printable
 from ghostvis_cli.prompt import Message
 from ghostvis_cli.sampling import MOST_TOKENS as MOST_TOKENS
 from ghostvis_cli.sampling import Sampling as Sampling
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 
 CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
+
+
+class GrammarError(InputError):
+    """A JSON schema or a regular expression that can't be followed."""
 
 
 EngineKind: TypeAlias = Literal["local", "sglang", "remote", "fake"]

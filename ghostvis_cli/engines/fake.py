@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Self
 
-from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, Usage
+from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, GrammarError, Usage
 from ghostvis_cli.errors import RequestError
 
 IMAGE_TOKENS = 4
@@ -37,6 +37,8 @@ class FakeEngine:
         images = sum(len(message.images) for message in request.messages)
         prompt_tokens = IMAGE_TOKENS * images + sum(len(message.text.split()) for message in request.messages)
         sampling, limit = request.sampling, self.info.context_tokens
+        if sampling.has_grammar:
+            raise GrammarError("the fake engine follows no grammar")
         if limit is not None:
             sampling = request.fitted(prompt_tokens, limit)
         self.running += 1

@@ -206,6 +206,12 @@ class RemoteEngine:
             body["stop"] = list(sampling.stop)
         if sampling.seed is not None:
             body["seed"] = sampling.seed
+        for name in ("presence_penalty", "frequency_penalty"):
+            if value := getattr(sampling, name):
+                body[name] = value
+        if sampling.json_schema is not None:
+            schema = {"name": "answer", "schema": json.loads(sampling.json_schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         self._add_extensions(body, request)
         if request.prompt is not None:
             logprobs = {} if sampling.logprobs is None else {"logprobs": sampling.logprobs}
@@ -218,6 +224,10 @@ class RemoteEngine:
         return "/v1/chat/completions", {**body, "messages": messages}
 
     def _add_extensions(self, body: dict[str, Any], request: GenerateRequest) -> None:
+        if request.sampling.regex is not None:
+            if self.server.kind not in ("sglang", "ghostvis"):
+                raise RequestError("OpenAI's API has no field for a regular expression", hint="--schema FILE")
+            body["regex"] = request.sampling.regex
         for name, no_effect in EXTENSIONS.items():
             value = getattr(request.sampling, name)
             if self.server.kind != "openai":  # even without effect: the server may have other defaults

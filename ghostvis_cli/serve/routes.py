@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ghostvis_cli.engines.base import GrammarError
 from ghostvis_cli.errors import ContextLengthError, InputError
 from ghostvis_cli.openai.answers import Answer, Call, answer_for
 from ghostvis_cli.openai.describe import DESCRIPTION
@@ -274,6 +275,9 @@ class Generation:
                         await stream.send(*events)
             except ContextLengthError as error:
                 raise too_long(error.message, call.asks) from error
+            except GrammarError as error:
+                field = "regex" if call.requests[0].sampling.regex is not None else "response_format"
+                raise ApiError(400, error.message, param=field) from error
             except InputError as error:
                 raise ApiError(400, error.message, param=call.asks) from error
         if call.stream:

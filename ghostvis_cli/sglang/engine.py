@@ -132,6 +132,10 @@ class SGLangEngine:
             "top_k": sampling.top_k or -1,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "json_schema": sampling.json_schema,
+            "regex": sampling.regex,
             "ignore_eos": sampling.ignore_eos,
             **self._seed(sampling),
         }

@@ -470,7 +470,7 @@ def test_what_clients_send_along_is_no_reason_to_refuse(server: Running) -> None
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"regex": "a+"}, "regex"),
         ({"temprature": 0.5}, "temprature"),
         ({"max_tokens": 5000}, "messages"),

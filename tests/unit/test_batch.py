@@ -94,6 +94,29 @@ def test_an_openai_row_means_what_the_short_one_means() -> None:
     assert row(openai({"prompt": "Once"}, TEXT_URL)).prompt == "Once"
 
 
+def test_a_rows_grammar_is_an_object_or_text_and_replaces_the_runs() -> None:
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}
+    expected = '{"type": "array"}'
+    run = RunSettings(Sampling(max_tokens=20, temperature=0, regex="yes|no"))
+    for line in (
+        {"prompt": "a", "json_schema": {"type": "array"}},
+        {"prompt": "a", "json_schema": expected},
+        openai({"messages": [{"role": "user", "content": "a"}], "response_format": format_}),
+    ):
+        assert (row(line, run).sampling.json_schema, row(line, run).sampling.regex) == (expected, None)
+    assert row({"prompt": "a"}, run).sampling.regex == "yes|no"
+    assert "both given" in refusal({"prompt": "a", "regex": "a", "json_schema": {}})
+    assert "is no JSON object" in refusal({"prompt": "a", "json_schema": "x"})
+
+
+def test_settings_that_came_later_leave_the_hash_of_rows_that_do_not_use_them() -> None:
+    assert (
+        row({"prompt": "a"}).digest.hex()
+        == "3cd335afb35073fad9daf8e0686bbb73f5ddb4f079cb6e3f7e04790f2ea948f1"
+    )
+    assert row({"prompt": "a", "presence_penalty": 1}).digest != row({"prompt": "a"}).digest
+
+
 def test_the_run_gives_a_row_what_it_does_not_say_itself() -> None:
     run = RunSettings(Sampling(temperature=0.5, seed=10), system="Be brief.")
     assert row({"prompt": "a"}, run, index=3).sampling.seed == 13  # so that a row's draw is its own

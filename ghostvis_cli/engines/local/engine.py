@@ -19,6 +19,7 @@ from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Chunk, EngineInfo, GenerateRequest
 from ghostvis_cli.engines.local.decode import Decode, Eager, compiled
 from ghostvis_cli.engines.local.failures import explained
+from ghostvis_cli.engines.local.grammar import Grammars
 from ghostvis_cli.engines.local.packing import pack
 from ghostvis_cli.engines.local.scheduler import Event, Scheduler, Sequence
 from ghostvis_cli.engines.rendering import Renderer
@@ -93,6 +94,7 @@ class LocalEngine:
         self._renderer = Renderer(
             loaded.tokenizer, layout or "inline", self.info.image_tokens, decoder.max_positions
         )
+        self._grammars = Grammars(loaded.tokenizer)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._owners: dict[
             Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]
@@ -128,7 +130,8 @@ class LocalEngine:
         images: list[ImageInput] = []
         if prompt.images:
             images = await asyncio.to_thread(lambda: [self._image(image) for image in prompt.images])
-        sequence = Sequence.start(prompt, images, sampling, self.info.image_tokens)
+        grammar = await asyncio.to_thread(self._grammars.of, sampling) if sampling.has_grammar else None
+        sequence = Sequence.start(prompt, images, sampling, self.info.image_tokens, grammar)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
         try:

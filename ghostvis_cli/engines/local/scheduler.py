@@ -20,8 +20,9 @@ from ghostvis_cli.engines.base import Chunk, FinishReason, Sampling, Usage
 from ghostvis_cli.engines.local.cache import ImageCache, PrefixCache, common_prefix, identities
 from ghostvis_cli.engines.local.decode import Decode, Eager
 from ghostvis_cli.engines.local.failures import explained
+from ghostvis_cli.engines.local.grammar import Grammar
 from ghostvis_cli.engines.local.rows import IDLE_BYTES, Rows
-from ghostvis_cli.engines.local.sampling import logprob, penalise, sample
+from ghostvis_cli.engines.local.sampling import logprob, sample, shaped
 from ghostvis_cli.engines.text_stream import TextStream
 from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.model.ghostvis import GhostVis
@@ -46,6 +47,7 @@ class Sequence:
     identity: "NDArray[np.int64]"
     text: TextStream
     generator: torch.Generator | None
+    grammar: Grammar | None = None
     output: list[int] = field(default_factory=list)
     filled: int = 0
     cached_tokens: int = 0
@@ -54,7 +56,12 @@ class Sequence:
 
     @classmethod
     def start(
-        cls, prompt: Prompt, images: "Ordered[ImageInput]", sampling: Sampling, image_tokens: int
+        cls,
+        prompt: Prompt,
+        images: "Ordered[ImageInput]",
+        sampling: Sampling,
+        image_tokens: int,
+        grammar: Grammar | None = None,
     ) -> "Sequence":
         generator = None
         if sampling.temperature > 0:
@@ -64,7 +71,7 @@ class Sequence:
             else:
                 generator.manual_seed(sampling.seed)
         identity = identities(prompt, image_tokens)
-        return cls(prompt, images, sampling, identity, TextStream(sampling.stop), generator)
+        return cls(prompt, images, sampling, identity, TextStream(sampling.stop), generator, grammar)
 
     @property
     def usage(self) -> Usage:
@@ -250,18 +257,19 @@ class Scheduler:
 
     def _pick(self, sequence: Sequence, logits: Tensor, greedy: int) -> int:
         sampling = sequence.sampling
-        if sampling.repetition_penalty != 1:
-            seen = torch.tensor(sequence.seen(), device=self.device)
-            logits = penalise(logits, seen, sampling.repetition_penalty)
+        if sampling.is_shaped:
+            logits = shaped(logits, sampling, sequence.seen(), sequence.output, sequence.grammar)
         elif sampling.temperature == 0:
             return greedy
         return sample(logits, sampling, sequence.generator)
 
     def _accept(self, sequence: Sequence, token: int, logits: Tensor) -> None:
         sampling = sequence.sampling
-        if token in self.tokenizer.stop_ids and not sampling.ignore_eos:
+        if token in self.tokenizer.stop_ids and not (sampling.ignore_eos and sequence.grammar is None):
             self._finish(sequence, "stop", Chunk(text=sequence.text.finish()))
             return
+        if sequence.grammar is not None:
+            sequence.grammar.take(token)
         sequence.output.append(token)
         special = token >= len(self.tokenizer.ranks)  # markup is not text; its id is in token_ids
         text = sequence.text.push(b"" if special else self.tokenizer.token_bytes(token))
