@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ghostvis_cli.cli import guard, options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,22 @@ OVERFLOWS = ("refuse", "drop-oldest")
 
 
 @app.command(epilog=EXAMPLES)
-@options.shared(
+@options.takes(
+    option(list[str], "--image -i SOURCE", "Attach to the first message. Repeatable."),
+    option(str, "--session NAME", "Go on with this session, or begin it."),
+    option(bool, "--continue -c", "Go on with the newest session.", name="resume"),
+    option(
+        str,
+        "--overflow WHAT",
+        "When the model is full: refuse, or drop-oldest turns (default refuse).",
+        default="refuse",
+    ),
+    option(bool, "--raw", "Show the model's text without Markdown."),
+    option(bool, "--stats", "A line of statistics per reply, on stderr."),
+    option(bool, "--history/--no-history", "Remember typed lines for the arrow keys.", default=True),
+    option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
+    option(int, "--max-tokens N", "Most tokens in a reply (default 200)."),
+    option(bool, "--json", "Without a terminal: one JSON object per turn."),
     options.SYSTEM,
     options.MODEL,
     options.IMAGES_BACKGROUND,
@@ -40,39 +56,16 @@ OVERFLOWS = ("refuse", "drop-oldest")
 )
 def chat(
     ctx: typer.Context,
-    image: Annotated[
-        list[str] | None,
-        typer.Option("--image", "-i", metavar="SOURCE", help="Attach to the first message. Repeatable."),
-    ] = None,
-    session: Annotated[
-        str | None, typer.Option("--session", metavar="NAME", help="Go on with this session, or begin it.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the newest session.")] = False,
-    overflow: Annotated[
-        str,
-        typer.Option(
-            "--overflow",
-            metavar="WHAT",
-            help="When the model is full: refuse, or drop-oldest turns (default refuse).",
-        ),
-    ] = "refuse",
-    raw: Annotated[bool, typer.Option("--raw", help="Show the model's text without Markdown.")] = False,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="A line of statistics per reply, on stderr.")
-    ] = False,
-    history: Annotated[
-        bool, typer.Option("--history/--no-history", help="Remember typed lines for the arrow keys.")
-    ] = True,
-    preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="Show images in the terminal.")
-    ] = True,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens in a reply (default 200).")
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Without a terminal: one JSON object per turn.")
-    ] = False,
     *,
+    image: list[str] | None,
+    session: str | None,
+    resume: bool,
+    overflow: str,
+    raw: bool,
+    stats: bool,
+    history: bool,
+    preview: bool,
+    json: bool,
     quiet: bool,
 ) -> None:
     """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""

@@ -207,6 +207,8 @@ class WorkloadSummary:
 
 @dataclass(frozen=True)
 class Report:
+    """What a run of bench writes: where, what, how, and every figure."""
+
     manifest: Manifest
     workload: WorkloadSummary
     engines: tuple[EngineCard, ...]
@@ -261,6 +263,7 @@ def to_text(report: Report) -> str:
 
 
 def read(path: Path) -> Report:
+    """A report from its JSON file. InputError where it is none, or of another version."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)

@@ -64,10 +64,12 @@ def is_chosen(model: "ModelSettings") -> bool:
 
 
 def is_base_chosen(model: "ModelSettings") -> bool:
+    """Whether a base directory was named, by a setting or by the environment."""
     return model.base_dir is not None or bool(os.environ.get(locate.BASE_VARIABLE))
 
 
 def base_dir_of(model: "ModelSettings") -> Path:
+    """The directory to look for checkpoints in: the chosen one, else where nanochat writes."""
     return expanded(model.base_dir) if model.base_dir else locate.default_base_dir()
 
 

@@ -26,6 +26,8 @@ META_LIMIT_BYTES = 16 * 1024**2
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """A model ready to run, its tokenizer and the checkpoint that both are of."""
+
     model: "GhostVis"
     tokenizer: Tokenizer
     checkpoint: Checkpoint

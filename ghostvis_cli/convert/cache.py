@@ -35,6 +35,7 @@ REPORT_S = 5.0
 
 
 def default_base() -> Path:
+    """The folder of all converted directories. OutputError without a home directory."""
     if (place := cache_dir()) is None:
         message = "there is no home directory for what is converted"
         raise OutputError(message, hint="export GHOSTVIS_CACHE_DIR=DIR")

@@ -86,6 +86,7 @@ def rendered(
 
 
 def pixels_of(prompt: Prompt, config: GhostVisConfig) -> Tensor | None:
+    """A prompt's images (images, 3, S, S) float32, preprocessed; None for text."""
     vision = config.vision
     if vision is None or not prompt.images:
         return None

@@ -4,13 +4,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 from urllib.parse import urlsplit
 
 from ghostvis_cli.addresses import PORTS, is_host
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.image_limits import ImageLimits
+from ghostvis_cli.openai.answers import Vocabulary
 
 KEY_HINT = "export GHOSTVIS_API_KEY=$(openssl rand -hex 16)"
 
@@ -75,14 +76,6 @@ def origin_of(text: str) -> str:
     port = "" if url.port in (None, PORTS.get(url.scheme)) else f":{url.port}"
     host = f"[{name}]" if ":" in name else name if name.isascii() else name.encode("idna").decode()
     return f"{url.scheme}://{host}{port}"
-
-
-class Vocabulary(Protocol):
-    """What /tokenize and logprobs need to know of a tokenizer."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def token_bytes(self, id_: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,7 @@ def _call_all(calls: list[Callable[[], None]]) -> None:
 
 
 def choose_device(wanted: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda:1"... EngineError or UsageError where it can't be used."""
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -18,18 +18,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ghostvis_cli.serve.api_errors import ApiError, no_route
+from ghostvis_cli.errors import InputError
+from ghostvis_cli.openai import schema
+from ghostvis_cli.openai.schema import Kind, Known
+from ghostvis_cli.serve.api_errors import ApiError, as_api_error, no_route
 from ghostvis_cli.serve.door import Door, without_slash
-from ghostvis_cli.serve.openai_fields import (
-    BODY,
-    IMAGE_PART,
-    IMAGE_URL,
-    MESSAGE,
-    STREAM_OPTIONS,
-    TEXT_PART,
-    Kind,
-    Known,
-)
 from ghostvis_cli.serve.settings import ServerSettings
 
 VARIABLE = "GHOSTVIS_SERVE"
@@ -154,7 +147,7 @@ def check_keys(app: Any, keys: Mapping[str, str]) -> None:
 
 
 def _known(kind: Kind, theirs: Iterable[str]) -> Known:
-    ours = BODY[kind]
+    ours = schema.BODY[kind].known()
     return Known(frozenset(theirs) - NOT_FOLLOWED, ours.ignored, {**ours.neutral, **NEUTRAL})
 
 
@@ -208,8 +201,8 @@ class FieldCheck:
         messages = await _whole_body(receive)
         try:
             check(b"".join(message.get("body", b"") for message in messages), self.known[kind])
-        except ApiError as refusal:
-            await _refused(refusal)(scope, receive, send)
+        except (ApiError, InputError) as refusal:
+            await _refused(as_api_error(refusal, ""))(scope, receive, send)
             return
         replayed = iter(messages)
 
@@ -226,6 +219,10 @@ async def _whole_body(receive: Receive) -> list[Message]:
     return messages
 
 
+class StreamOptions(schema.StreamOptions):
+    continuous_usage_stats: bool | None = None
+
+
 def check(body: bytes, known: Known) -> None:
     """ApiError for a field that SGLang would drop. What is no such body at all is left for SGLang to refuse."""
     try:
@@ -234,41 +231,16 @@ def check(body: bytes, known: Known) -> None:
         return
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
-    _only(known, values, "")
-    _only(STREAM_OPTIONS.also("continuous_usage_stats"), values.get("stream_options"), "stream_options")
-    _check_values(values)
-    messages = values.get("messages")
-    for number, message in enumerate(messages if isinstance(messages, list) else ()):
-        if isinstance(message, dict):
-            _check_message(message, f"messages[{number}]")
-
-
-def _check_values(values: Mapping[str, Any]) -> None:
-    """What SGLang would take and not do, or trip over."""
+    if stray := known.stray(values):
+        raise ApiError(400, f"{stray.name} {stray.rule}", param=stray.name, code=stray.code)
     if values.get("top_logprobs") and not values.get("logprobs"):
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if values.get("n") == 0:
         raise ApiError(400, "n must be at least 1", param="n")
-
-
-def _check_message(message: Mapping[str, Any], place: str) -> None:
-    _only(MESSAGE, message, place)
-    content = message.get("content")
-    if content is None:
-        raise ApiError(400, f"{place}.content is required", param=f"{place}.content")
-    for number, part in enumerate(content if isinstance(content, list) else ()):
-        name = f"{place}.content[{number}]"
-        match part.get("type") if isinstance(part, dict) else None:
-            case "text":
-                _only(TEXT_PART, part, name)
-            case "image_url":
-                _only(IMAGE_PART, part, name)
-                _only(IMAGE_URL, part.get("image_url"), f"{name}.image_url")
-
-
-def _only(known: Known, values: object, place: str) -> None:
-    if isinstance(values, dict) and (stray := known.stray(values, place)):
-        raise ApiError(400, stray.message, param=stray.path, code=stray.code)
+    if values.get("stream_options") is not None:
+        schema.read(StreamOptions, values["stream_options"], "stream_options")
+    if "messages" in values and "messages" in known.read:
+        schema.read(schema.Conversation, {"messages": values["messages"]})
 
 
 async def no_such_route(request: Any, error: Any) -> Response:

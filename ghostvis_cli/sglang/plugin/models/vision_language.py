@@ -84,6 +84,7 @@ class GhostVisForConditionalGeneration(nn.Module):
     def forward(
         self, input_ids: Tensor, positions: Tensor, forward_batch: Any, get_embedding: bool = False, **_: Any
     ) -> Any:
+        """input_ids (T,) with images' places beyond the vocabulary -> what SGLang's logits processor gives."""
         extra = {}
         if self.is_nanochat:  # which has more than one embedding of its ids; images' places lie beyond them
             beyond = input_ids >= self.config.text_config.vocab_size
@@ -116,6 +117,7 @@ class GhostVisForConditionalGeneration(nn.Module):
         return found
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take (name, tensor) pairs: the vision part's here, the others for the language model."""
         vision = dict(self.vision.named_parameters())
         expected = {VISION + name for name in vision} | {
             re.sub(r"^model\.", DECODER, name) for name in self.language_model.expected()
