@@ -14,7 +14,7 @@ from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import Layout
 
 # In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
-LITERAL_IMAGE_TOKEN = "<|image|>"
+LITERAL_IMAGE_TOKEN = "<|picture|>"
 # Characters that Unicode keeps for programs' own use. The first one opens a mark, and so must be marked itself.
 OPEN, ITSELF, BEHIND = "\ufdd0\ufdd1\ufdd2"
 MARKS = ((OPEN, OPEN + ITSELF), ("<", "<" + OPEN + BEHIND))  # in this order
