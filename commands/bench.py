@@ -109,7 +109,7 @@ def bench(ctx: typer.Context, *, output_file: Path | None, json: bool) -> None:
         try:
             if output_file is not None:
                 save(report, output_file)
-        finally:  # a full disk shall not take the figures along
+        finally:  # print the figures even where the report can't be written
             if json:
                 output.record(schema.to_json(report))
             else:

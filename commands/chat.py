@@ -144,7 +144,7 @@ def _session_file(params: dict[str, Any], *, autosave: bool) -> "SessionFile | N
         return sessions.open(params["session"])
     if params["resume"]:
         return sessions.newest()
-    if not autosave:  # a cron job must not become somebody's last conversation
+    if not autosave:  # else --continue would go on with what a cron job asked
         return None
     sessions.prune()
     return sessions.unnamed()

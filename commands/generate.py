@@ -204,7 +204,9 @@ async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", sho
             code = int(ExitCode.OK)
         else:
             code = await _answer_many(engine, requests, show)
-        output.notices(line for line in engine.info.notices if line not in told)  # learnt from the answers
+        output.notices(
+            line for line in engine.info.notices if line not in told
+        )  # known only after the answers
         return code
 
 
@@ -215,7 +217,7 @@ async def _answer_one(engine: "Engine", request: "GenerateRequest", show: _Show)
 
 
 async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show: _Show) -> int:
-    """A prompt that fails does not take the others with it: code 8, or its own code where none succeeded."""
+    """Each prompt fails for itself. Code 8 where some succeeded, else the first failure's code."""
     from ghostvis_cli.answer import ask
 
     quiet_show = _Show(records=show.records, stream=False, stats=show.stats)

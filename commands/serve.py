@@ -194,7 +194,7 @@ def _api_key(profile: "Profile", variable: str | None) -> str | None:
 
 
 def _hosts(option: str, names: list[str] | None) -> tuple[str, ...]:
-    """As they are compared. What no request's host can be would never match, without a word."""
+    """Host names as they are compared. One that no request can have is refused, since it would never match."""
     for name in names or ():
         if not is_host(name):
             raise UsageError(f"{option} {name!r} is not a host's name", hint=f"{option} box.example")

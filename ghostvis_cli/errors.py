@@ -40,6 +40,10 @@ class GhostvisError(Exception):
         self.message = message
         self.hint = hint
 
+    def record(self) -> dict[str, int | str | None]:
+        """As JSON records have it."""
+        return {"code": int(self.code), "kind": self.kind, "message": self.message, "hint": self.hint}
+
 
 class UsageError(GhostvisError):
     """Options, arguments or a profile that can't be used."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.errors import UsageError
 
-MOST_TOKENS = 1_000_000  # that anybody asks for
+MOST_TOKENS = 1_000_000  # more than any request needs
 
 
 class SamplingError(UsageError):

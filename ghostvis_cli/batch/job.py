@@ -38,7 +38,7 @@ class Job:
 
 
 class Reporter(Protocol):
-    """How a job speaks. The module cli.output is one."""
+    """Where a job reports to. The module cli.output is one."""
 
     def notice(self, text: str, /) -> None: ...
     def detail(self, text: str, /) -> None: ...

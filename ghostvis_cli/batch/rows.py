@@ -222,7 +222,7 @@ def _prompt(row: Json) -> str:
 
 
 def _sampling(row: Json, default: Sampling, index: int) -> Sampling:
-    """A seed for the run becomes one for each row, so that an answer does not depend on its neighbours."""
+    """A seed of each row's own, made from the run's, so that an answer does not depend on other rows."""
     given = {name: _setting(name, row[name]) for name in SAMPLING if row.get(name) is not None}
     if default.seed is not None:
         given.setdefault("seed", (default.seed + index) % SEEDS)

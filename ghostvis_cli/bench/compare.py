@@ -1,6 +1,6 @@
 """Two reports -> a verdict per metric: better, worse, or no evidence. Decides; rendering is compare_text's.
 
-Whatever was measured, B against A. Reports of unlike work are refused, since no arithmetic makes them comparable.
+Compares B with A. Reports of different workloads are refused: their figures can't be compared.
 A verdict needs an interval that leaves out "no change"; see stats.py for where intervals come from, and
 benchmarks/bench_verdicts.py for how often they are wrong. Two runs made one after the other also differ by what
 became of the machine in between, which no number of repeats can show: each interval is wider by as much as a fixed
@@ -32,7 +32,7 @@ HEADLINES = (
 LEAST_PAIRS = 8
 UNSTEADY = 0.05
 STEADIER = 3  # times the machine's spread over a metric's, from which on the metric is not the machine's
-# Runs shall tell a change of 10 % of what most people look at first; where they can't, a note says what would.
+# Of these metrics a change of 10 % should be detectable; where it is not, a note says what would make it so.
 FIRST_LOOKED_AT, WORTH_TELLING = ("requests_per_s", "e2e_p50"), 0.10
 
 
@@ -348,7 +348,7 @@ def _reach(finding: Finding) -> float:
 
 
 def _circumstances(a: Side, b: Side) -> Iterator[tuple[str, Any, Any]]:
-    """What may differ because it is what is compared, and is worth knowing because it may not be."""
+    """(name, a, b) of the two set-ups: what differs may be what is compared, or an accident."""
     for name in ("kind", "device", "dtype", "layout", "server"):
         yield name, getattr(a.card, name), getattr(b.card, name)
     for part in ("machine", "versions"):

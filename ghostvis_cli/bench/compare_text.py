@@ -112,7 +112,7 @@ def _named(figures: Any) -> list[str]:
 
 
 def _unit(name: str) -> str:
-    """benchstat scales what ends in sec, B or /s by itself."""
+    """benchstat itself scales units that end in sec, B or /s."""
     base = name.removesuffix("_per_s").replace("_", "-")
     match metric(name).unit:
         case "s":

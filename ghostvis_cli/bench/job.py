@@ -53,7 +53,7 @@ class Job:
 
 
 class Reporter(Protocol):
-    """How a job speaks. The module cli.output is one."""
+    """Where a job reports to. The module cli.output is one."""
 
     def notice(self, text: str, /) -> None: ...
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
@@ -192,7 +192,7 @@ def make_workload(job: Job, profile: "Profile", plan: Plan) -> Workload:
 
 
 def _announced(job: Job, work: Workload, plan: Plan) -> str:
-    """What is about to be asked, and how answers end: nobody should have to guess."""
+    """Lines about what will be sent, and how answers end."""
     runs = f"{plan.rounds} runs" if plan.rounds > 1 else "1 run"
     size = f"{len(work.rounds[0]):,} requests" if plan.duration_s is None else f"{plan.duration_s:g} s"
     end = (
@@ -235,7 +235,7 @@ def _is_here(profile: "Profile") -> bool:
 
 
 def _port(profile: "Profile") -> int | None:
-    """Of a server on this machine, whose processes can be looked at."""
+    """The port of a server on this machine, whose processes can be inspected; else None."""
     url = profile.engine.base_url
     return processor_use.local_port(url) if profile.engine.chosen_kind == "remote" and url else None
 

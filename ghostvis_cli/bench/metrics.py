@@ -1,7 +1,7 @@
 """Records of requests -> figures, and figures of repeats -> estimates. Pure; docs/bench.md has every formula.
 
 Latencies count from the time a request was scheduled for. Where the client kept to its schedule that is when it
-was sent; where it did not, whoever waited has waited since then.
+was sent; where it did not, the wait before sending counts too.
 """
 
 import math

@@ -129,7 +129,7 @@ async def measure(
 
 
 async def warm_up(target: Target, items: Sequence[Item], load: Load, progress: Progress) -> None:
-    """Requests that nobody counts, as many in flight as will be. The first error where none succeeded."""
+    """Requests that are not measured, as many in flight. Raises the first error where none succeeded."""
     if not items:
         return
     client = Client(target, progress)

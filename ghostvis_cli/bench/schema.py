@@ -162,7 +162,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class EngineCard:
-    """Who was measured. `model_hash` and `profile_hash` are SHA-256 in hex, None where it can't be known."""
+    """The engine that was measured. `model_hash` and `profile_hash` are SHA-256 in hex, None where not known."""
 
     name: str  # as in Run.engine
     kind: str

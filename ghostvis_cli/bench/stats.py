@@ -16,7 +16,7 @@ from itertools import combinations_with_replacement
 # A report holds a dozen metrics that mostly move together. At 99 % each, a table of them raises a false alarm
 # in fewer than one comparison of twenty; benchmarks/bench_verdicts.py counts.
 CONFIDENCE = 0.99
-# Runs where nobody chose: they find a change of 10 % where repeats vary by 2 % (bench_verdicts.py).
+# The default of runs: enough to find a change of 10 % where repeats vary by 2 % (bench_verdicts.py).
 REPEATS = 12
 MOST_REPEATS = 1_000  # that bench takes, and compare advises
 EXACT_UP_TO = 10_000  # pairs of values; beyond, the normal curve is the same to four digits

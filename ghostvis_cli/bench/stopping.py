@@ -26,7 +26,7 @@ class Interruption:
         return self.by.name if isinstance(self.by, Ending) else one_line(self.by)
 
     def take_effect(self) -> None:
-        """What would have happened had nobody held it up."""
+        """Do what was held up."""
         if isinstance(self.by, Exception):
             raise self.by
         endings.end(self.by)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
 JsonRow: TypeAlias = dict[str, Any]
-TEXT_TOKENS, QUESTION_TOKENS = 128, 32  # of a prompt where nobody chose: alone, and beside an image
+TEXT_TOKENS, QUESTION_TOKENS = 128, 32  # default length of a prompt: alone, and with an image
 OUTPUT_TOKENS = 64
 PROMPTS = 100
 REPLY_TOKENS = 24  # of the assistant's turns in a conversation, which are part of the workload
@@ -169,7 +169,7 @@ class Gallery:
         self._encoded = {url: self._encoded.get(url) or self._images[url].base64() for url in urls}
 
     def fresh(self, url: str) -> "EncodedImage":
-        """An image nobody has decoded yet: an engine in this process shall pay for that as a server does."""
+        """An image that was not decoded yet: an engine in this process has to, as a server does."""
         return replace(self._images[url], encoded=self._encoded.get(url))
 
     def digest(self, url: str) -> str:

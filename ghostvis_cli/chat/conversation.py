@@ -13,12 +13,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ghostvis_cli import endings
 from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
-from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Beside, Chunk, Engine, GenerateRequest
+from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Beside, Chunk, Closing, Engine, GenerateRequest
 from ghostvis_cli.errors import (
     EngineError,
     GhostvisError,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Overflow: TypeAlias = Literal["refuse", "drop-oldest"]
 
 
-class Conversation:
+class Conversation(Closing):
     """What a terminal or a script talks to. `session` is what was said, `last` the newest reply.
 
     file      where the session is saved after every change
@@ -120,12 +120,6 @@ class Conversation:
             await engine.aclose()
         if self.file is not None:
             self.file.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
 
     # Messages
 
@@ -250,7 +244,7 @@ class Conversation:
         return self.engine.info.context_tokens if self.engine else None
 
     def context_used(self) -> int | None:
-        """Tokens of the whole conversation after its last reply; None where nobody counted."""
+        """Tokens of the whole conversation after its last reply; None where the engine did not count."""
         reply = self.session.turns[-1].reply if self.session.turns else None
         if reply is None or reply.usage is None:
             return None
@@ -291,7 +285,7 @@ class Conversation:
 
 
 class _Coming:
-    """A reply as far as it has come, on the clock of whoever waits for it."""
+    """A reply as far as it has come, with times by the caller's clock."""
 
     def __init__(self, model: str = "") -> None:
         self.model, self.last = model, Chunk()
@@ -328,7 +322,7 @@ class _Coming:
 
 
 def _for_chat(resolved: "Resolved") -> "Profile":
-    """The profile, with longer answers where nobody chose how long."""
+    """The profile, with chat's default of max_tokens where none was chosen."""
     profile = resolved.profile
     if resolved.chose("sampling.max_tokens"):
         return profile

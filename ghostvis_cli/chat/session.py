@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or the part of it that came. `usage` None: it was stopped, so nobody counted."""
+    """An answer, or the part that came. `usage` is None where it was stopped: no count came."""
 
     text: str
     finish_reason: FinishReason
@@ -70,7 +70,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Totals:
-    """Tokens of all replies that are still in the conversation. `cached` is None where nobody reported it."""
+    """Tokens of all replies still in the conversation. `cached` is None where no reply reported it."""
 
     replies: int = 0
     prompt: int = 0  # text and image together, each reply's whole prompt

@@ -19,7 +19,7 @@ DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
 
 
 def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
-    """The checkpoint meant, with the tokenizer meant and the constants that were set, and what to tell the user."""
+    """The chosen checkpoint with its tokenizer and the constants that were set, and lines for the user."""
     checkpoint, notices = _choose(model)
     if checkpoint.path.resolve().is_relative_to(demo.BASE_DIR.resolve()):
         checkpoint = replace(checkpoint, source=DEMO_SOURCE)
@@ -74,7 +74,7 @@ def base_dir_of(model: "ModelSettings") -> Path:
 
 
 def _is_there(base_dir: Path) -> bool:
-    """A link that leads nowhere and a disk that does not answer are there: their owner must hear of it."""
+    """Whether it exists. A dangling link and a disk that does not answer do, so that an error follows."""
     try:
         base_dir.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -64,7 +64,7 @@ KNOWN_CONFIG = frozenset(
     }
 )
 MOST_POSITIONS = 10_000_000  # beyond any real model; a hostile meta file must not size our tables
-# Stored by some writers, used by nobody: CLIP's pooled head, SigLIP's attention head, position numbers.
+# Stored by some writers and not needed: CLIP's pooled head, SigLIP's attention head, position numbers.
 UNUSED = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?(embeddings\.position_ids|head\..*)$")
 UNUSED_IN_CLIP = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?post_layernorm\.(weight|bias)$")
 

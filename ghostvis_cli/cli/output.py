@@ -112,7 +112,7 @@ def end_line() -> None:
 
 
 def record(value: dict[str, Any], *, indent: int | None = None) -> None:
-    """One JSON object on a line of its own, flushed: whoever reads along sees whole records."""
+    """One JSON object on one line, flushed, so that readers see whole records."""
     unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     text = json.dumps(value, ensure_ascii=not unicode, indent=indent, allow_nan=False)
     if is_terminal_stdout():
@@ -121,7 +121,7 @@ def record(value: dict[str, Any], *, indent: int | None = None) -> None:
 
 
 def _stdout(text: str) -> None:
-    if sys.stdout is None:  # closed by the caller, who wants no answer
+    if sys.stdout is None:  # closed by the caller
         return
     _erase_progress()
     try:
@@ -212,11 +212,11 @@ def _lines_of(error: GhostvisError) -> list[str]:
 
 
 def _record_of(error: GhostvisError) -> dict[str, Any]:
-    return {"schema_version": SCHEMA_VERSION, "error": error_record(error)}
+    return {"schema_version": SCHEMA_VERSION, "error": error.record()}
 
 
 def last_words(error: GhostvisError | None) -> None:
-    """As `error`, in a signal handler: past the streams, whose locks the interrupted code may hold."""
+    """As `error`, for signal handlers: past the streams, whose locks the interrupted code may hold."""
     if _state.progress_drawn:
         _write_now(2, "\r\x1b[K")
     if _state.mid_line:
@@ -291,10 +291,6 @@ def _to_terminal(text: str) -> None:
         if sys.__stderr__ is not None:
             sys.__stderr__.write(text)
             sys.__stderr__.flush()
-
-
-def error_record(error: GhostvisError) -> dict[str, Any]:
-    return {"code": int(error.code), "kind": error.kind, "message": error.message, "hint": error.hint}
 
 
 def _stderr(line: str) -> None:

@@ -64,7 +64,7 @@ def _to_stdout(write: Callable[[], object], *, told: bool = False) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: loader threads may still be reading weights that nobody waits for any more."""
+    """End at once, without waiting for threads that still read weights."""
     if output := _output_where_used():
         output.end_log(code)
     if code == ExitCode.INTERRUPTED:

@@ -26,7 +26,7 @@ class KnownHashes:
             self._known = dict(json.loads(path.read_text(encoding="utf-8")).items())
 
     def of(self, path: Path) -> str:
-        """The file's SHA-256, read where nobody has yet. OSError where it can't be."""
+        """The file's SHA-256, read unless it is known. OSError where it can't be read."""
         path = path.resolve()
         stat = path.stat()
         found = self._known.get(str(path))

@@ -50,7 +50,7 @@ class Progress:
 
 
 class CancelledError(Exception):
-    """Whoever asked for the conversion has left."""
+    """The conversion was cancelled."""
 
 
 def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:

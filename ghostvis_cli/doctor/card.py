@@ -1,7 +1,7 @@
 """A test card that tells up from down: a red circle above a blue square, stored lying on its side.
 
-The file is a JPEG as a phone writes it: pixels turned by 90 degrees and an EXIF tag that says so. Whoever
-passes the tag over sees the circle on the left; whoever turns the wrong way sees it at the bottom.
+The file is a JPEG as a phone writes it: pixels turned by 90 degrees and an EXIF tag that says so. A loader that
+ignores the tag sees the circle on the left; one that turns the wrong way sees it at the bottom.
 """
 
 from collections.abc import Iterator
