@@ -25,7 +25,7 @@ FAILURES_TOLD = 5
 
 @dataclass(frozen=True)
 class Job:
-    """`output` None or `-` is stdout: whole records as they come, and nothing to go on with another time.
+    """`output` None or `-` is stdout: records are written as they come, and the run can't be resumed.
 
     So is a pipe or a device, such as /dev/stdout or what a shell makes of >(...).
     """

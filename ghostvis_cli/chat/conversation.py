@@ -142,7 +142,7 @@ class Conversation(Closing):
                 yield chunk
 
     def forget(self, count: int) -> None:
-        """Send the model the oldest turns no more."""
+        """Stop sending the oldest turns to the model."""
         gone = self.session.forget(count)
         images = sum(len(turn.images) for turn in gone)
         and_images = f" with {images} image{'s' * (images > 1)}" if images else ""
@@ -165,7 +165,7 @@ class Conversation(Closing):
                 self._keep(coming)
 
     def _keep(self, coming: "_Coming") -> None:
-        """What came of a reply, however it ended."""
+        """Record what came of a reply, however it ended."""
         if coming.worth_keeping:
             self.last = coming.reply()
             self.session.answer(self.last)
@@ -195,7 +195,7 @@ class Conversation(Closing):
                 self._make_room(await measure(self.session, engine, limit), error)
 
     def _make_room(self, room: Room | None, refusal: GhostvisError | None) -> None:
-        """Drop what --overflow lets drop, or say why it does not fit. A server's refusal beats our estimate."""
+        """Drop turns as --overflow allows, or raise why it does not fit. A server's refusal beats our estimate."""
         drop, turns = room.drop if room else 0, len(self.session.sent)
         if refusal is not None and not drop and turns > 1:  # our estimate was too low, or there is none
             drop = max(1, turns // 4)
@@ -251,7 +251,7 @@ class Conversation(Closing):
         return reply.usage.prompt_tokens + reply.usage.completion_tokens
 
     def save(self, *, durable: bool = True) -> None:
-        """After every change. `durable` False leaves it to the system when it reaches the disk."""
+        """Save after a change. With `durable` False the system decides when it reaches the disk."""
         if self.file is None:
             return
         try:
@@ -278,7 +278,7 @@ class Conversation(Closing):
             )
 
     def _tell(self, line: str) -> None:
-        """Each line once."""
+        """Pass each notice on once."""
         if line not in self._told:
             self._told.add(line)
             self.note(line)
@@ -301,7 +301,7 @@ class _Coming:
 
     @property
     def worth_keeping(self) -> bool:
-        """Some words, or an end that the model chose."""
+        """Whether there is text, or the model itself ended the reply."""
         return any(chunk.text for chunk in self._chunks) or self.last.finish_reason in ("stop", "length")
 
     def reply(self) -> Reply:

@@ -42,7 +42,7 @@ def protocol(env: Mapping[str, str], answer: str) -> Protocol:
 
 
 def ask_terminal() -> str:
-    """Its answer to QUESTION; nothing from one that does not answer. Only with a terminal on stdin and stdout."""
+    """The terminal's answer to QUESTION, empty without one. Needs a terminal on stdin and stdout."""
     if os.environ.get("TERM", "dumb") in ("dumb", "linux"):
         return ""
     with _keys_unread() as number:

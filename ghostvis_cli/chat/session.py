@@ -58,7 +58,7 @@ class Turn:
 
     @cached_property  # a turn is sent again with every later message
     def messages(self) -> tuple[Message, ...]:
-        """As engines take it."""
+        """The turn as messages for an engine."""
         asked = Message.of("user", self.text, self.images)
         return (asked,) if self.reply is None else (asked, Message.of("assistant", self.reply.text))
 
@@ -187,7 +187,7 @@ class Session:
         return self.turns[self.forgotten :]
 
     def forget(self, count: int) -> list[Turn]:
-        """Send the model `count` of the oldest turns no more, nor their images. A message on its way stays."""
+        """Stop sending `count` of the oldest turns and their images. A message without a reply yet stays."""
         most = len(self.sent) - (not self.answered)
         gone = self.sent[: max(0, min(count, most))]
         self.forgotten += len(gone)

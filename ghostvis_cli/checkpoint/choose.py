@@ -29,7 +29,7 @@ def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
 
 
 def constants(model: "ModelSettings") -> Constants:
-    """Of a model's mathematics, those that were set."""
+    """The constants of the model's mathematics that were set."""
     return Constants(**{each.name: getattr(model, each.name) for each in fields(Constants)})
 
 
@@ -58,7 +58,7 @@ def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
 
 
 def is_chosen(model: "ModelSettings") -> bool:
-    """Whether a model was asked for in any way. Then no other one may answer in its stead."""
+    """Whether a model was chosen in any way. Then no other may be used instead."""
     of_model = (model.checkpoint_path, model.source, model.model_tag, model.step, model.tokenizer_path)
     return is_base_chosen(model) or any(value is not None for value in of_model)
 
@@ -85,7 +85,7 @@ def _is_there(base_dir: Path) -> bool:
 
 
 def _passed_over(found: Checkpoint, base_dir: Path) -> list[str]:
-    """Upstream would choose one of these tags, and they hold nothing that can be loaded."""
+    """A notice of tags that upstream would choose and that hold nothing that can be loaded."""
     assert found.source is not None, "it was found under a source"
     told = []
     for tag, directory in locate.tags(base_dir, found.source).items():

@@ -151,7 +151,7 @@ def assemble(
     device: "torch.device",
     dtype: "torch.dtype",
 ) -> "Tensor":
-    """One of our parameters out of the file's: cut, cast, moved, joined, and looked at once for NaN."""
+    """One of our parameters from the file's tensors: cut, cast, moved, joined, and checked to be finite."""
     import torch
 
     dtype = torch.float32 if part.exact else dtype

@@ -39,7 +39,7 @@ NOT_THE_JOB = (
 
 
 class _State:
-    """Of this process."""
+    """The state of this process."""
 
     def __init__(self) -> None:
         self.is_ours = False
@@ -120,7 +120,7 @@ def _stop_in_another_program(ending: Ending) -> None:
 
 
 def _end_at_once(ending: Ending) -> None:
-    """Say the line, put away what must not stay, and end. Fit for a handler: waits for no lock, never raises."""
+    """Print the line, remove temporary files, end. For signal handlers: waits for no lock, never raises."""
     if _state.leaving:
         return
     _state.leaving = True
@@ -136,7 +136,7 @@ def _end_at_once(ending: Ending) -> None:
 
 
 def _end_within_grace(ending: Ending) -> None:
-    """Should unwinding get stuck."""
+    """End the process after GRACE_S, in case unwinding gets stuck."""
     if _state.is_cut_short:
         return
     _state.is_cut_short = True
@@ -167,7 +167,7 @@ def die_of_interrupt() -> None:
 
 
 def _in_front() -> bool:
-    """Whether a terminal's Ctrl-C comes to this process."""
+    """Whether this process is in the terminal's foreground, and gets its Ctrl-C."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
         return os.tcgetpgrp(terminal) == os.getpgrp()

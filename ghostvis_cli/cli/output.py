@@ -31,7 +31,7 @@ ColorChoice = Literal["auto", "always", "never"]
 
 @dataclass
 class _State:
-    """How talkative this run is. Set once, by the command that was called."""
+    """How this run speaks. Set once, by the command that was called."""
 
     quiet: bool = False
     verbose: bool = False
@@ -47,7 +47,7 @@ _state = _State()
 
 
 def reset(*, json_errors: bool) -> None:
-    """A fresh start, before the command's options are known."""
+    """Forget the last run's settings, before the command's options are known."""
     global _state
     _state = _State(json_errors=json_errors)
     for stream in (sys.stdout, sys.stderr):
@@ -105,7 +105,7 @@ def answer(text: str) -> None:
 
 
 def end_line() -> None:
-    """Where an answer on the terminal was cut off: what comes next starts on a line of its own."""
+    """End an answer's unfinished line on the terminal, so that what follows starts on a new line."""
     if _state.mid_line:
         with suppress(OutputError, ReaderGone):  # the terminal is gone
             answer("\n")
@@ -167,7 +167,7 @@ def aside(lines: Iterable[str]) -> None:
 
 
 def loud(text: str) -> None:
-    """One line on stderr that stands out, and that --quiet leaves in: what was found contradicts itself."""
+    """A line on stderr that stands out and that --quiet does not hide, for findings that contradict each other."""
     _stderr(_style(f"ghostvis: {_one_line(text)}", "1;33", sys.stderr))
 
 
@@ -186,7 +186,7 @@ def child_line(text: str, *, notable: bool) -> None:
 
 
 def detail(text: str) -> None:
-    """Only with -v."""
+    """A line on stderr with -v only."""
     if _state.verbose:
         notice(text)
 
@@ -232,7 +232,7 @@ def last_words(error: GhostvisError | None) -> None:
 
 
 def _write_now(descriptor: int, text: str) -> None:
-    """Unless it would wait for a reader."""
+    """Write to a descriptor, unless that would wait for a reader."""
     ready = select.poll()
     ready.register(descriptor, select.POLLOUT)
     with suppress(OSError):
@@ -286,7 +286,7 @@ def _erase_progress() -> None:
 
 
 def _to_terminal(text: str) -> None:
-    """Past the log file, which has no use for ten lines a second."""
+    """Write to the terminal, not to the log file, which needs no ten lines a second."""
     with suppress(OSError, ValueError):
         if sys.__stderr__ is not None:
             sys.__stderr__.write(text)

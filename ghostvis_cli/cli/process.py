@@ -13,7 +13,7 @@ from ghostvis_cli.version import __version__
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """`command` raises SystemExit for any end but success."""
+    """Run the command and leave. `command` raises SystemExit for any end but success."""
     _occupy_closed_streams()
     sys.stdout = _whole(sys.stdout)
     address_space.spare()
@@ -77,7 +77,7 @@ def _output_where_used() -> Any:
 
 
 def _whole(stream: TextIO) -> TextIO:
-    """PYTHONUNBUFFERED takes away the buffer, which alone minds that a system may write less than it was given."""
+    """A buffer for a stream that PYTHONUNBUFFERED left without: only the buffer handles short writes."""
     raw = getattr(stream, "buffer", None)
     if not isinstance(raw, io.RawIOBase):
         return stream

@@ -123,7 +123,7 @@ def _capped(logits: Tensor, cap: float) -> Tensor:
 def _fill(module: nn.Module, read: Callable[[str, torch.Size], Tensor]) -> nn.Module:
     """Give a module weights, tensor by tensor. `read` gets a name and a shape.
 
-    In the memory that it has by then: layers that come and go would leave holes too small for the next.
+    Memory is reused from layer to layer, since freed layers would leave holes too small for the next.
     """
     if any(parameter.is_meta for parameter in module.parameters()):
         module.to_empty(device="cpu")
@@ -271,7 +271,7 @@ class _Converted:
         return _fill(module, lambda name, _: self._rows(f"{prefix}.{name}", slice(None)))
 
     def _rows(self, name: str, which: Tensor | slice) -> Tensor:
-        """Copied: a tensor that is still the mapped file keeps its pages in memory."""
+        """A copy, since a view of the mapped file would keep its pages in memory."""
         with safe_open(self._files[name], "pt") as file:
             tensor = file.get_tensor(name)[which]
         rows: Tensor = tensor.to(torch.float32, copy=True)

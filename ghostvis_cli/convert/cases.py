@@ -38,7 +38,7 @@ class Case:
 
 
 def _content(message: Message) -> str | list[dict[str, str]]:
-    """A string where the turn is one text, so that both kinds of content are tried."""
+    """A string for a turn of one text, so that both forms of content are verified."""
     if [type(part) for part in message.parts] == [Text]:
         return message.text
     return [

@@ -1,4 +1,4 @@
-"""One conversion: what is to be written, written, verified, and put in its place."""
+"""One conversion: write, verify, put in place."""
 
 import json
 import threading

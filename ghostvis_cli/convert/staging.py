@@ -109,7 +109,7 @@ def _made(place: Path) -> tuple[Path, int]:
 
 
 def _discard(directory: Path) -> None:
-    """While another thread may be writing it: under another name, which still is one of a leftover."""
+    """Remove a directory that another thread may still write to, renamed first as a leftover is named."""
     gone = directory.with_name(f"{directory.name}-gone")
     with suppress(OSError):
         directory.rename(gone)
