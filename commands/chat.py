@@ -46,13 +46,7 @@ OVERFLOWS = ("refuse", "drop-oldest")
     option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
     option(int, "--max-tokens N", "Most tokens in a reply (default 200)."),
     option(bool, "--json", "Without a terminal: one JSON object per turn."),
-    options.SYSTEM,
-    options.MODEL,
-    options.IMAGES_BACKGROUND,
-    options.SAMPLING,
-    options.ANY_ENGINE,
-    options.GPUS,
-    options.SCRIPTED,
+    options.ANSWERING,
 )
 def chat(
     ctx: typer.Context,

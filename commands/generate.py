@@ -56,13 +56,7 @@ NOT_BESIDE_INPUT = {
     option(bool, "--jsonl", "One JSON object a line, one per prompt."),
     option(bool | None, "--stream/--no-stream", "Show text as it comes (default: on a terminal)."),
     option(bool, "--stats", "A line of statistics per answer, on stderr."),
-    options.SYSTEM,
-    options.MODEL,
-    options.IMAGES_BACKGROUND,
-    options.SAMPLING,
-    options.ANY_ENGINE,
-    options.GPUS,
-    options.SCRIPTED,
+    options.ANSWERING,
 )
 def generate(
     ctx: typer.Context,

@@ -131,6 +131,8 @@ GUARD = (
 
 # What programs that run others want of a command.
 SCRIPTED = (*PROFILE, JSON, *GUARD)
+# What a command takes that asks a model.
+ANSWERING = (SYSTEM, *MODEL, IMAGES_BACKGROUND, *SAMPLING, *ANY_ENGINE, *GPUS, *SCRIPTED)
 
 KEYS = {
     **{option.name: f"model.{option.name}" for option in MODEL},
