@@ -99,7 +99,7 @@ def chat(
 
 
 def _guarded_at_terminal(ctx: typer.Context) -> None:
-    """--lock and --log-file; signals are the chat's own business there, and people have no deadline."""
+    """Put --lock and --log-file into effect. At a terminal the chat handles signals itself and has no deadline."""
     for name in ("json", "timeout"):
         if ctx.params[name]:
             raise UsageError(
@@ -112,7 +112,7 @@ def _guarded_at_terminal(ctx: typer.Context) -> None:
 
 
 def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -> "Conversation":
-    """What to go on with: a session's file, or a new one. A home that can't be written costs only a notice."""
+    """The conversation to continue, or a new one. A home that can't be written is only a notice."""
     from ghostvis_cli.chat.conversation import Conversation
 
     file = None

@@ -203,7 +203,7 @@ def _loads(a: Side, b: Side) -> list[tuple[Load, Load]]:
 
 
 def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding | None:
-    """None where a side has no such figure, or nothing of the kind happened on either."""
+    """What is found of one metric; None where a side lacks it or it is 0 on both."""
     left, right = a.values(first, name), b.values(second, name)
     if not left or not right or not any((*left.values(), *right.values())):
         return None
@@ -244,7 +244,7 @@ def _absolute(a: Sequence[float], b: Sequence[float], paired: bool) -> Interval:
 
 
 def _depends_on_machine(name: str) -> bool:
-    """Times and rates do; tokens, shares and memory do not."""
+    """Whether a metric depends on the machine's speed: times and rates do, tokens, shares and memory do not."""
     return metric(name).unit in ("s", "1/s")
 
 
@@ -270,7 +270,7 @@ def _drift(a: Side, b: Side, first: Load, second: Load, most: float) -> float:
 
 
 def _spread(values: Sequence[float]) -> float:
-    """The standard deviation of their logarithms."""
+    """The standard deviation of the values' logarithms."""
     return stats.deviation([math.log(value) for value in values])
 
 

@@ -258,7 +258,7 @@ def _timeline(report: Report) -> Figure | None:
 
 
 def _left_out(report: Report) -> str:
-    """More curves than colours can't be told apart."""
+    """A remark where not all curves are drawn: there are only so many colours."""
     count = len(report.summaries)
     return f" The first {MOST_SERIES} of {count} are drawn." if count > MOST_SERIES else ""
 

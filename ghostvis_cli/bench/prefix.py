@@ -79,7 +79,7 @@ class Pair:
 
     @property
     def saved(self) -> float:
-        """The share of the cold time that the warm request was spared."""
+        """The share of the cold time that the warm request saved."""
         return 1 - self.warm_s / self.cold_s if self.cold_s else 0.0
 
     @property
@@ -110,7 +110,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the pairs add up to. `saved` and `saved_s` are medians over pairs with 95 % intervals."""
+    """The result over all pairs. `saved` and `saved_s` are medians over pairs with 95 % intervals."""
 
     pairs: tuple[Pair, ...]
     rounds: tuple[Round, ...]
@@ -127,7 +127,7 @@ class Proof:
 
 @dataclass
 class Measured:
-    """What there is so far: what cuts a proof short leaves it."""
+    """What was measured so far, kept where the proof is interrupted."""
 
     pairs: list[Pair] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
@@ -197,7 +197,7 @@ async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
 
 
 async def _asked(engine: Engine, request: GenerateRequest) -> Record:
-    """One request. The record counts from its sending."""
+    """Run one request. Its record's times count from sending it."""
     started_s = now()
     first_s: float | None = None
     last = Chunk()

@@ -246,7 +246,7 @@ def from_json(document: Any) -> Report:
 
 
 def _check(report: Report) -> None:
-    """What types do not say."""
+    """Check what types do not say: engines and figures that exist."""
     cards = {card.name for card in report.engines}
     if not cards:
         raise InputError("report.engines is empty")

@@ -17,7 +17,7 @@ from ghostvis_cli.errors import one_line
 
 @dataclass(frozen=True)
 class Interruption:
-    """Why measuring ended early: a signal, or an error that left no point in going on, be it a bug of ours."""
+    """Why measuring ended early: a signal, or an error after which it can't go on."""
 
     by: Ending | Exception
 
@@ -33,7 +33,7 @@ class Interruption:
 
 
 async def held_up(work: Coroutine[Any, Any, object], kept: ExitStack) -> Interruption | None:
-    """Do the work; None if it came to its end. Until `kept` is left, which is after the report, nothing is lost."""
+    """Do the work; None if it came to its end. Signals wait until `kept` is left, which is after the report."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     came: list[Ending] = []
 

@@ -141,7 +141,7 @@ def _taken_apart(chart: str) -> tuple[int, str]:
 
 
 class _Frame:
-    """Where values are on the paper."""
+    """Where values are in the drawing."""
 
     def __init__(self, x: Axis, y: Axis, top: int) -> None:
         self.x, self.y, self.top = x, y, top

@@ -45,7 +45,7 @@ def loaded(limits: "ImageLimits", *, tagged: bool = True) -> "EncodedImage":
 
 
 def sent_upright(image: "EncodedImage") -> Finding:
-    """Whether what leaves for the engine has the circle on top, and no tag left that could turn it again."""
+    """Whether the image that engines get has the circle on top, and no EXIF tag that would turn it again."""
     from PIL import Image
 
     sent = Image.open(BytesIO(image.data))
