@@ -230,7 +230,7 @@ _PART_IGNORED = frozenset(("cache_control", "prompt_cache_breakpoint"))
 
 
 class TextPart(Fields):
-    """Text of a message."""
+    """A piece of text in a message."""
 
     ignored = _PART_IGNORED
     neutral = {"annotations": ([],)}
@@ -283,13 +283,13 @@ Messages = Annotated[list[Message], Rules(fail_fast=True, min_length=1)]
 
 
 class Conversation(Fields):
-    """Messages alone, as a row of a batch has them."""
+    """Messages alone, as rows of a batch hold them."""
 
     messages: Messages
 
 
 class StreamOptions(Fields):
-    """What a stream says besides its text."""
+    """What a stream tells besides text."""
 
     ignored = frozenset(("include_obfuscation",))
     neutral = {"continuous_usage_stats": (False,)}
@@ -400,7 +400,7 @@ class Generation(Fields):
 
 
 class ChatBody(Generation):
-    """Of /v1/chat/completions."""
+    """The body of /v1/chat/completions."""
 
     kind = "chat"
     neutral = {**_NEUTRAL, "add_special_tokens": (False,)}
@@ -433,7 +433,7 @@ class TextBody(Generation):
 
 
 class TokenizeBody(Fields):
-    """Of /tokenize."""
+    """The body of /tokenize."""
 
     neutral = {"add_special_tokens": (False,)}
     model: Str | None = None
