@@ -200,8 +200,11 @@ def _openai(values: Json, index: int, settings: RunSettings) -> Row:
     sampling = asked.sampling(_seeded(settings.sampling, index))
     if isinstance(asked, schema.ChatBody):
         return Row(index, "", sampling, _complete(_spoken(asked.messages, "body."), settings.system))
-    if len(asked.prompt) > 1:
+    if len(asked.prompt) > 1 or not isinstance(asked.prompt[0], str):
         raise InputError("body.prompt is one text: a row has one answer")
+    if asked.echo or asked.limit == 0:
+        field = "echo" if asked.echo else "max_tokens 0"
+        raise InputError(f"body.{field} is not supported here: a row has an answer")
     return Row(index, "", sampling, prompt=_prompt(asked.prompt[0]))
 
 

@@ -58,7 +58,7 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
             ],
         },
-        "post_processor": None,
+        "post_processor": _begun(specials["<|bos|>"]),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -72,6 +72,18 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
             "vocab": {spelled[token]: id_ for token, id_ in by_id} | specials,
             "merges": [[spelled[a], spelled[b]] for a, b in _merges(tokenizer.ranks)],
         },
+    }
+
+
+def _begun(bos: int) -> dict[str, Any]:
+    """A text begins with BOS, as training's do. The chat template writes its own, and is encoded without this."""
+    begin = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, second],
+        "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [bos], "tokens": ["<|bos|>"]}},
     }
 
 
@@ -98,7 +110,7 @@ def tokenizer_config(tokenizer: Tokenizer, layout: Layout | None, max_positions:
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",
         "pad_token": "<|assistant_end|>",
-        "add_bos_token": False,
+        "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_positions,
         "padding_side": "left",

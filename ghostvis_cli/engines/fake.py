@@ -38,6 +38,7 @@ class FakeEngine(Closing):
         self.aborted = 0
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        request.refuse_scoring()
         if self.failure is not None:
             raise self.failure
         text = request.messages[-1].text if request.messages else request.prompt or ""

@@ -93,6 +93,7 @@ class RemoteEngine(Closing):
         return engine
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        request.refuse_scoring()
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
         images = [image for message in request.messages for image in message.images]

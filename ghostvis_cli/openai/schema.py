@@ -196,6 +196,17 @@ def _texts(value: object) -> list[str]:
     return [_unicode(entry) for entry in entries]
 
 
+def _prompts(value: object) -> object:
+    """A prompt or several, each text or ids: as a list of texts and tuples."""
+    if isinstance(value, list) and value and all(type(id_) is int for id_ in value):
+        value = [value]
+    if isinstance(value, list) and any(isinstance(entry, list) for entry in value):
+        if all(isinstance(entry, list) and entry and {*map(type, entry)} == {int} for entry in value):
+            return [tuple(entry) for entry in value]
+        raise fault("must be a string, token ids, or a list of one of these")
+    return _texts(value)
+
+
 def _stops(value: object) -> list[str]:
     if "" in (entries := _texts(value)):
         raise fault("holds an empty string")
@@ -223,8 +234,11 @@ def ranged(name: str, about: str | None = None, *, low: int | None = None) -> An
 Str = Annotated[str, AfterValidator(_unicode)]
 Filled = Annotated[str, Rules(min_length=1)]
 Stops = Annotated[list[str], BeforeValidator(_stops, Filled | list[Filled]), Rules(max_length=MAX_STOPS)]
+Ids = Annotated[list[int], Rules(min_length=1)]
 Prompts = Annotated[
-    list[str], BeforeValidator(_texts, str | list[str]), Rules(min_length=1, max_length=MAX_PROMPTS)
+    list[str | tuple[int, ...]],
+    BeforeValidator(_prompts, str | list[str] | Ids | list[Ids]),
+    Rules(min_length=1, max_length=MAX_PROMPTS),
 ]
 _PART_IGNORED = frozenset(("cache_control", "prompt_cache_breakpoint"))
 
@@ -337,7 +351,7 @@ _NEUTRAL: Values = {
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "logit_bias": ({},), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (),
     "best_of": (1,),
-    "echo": (False,), "suffix": ("",), "min_tokens": (0,), "stop_token_ids": ([],), "stop_regex": ([], ""),
+    "suffix": ("",), "min_tokens": (0,), "stop_token_ids": ([],), "stop_regex": ([], ""),
     "ebnf": (), "json_schema": (), "structural_tag": (), "skip_special_tokens": (True,),
     "no_stop_trim": (False,), "include_stop_str_in_output": (False,), "spaces_between_special_tokens": (True,),
     "continue_final_message": (False,), "add_generation_prompt": (True,), "chat_template": (),
@@ -390,7 +404,11 @@ class Generation(Fields):
     def sampling(self, default: Sampling) -> Sampling:
         """What is asked for, and `default` where nothing is."""
         asked = {each.name: getattr(self, each.name, None) for each in fields(Sampling)}
-        asked |= {"max_tokens": self.limit, "stop": tuple(self.stop or ()) or None, "logprobs": self.top}
+        asked |= {
+            "max_tokens": self.limit or None,
+            "stop": tuple(self.stop or ()) or None,
+            "logprobs": self.top,
+        }
         asked["top_k"] = 0 if self.top_k == -1 else self.top_k  # SGLang's way to say: all
         asked["json_schema"] = self.response_format and self.response_format.as_text
         try:
@@ -403,7 +421,7 @@ class ChatBody(Generation):
     """The body of /v1/chat/completions."""
 
     kind = "chat"
-    neutral = {**_NEUTRAL, "add_special_tokens": (False,)}
+    neutral = {**_NEUTRAL, "echo": (False,), "add_special_tokens": (False,)}
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = ranged("logprobs", "Needs logprobs: true.")
@@ -425,6 +443,9 @@ class TextBody(Generation):
     kind = "text"
     neutral = {**_NEUTRAL, "add_special_tokens": (True,)}
     prompt: Prompts
+    echo: bool | None = Rules(None, description="The prompt stands before its answer, in logprobs too.")
+    max_tokens: int | None = ranged("max_tokens", "0: no answer, for the sake of echo.", low=0)
+    max_completion_tokens: int | None = ranged("max_tokens", low=0)
     logprobs: int | None = ranged("logprobs", "Alternatives a token.")
 
     @property

@@ -90,6 +90,7 @@ class SGLangEngine(Closing):
         return engine
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        request.refuse_scoring()
         self._process.check()
         self._look_at_penalty(request.sampling.repetition_penalty)
         prompt, sampling = await self._renderer.prompt(request)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from ghostvis_cli.errors import ModelError
-from ghostvis_cli.prompt import Message, Role, render, render_for_reply
+from ghostvis_cli.prompt import Message, Role, render, render_for_reply, render_text
 from tests.conftest import DATA, Reference
 from tests.convert.conversions import converted
 
@@ -71,15 +71,21 @@ def test_every_recorded_text_gets_the_ids_it_got_in_training(
 ) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     ours = text_reference.load().tokenizer
-    assert theirs.encode("") == []
+    bos = ours.special("<|bos|>")
+    assert theirs.encode("") == [bos]
     for text in TEXTS:
-        assert theirs.encode(text) == ours.encode(text), text
-        assert theirs.decode(theirs.encode(text)) == text
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
+        assert theirs.encode(text) == list(render_text(text, ours).ids) == [bos, *ours.encode(text)]
+        assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
     for id_ in range(ours.vocab_size):
         assert theirs.decode([id_]) == ours.decode([id_])
     for name, id_ in ours.specials.items():
         assert theirs.convert_tokens_to_ids(name) == id_
-        assert theirs.encode(f"a{name}b") == [*ours.encode("a"), id_, *ours.encode("b")]
+        assert theirs.encode(f"a{name}b", add_special_tokens=False) == [
+            *ours.encode("a"),
+            id_,
+            *ours.encode("b"),
+        ]
 
 
 TEXTS = [

@@ -137,7 +137,8 @@ class LocalEngine(Closing):
         try:
             if self._ended is not None:
                 raise self._ended
-            self._inbox.put(partial(self._scheduler.submit, sequence))
+            submit = partial(self._scheduler.submit, sequence, request.prompt_logprobs, request.answer)
+            self._inbox.put(submit)
             finished = False
             while not finished:
                 chunk = await chunks.get()
@@ -199,7 +200,7 @@ class LocalEngine(Closing):
         """Do what callers asked for, waiting where there is nothing to run; False once the engine is closed."""
         while True:
             try:
-                job = self._inbox.get(block=not self._scheduler.busy)
+                job = self._inbox.get(block=not (self._scheduler.busy or self._scheduler.events))
             except queue.Empty:
                 return True
             if job is None:

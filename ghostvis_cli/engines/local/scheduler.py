@@ -23,6 +23,7 @@ from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.grammar import Grammar
 from ghostvis_cli.engines.local.rows import IDLE_BYTES, Rows
 from ghostvis_cli.engines.local.sampling import logprob, sample, shaped
+from ghostvis_cli.engines.local.scoring import score
 from ghostvis_cli.engines.text_stream import TextStream
 from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.model.ghostvis import GhostVis
@@ -115,8 +116,21 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self.waiting or self.prefilling or self.running)
 
-    def submit(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+    def submit(self, sequence: Sequence, alternatives: int | None = None, answer: bool = True) -> None:
+        """Take a sequence in. `alternatives`: tell its prompt's probabilities first, with that many others."""
+        try:
+            if alternatives is not None:
+                scores = score(self.model.decoder, sequence.prompt.ids, alternatives)
+                self.events.append((sequence, Chunk(prompt=scores)))
+        except Exception as error:
+            sequence.done = True
+            self.events.append((sequence, explained(error)))
+            return
+        if answer:
+            self.waiting.append(sequence)
+        else:
+            sequence.done = True
+            self.events.append((sequence, Chunk(finish_reason="length", usage=sequence.usage)))
 
     def abort(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; what it has cached stays useful to others."""
