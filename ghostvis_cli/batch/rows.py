@@ -262,8 +262,10 @@ def _sampling_keys() -> dict[str, Any]:
 def _complete(turns: list[Turn], system: str | None) -> tuple[Turn, ...]:
     if system and turns[0].role != "system":
         turns.insert(0, Turn("system", (Text(system),)))
-    if turns[-1].role != "user":
-        raise InputError("the last message is the user's: it is what the model answers")
+    if all(turn.role != "user" for turn in turns):
+        raise InputError("no message is the user's, so there is nothing to answer")
+    if turns[-1].role == "system":
+        raise InputError("a system message must be followed by a user message")
     return tuple(turns)
 
 

@@ -212,8 +212,10 @@ class RemoteEngine(Closing):
         if request.prompt is not None:
             logprobs = {} if sampling.logprobs is None else {"logprobs": sampling.logprobs}
             return "/v1/completions", {**body, "prompt": request.prompt, **logprobs}
-        if request.messages[-1].role != "user":  # SGLang would take the assistant's words for the user's
-            raise InputError("the conversation must end with a user message, since the model answers it")
+        if request.messages[-1].role == "assistant":
+            if self.server.kind not in ("sglang", "ghostvis"):
+                raise InputError("this server does not continue an assistant's message: end with the user's")
+            body["continue_final_message"] = True
         if sampling.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         messages = [{"role": message.role, "content": _content(message)} for message in request.messages]

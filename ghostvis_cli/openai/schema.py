@@ -354,7 +354,7 @@ _NEUTRAL: Values = {
     "suffix": ("",), "min_tokens": (0,), "stop_token_ids": ([],), "stop_regex": ([], ""),
     "ebnf": (), "json_schema": (), "structural_tag": (), "skip_special_tokens": (True,),
     "no_stop_trim": (False,), "include_stop_str_in_output": (False,), "spaces_between_special_tokens": (True,),
-    "continue_final_message": (False,), "add_generation_prompt": (True,), "chat_template": (),
+    "add_generation_prompt": (True,), "chat_template": (),
     "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}), "enable_thinking": (False,),
     "thinking": ({"type": "disabled"},), "lora_path": (), "custom_logit_processor": (), "logits_processors": ([],),
     "custom_params": ({},), "input_ids": (), "prompt_logprobs": (), "cache_salt": (), "extra_key": (),
@@ -425,11 +425,16 @@ class ChatBody(Generation):
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = ranged("logprobs", "Needs logprobs: true.")
+    continue_final_message: bool | None = Rules(
+        None, description="Nothing but what a last message of the assistant's asks for anyway. Beyond OpenAI."
+    )
 
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise fault("needs logprobs: true", "top_logprobs")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise fault("needs a last message of the assistant's", "continue_final_message")
         return self
 
     @property
@@ -441,7 +446,7 @@ class TextBody(Generation):
     """Of /v1/completions."""
 
     kind = "text"
-    neutral = {**_NEUTRAL, "add_special_tokens": (True,)}
+    neutral = {**_NEUTRAL, "continue_final_message": (False,), "add_special_tokens": (True,)}
     prompt: Prompts
     echo: bool | None = Rules(None, description="The prompt stands before its answer, in logprobs too.")
     max_tokens: int | None = ranged("max_tokens", "0: no answer, for the sake of echo.", low=0)

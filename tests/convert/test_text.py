@@ -140,6 +140,20 @@ CONVERSATIONS = [
     [("user", "Hi")],
     [("user", "")],
     [("system", "Be brief."), ("user", "Hi")],
+    [
+        ("system", "a"),
+        ("system", "b"),
+        ("user", "Hi"),
+        ("user", "there"),
+        ("assistant", "Yes"),
+        ("assistant", "?"),
+        ("system", "late"),
+        ("user", "c"),
+        ("system", "later"),
+        ("user", "d"),
+    ],
+    [("assistant", "Welcome!"), ("user", "Hi")],
+    [("system", "s"), ("assistant", "Welcome!"), ("user", "Hi"), ("assistant", "It is <|bos|> a")],
     [("system", " \n"), ("user", "\n"), ("assistant", " yes\n"), ("user", "{{ more }} {% if %}")],
 ]
 
@@ -169,13 +183,13 @@ def test_a_closed_conversation_renders_as_in_training(text_reference: Reference,
 
 
 @pytest.mark.parametrize(
-    "turns", [[("assistant", "Hi")], [("user", "a"), ("user", "b")], [("system", "x")], [("tool", "x")]]
+    "turns", [[("assistant", "Hi")], [("user", "a"), ("system", "x")], [("system", "x")], [("tool", "x")]]
 )
 def test_the_chat_template_refuses_what_no_model_was_trained_on(
     directory: Path, turns: list[tuple[str, str]]
 ) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    with pytest.raises(Exception, match=r"must alternate|comes first"):
+    with pytest.raises(Exception, match=r"is from the|must be followed"):
         theirs.apply_chat_template([{"role": r, "content": t} for r, t in turns])
 
 

@@ -340,6 +340,17 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
     assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == ROWS
 
 
+def test_an_answer_goes_on_from_the_assistants_own_words() -> None:
+    engine = Recorder()
+    turns = [{"role": "assistant", "content": "Hello!"}, *USER, {"role": "assistant", "content": "It is"}]
+    with running(engine) as server:
+        for also in ({}, {"continue_final_message": True}):
+            assert server.chat(messages=turns, **also)[0] == 200
+        status, body = server.chat(continue_final_message=True)
+    assert [message.role for message in engine.requests[-1].messages] == ["assistant", "user", "assistant"]
+    assert (status, body["error"]["param"]) == (400, "continue_final_message")
+
+
 # --- refusals
 
 # Of other servers and of slips, in each place of a body that has fields.

@@ -12,9 +12,10 @@ import pytest
 
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.engines.base import GenerateRequest
+from ghostvis_cli.engines.base import GenerateRequest, Sampling
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.model.config import Layout
+from ghostvis_cli.prompt import Message, Role
 from ghostvis_cli.serve.settings import Served
 from tests.conftest import Reference
 from tests.engines.serving import PATIENCE_S, running
@@ -33,6 +34,7 @@ from tests.sglang.servers import Server, serving
 # Unrounded rotary tables move a logit of these models by 0.05 at most (docs/measurements.md, Converting), and two
 # logits may move against each other.
 FAST_MARGIN = 0.1
+ROLES: tuple[Role, ...] = ("user", "assistant", "system")
 
 
 def assert_equal(
@@ -89,6 +91,19 @@ def assert_scored_alike(server: Server, checkpoint: Checkpoint) -> None:
             assert ours["usage"]["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
 
 
+def out_of_order() -> list[GenerateRequest]:
+    """Conversations that training had none of; the last one begins the assistant's answer."""
+    user, assistant, system = (Message.of(role, f"the {role}'s <|bos|>") for role in ROLES)
+    turns = (
+        [user, user],
+        [system, system, user],
+        [assistant, user],
+        [user, assistant, assistant, system, user],
+    )
+    settings = Sampling(max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    return [GenerateRequest(tuple(each), sampling=settings) for each in (*turns, [user, assistant])]
+
+
 OURS = '{"architectures": ["GhostVisForCausalLM"]}'
 
 
@@ -103,6 +118,7 @@ def test_text_models_give_the_local_engines_tokens(case: str, flags: Sequence[st
     with serving(directory(checkpoint, tmp_path), *flags) as server:
         assert_equal(server, checkpoint, about_text())
         assert_scored_alike(server, checkpoint)
+        assert_equal(server, checkpoint, out_of_order())
 
 
 @pytest.mark.xdist_group("text")

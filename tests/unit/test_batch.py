@@ -154,7 +154,7 @@ def test_raw_continues_the_prompt_as_it_is() -> None:
         ({"messages": [], "images": []}, "messages is empty"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content is empty"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role is one of system"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "the last message is the user's"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "no message is the user's"),
         ({"messages": [{"role": "user", "content": "a"}], "images": ["x"]}, "images goes with a prompt"),
         ({"prompt": "\ud800"}, "not valid Unicode"),
         (openai({"messages": [{"role": "user", "content": "a"}]}, url="/v1/embeddings"), "url is /v1/chat"),
