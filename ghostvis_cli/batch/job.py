@@ -131,7 +131,7 @@ class _Run:
 
     def _concurrency(self, engine: "Engine") -> int:
         kind = engine.info.kind
-        usual = self.profile.engine.max_batch if kind == "local" else IN_FLIGHT.get(kind, IN_FLIGHT_ELSEWHERE)
+        usual = engine.info.max_batch or IN_FLIGHT.get(kind, IN_FLIGHT_ELSEWHERE)
         return self.job.concurrency or usual
 
     def _picture(self, url: str) -> "EncodedImage":

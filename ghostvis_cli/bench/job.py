@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 KINDS: tuple[Literal["local", "sglang", "remote"], ...] = ("local", "sglang", "remote")
 # Requests in flight where nobody chose and the local engine's max_batch does not say.
 IN_FLIGHT = {"sglang": 64, "remote": 16}
+IN_FLIGHT_HERE = 32
 WARM_UP = 4
 OPEN_FILES = 65_536
 KNOWN = 0.4  # of a new prompt, cached: more than the markup that prompts share
@@ -102,7 +103,7 @@ async def measure_engine(job: Job, profile: "Profile", engine: "Engine") -> Repo
 
 
 def make_plan(job: Job, profile: "Profile") -> Plan:
-    kind, most = profile.engine.chosen_kind, profile.engine.max_batch
+    kind, most = profile.engine.chosen_kind, profile.engine.max_batch or IN_FLIGHT_HERE
     loads = job.loads or (Load(concurrency=IN_FLIGHT.get(kind, most)),)
     return Plan(loads, job.repeats, job.duration_s, job.spec.seed, job.slo)
 

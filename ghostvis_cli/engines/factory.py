@@ -66,6 +66,7 @@ def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
         max_batch=settings.max_batch,
         prefill_tokens=settings.prefill_tokens,
         prefix_cache_mb=settings.prefix_cache_mb,
+        graphs=settings.graphs,
         compile=settings.compile,
         threads=settings.threads,
     )
