@@ -45,7 +45,7 @@ async def local(profile: "Profile", request_s: float) -> AsyncGenerator[Finding,
         yield Finding(
             "model", "load", "ok", f"{info.model} on {info.device}, {info.dtype}, in {took_s:.1f} s"
         )
-        if profile.engine.max_batch is None and info.max_batch is not None:
+        if info.device.startswith("cuda") and profile.engine.max_batch is None and info.max_batch:
             message = f"{info.max_batch} sequences in one step, for the memory that is free"
             yield Finding("model", "batch", "ok", f"{message}; engine.max_batch sets it")
         for line in info.notices:

@@ -127,7 +127,7 @@ def alone(model: LoadedModel, sequences: list[Sequence]) -> list[list[int]]:
     for ours, theirs in zip(plain, sequences, strict=True):
         ours.sampling = theirs.sampling
         if theirs.generator is not None:
-            ours.generator = torch.Generator().manual_seed(theirs.sampling.seed)
+            ours.generator = torch.Generator().manual_seed(theirs.sampling.seed or 0)
     return [run(Scheduler(model.model, model.tokenizer, prefix_cache_bytes=0), each)[0] for each in plain]
 
 
@@ -237,6 +237,7 @@ class Tower:
 
     def __init__(self, model: LoadedModel) -> None:
         self.batches: list[int] = []
+        assert model.model.vision is not None
         model.model.vision.register_forward_pre_hook(lambda _, given: self.batches.append(len(given[0])))
 
 
@@ -246,7 +247,8 @@ def with_picture(index: int) -> Sequence:
     class Image:
         digest = f"{index + 1:064x}"[::-1]
 
-    prompt = Prompt((1, 2, *[-1] * IMAGE_TOKENS, 30 + index), (0,) * (3 + IMAGE_TOKENS), (Image(),))
+    images: Any = (Image(),)
+    prompt = Prompt((1, 2, *[-1] * IMAGE_TOKENS, 30 + index), (0,) * (3 + IMAGE_TOKENS), images)
     return Sequence.start(
         prompt, [pixels], Sampling(max_tokens=6, temperature=0, ignore_eos=True), IMAGE_TOKENS
     )
