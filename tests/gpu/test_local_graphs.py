@@ -128,7 +128,7 @@ def test_bfloat16_graphs_of_later_generations_equal_the_same_steps_without(name:
     given = []
     for graphs in ("off", "met"):
         loaded = load_model(checkpoint, device="cuda", dtype=torch.bfloat16)
-        engine = LocalEngine(loaded, LocalSettings(max_batch=8, graphs=graphs))  # type: ignore[arg-type]
+        engine = LocalEngine(loaded, LocalSettings(max_batch=8, graphs=graphs))
         assert engine._scheduler.rows.varlen
         with torch.inference_mode():
             given.append(run(engine._scheduler, *crowd(20, 1, vocabulary=VOCABULARY)))
