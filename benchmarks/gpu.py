@@ -6,7 +6,7 @@ Random weights. decode, nanochat and ttft: a relu2 decoder of 1.9G parameters (d
 after a prompt of 32, 1, 8 and 32 requests at once: eager steps as they were, without cuDNN's attention, steps of
 fixed shapes without graphs, with them (the default), and compiled besides; against reading the weights once a step.
 nanochat is its published way of decoding, one sequence at a time. batch: a thousand rows of 64 + 64 tokens, every
-fourth with a picture, and start: `ghostvis generate` from nothing to the first token and to 500, on a d32 of 2.1G
+fourth with an image, and start: `ghostvis generate` from nothing to the first token and to 500, on a d32 of 2.1G
 that sees. With --sglang its engine in this process answers the same (--sglang-arguments, JSON, are SGLang's). Each
 figure is in the file as soon as it is known.
 """
@@ -216,18 +216,18 @@ def words(count: int, seed: int) -> str:
     return text.strip()
 
 
-def picture(seed: int) -> EncodedImage:
+def image(seed: int) -> EncodedImage:
     from PIL import Image
 
     image = Image.effect_noise((64, 48), 90).convert("RGB").resize((512, 384))
     image.putpixel((0, 0), (seed % 256, seed // 256 % 256, 7))
     file = io.BytesIO()
     image.save(file, "JPEG")
-    return from_bytes(file.getvalue(), f"picture {seed}")
+    return from_bytes(file.getvalue(), f"image {seed}")
 
 
 def row(index: int) -> GenerateRequest:
-    images = [picture(index)] if index % 4 == 0 else []
+    images = [image(index)] if index % 4 == 0 else []
     sampling = Sampling(max_tokens=64, temperature=0, ignore_eos=True)
     return GenerateRequest((Message.of("user", words(56, index), images),), sampling=sampling)
 

@@ -233,7 +233,7 @@ def test_prompts_are_read_together_and_a_shared_beginning_once() -> None:
 
 
 class Tower:
-    """How many pictures a model is given at a time."""
+    """How many images a model is given at a time."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.batches: list[int] = []
@@ -241,7 +241,7 @@ class Tower:
         model.model.vision.register_forward_pre_hook(lambda _, given: self.batches.append(len(given[0])))
 
 
-def with_picture(index: int) -> Sequence:
+def with_image(index: int) -> Sequence:
     pixels = torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(index)).numpy()
 
     class Image:
@@ -254,16 +254,16 @@ def with_picture(index: int) -> Sequence:
     )
 
 
-def test_pictures_of_waiting_prompts_are_seen_together() -> None:
+def test_images_of_waiting_prompts_are_seen_together() -> None:
     model = tiny_model()
     tower = Tower(model)
     expected = [
-        run(Scheduler(model.model, TOKENIZER, prefix_cache_bytes=0), with_picture(i))[0] for i in range(20)
+        run(Scheduler(model.model, TOKENIZER, prefix_cache_bytes=0), with_image(i))[0] for i in range(20)
     ]
     assert tower.batches == [1] * 20
     tower.batches.clear()
     scheduler = on_gpu(model, graphs=Graphs(Replaying()))
-    assert run(scheduler, *(with_picture(i) for i in range(20))) == expected
+    assert run(scheduler, *(with_image(i) for i in range(20))) == expected
     assert tower.batches == [16, 4]
 
 

@@ -30,7 +30,7 @@ CHECKPOINT = locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG)
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "What color is the background?")
 
 
-def pictures(count: int = 20) -> list[EncodedImage]:
+def images(count: int = 20) -> list[EncodedImage]:
     """The examples, and scenes of coloured shapes."""
     from PIL import Image, ImageDraw
 
@@ -50,7 +50,7 @@ def pictures(count: int = 20) -> list[EncodedImage]:
 
 
 def sixty() -> list[GenerateRequest]:
-    return [ask(question, image, max_tokens=40) for image in pictures() for question in QUESTIONS]
+    return [ask(question, image, max_tokens=40) for image in images() for question in QUESTIONS]
 
 
 async def answers(requests: list[GenerateRequest], *, together: bool = False, **settings: Any) -> list[Any]:

@@ -29,12 +29,12 @@ def read_parts(decoder: Decoder, parts: Ordered[Part], rows: Rows, first_row: in
     More than one part only where the decoder's `reach` is 0.
     """
     ids: list[int] = []
-    pictures: list[Tensor] = []
+    images: list[Tensor] = []
     for part in parts:
         some, seen = _taken_in(part, decoder.config.reach)
         ids += some
-        pictures += seen
-    x = decoder.embed(sent(torch.tensor([ids]), rows.device), torch.cat(pictures) if pictures else None)
+        images += seen
+    x = decoder.embed(sent(torch.tensor([ids]), rows.device), torch.cat(images) if images else None)
     hidden = decoder.trunk(x, _plan(decoder, parts, rows, first_row), rows.cache)[0]
     if len(parts) == 1:
         return hidden[-1:]
@@ -43,14 +43,14 @@ def read_parts(decoder: Decoder, parts: Ordered[Part], rows: Rows, first_row: in
 
 
 def _taken_in(part: Part, reach: int) -> tuple[Ordered[int], list[Tensor]]:
-    """Ids and picture rows of a part and of what lies before it, as far as the decoder reaches."""
+    """Ids and image rows of a part and of what lies before it, as far as the decoder reaches."""
     prompt, begin = part.sequence.prompt, max(0, part.start - reach)
     ids = prompt.ids[begin : part.end]
     count = ids.count(VISION_ROW)
     if not count:
         return ids, []
     first = prompt.ids[:begin].count(VISION_ROW)
-    assert part.sequence.vision_rows is not None, "pictures are seen before they are read"
+    assert part.sequence.vision_rows is not None, "images are seen before they are read"
     return ids, [part.sequence.vision_rows[first : first + count]]
 
 

@@ -71,7 +71,7 @@ class Scheduler:
         together: int = 1,
         graphs: Graphs | None = None,
     ) -> None:
-        """varlen: attention over sequences of different lengths; together: prompts and pictures in one forward."""
+        """varlen: attention over sequences of different lengths; together: prompts and images in one forward."""
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         weight = model.decoder.lm_head.weight
@@ -215,17 +215,17 @@ class Scheduler:
         return read_parts(self.model.decoder, parts, self.rows, len(self.running))
 
     def _see(self, sequences: list[Sequence]) -> None:
-        """Picture rows (pictures x N, D) for prompts that have any; new pictures go through the tower."""
+        """ImageInput rows (images x N, D) for prompts that have any; new images go through the tower."""
         seen: dict[str, Tensor] = {}
         new: dict[str, NDArray[Any]] = {}
         blind = [each for each in sequences if each.vision_rows is None and each.prompt.images]
         for sequence in blind:
-            for image, picture in zip(sequence.prompt.images, sequence.pictures, strict=True):
-                known = picture if isinstance(picture, Tensor) else self.images.known(image.digest)
+            for image, image in zip(sequence.prompt.images, sequence.images, strict=True):
+                known = image if isinstance(image, Tensor) else self.images.known(image.digest)
                 if known is not None:
                     seen[image.digest] = known
-                elif not isinstance(picture, Tensor):
-                    new[image.digest] = picture
+                elif not isinstance(image, Tensor):
+                    new[image.digest] = image
         digests = [digest for digest in new if digest not in seen]
         for at in range(0, len(digests), self.images_together):
             some = digests[at : at + self.images_together]
@@ -236,11 +236,11 @@ class Scheduler:
                 self.images.put(digest, seen[digest])
             sequence.vision_rows = torch.cat([seen[digest] for digest in digests])
 
-    def _encode(self, pictures: "list[NDArray[Any]]") -> Tensor:
+    def _encode(self, images: "list[NDArray[Any]]") -> Tensor:
         """Pixels (3, S, S) of each -> rows (B, N, D)."""
-        count = power_of_two(len(pictures))  # few shapes, for graphs; with or without them alike
-        pictures = [*pictures, *pictures[:1] * (count - len(pictures))]
-        pixels = sent(torch.from_numpy(np.stack(pictures)), self.device)
+        count = power_of_two(len(images))  # few shapes, for graphs; with or without them alike
+        images = [*images, *images[:1] * (count - len(images))]
+        pixels = sent(torch.from_numpy(np.stack(images)), self.device)
         if self.graphs is None:
             return self.model.encode_images(pixels)
         return self.graphs.run(count, self.model.encode_images, pixels).clone()

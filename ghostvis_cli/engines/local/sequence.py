@@ -16,7 +16,7 @@ from ghostvis_cli.prompt import VISION_ROW, Prompt
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Picture: TypeAlias = (
+    ImagePart: TypeAlias = (
         "NDArray[Any] | Tensor"  # preprocessed pixels (3, S, S), or rows (N, D) already known
     )
 
@@ -26,7 +26,7 @@ class Sequence:
     """One request on its way. `filled` counts the positions whose keys and values are in the cache."""
 
     prompt: Prompt
-    pictures: "Ordered[Picture]"  # one per picture of the prompt
+    images: "Ordered[ImagePart]"  # one per image of the prompt
     sampling: Sampling
     identity: "NDArray[np.int64]"
     text: TextStream
@@ -35,11 +35,11 @@ class Sequence:
     filled: int = 0
     cached_tokens: int = 0
     done: bool = False
-    vision_rows: Tensor | None = None  # (pictures x N, D), while the prompt is being read
+    vision_rows: Tensor | None = None  # (images x N, D), while the prompt is being read
 
     @classmethod
     def start(
-        cls, prompt: Prompt, pictures: "Ordered[Picture]", sampling: Sampling, image_tokens: int
+        cls, prompt: Prompt, images: "Ordered[ImagePart]", sampling: Sampling, image_tokens: int
     ) -> "Sequence":
         generator = None
         if sampling.temperature > 0:
@@ -49,7 +49,7 @@ class Sequence:
             else:
                 generator.manual_seed(sampling.seed)
         identity = identities(prompt, image_tokens)
-        return cls(prompt, pictures, sampling, identity, TextStream(sampling.stop), generator)
+        return cls(prompt, images, sampling, identity, TextStream(sampling.stop), generator)
 
     @property
     def usage(self) -> Usage:
