@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import CheckFailedError, InputError, UsageError, printable
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.bench.checks import Condition
@@ -24,28 +26,25 @@ EXAMPLES = """Examples:
 """
 
 
+@options.takes(
+    option(list[str], "--metric -m NAME", "Figures to compare, such as ttft_p90. Repeatable."),
+    option(list[str], "--fail-if CONDITION", "'ttft_p95>+5%': then code 9. Repeatable."),
+    option(bool, "--force", "Compare even what is not the same work."),
+    option(
+        str, "--format KIND", "table, markdown, json or benchfmt (benchstat).", name="form", default="table"
+    ),
+    options.JSON,
+)
 def bench_compare(
     reports: Annotated[
         list[Path], typer.Argument(metavar="A.json [B.json]...", help="The first is the base.")
     ],
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric", "-m", metavar="NAME", help="Figures to compare, such as ttft_p90. Repeatable."
-        ),
-    ] = None,
-    fail_if: Annotated[
-        list[str] | None,
-        typer.Option("--fail-if", metavar="CONDITION", help="'ttft_p95>+5%': then code 9. Repeatable."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare even what is not the same work.")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="KIND", help="table, markdown, json or benchfmt (benchstat).")
-    ] = "table",
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    metric: list[str] | None,
+    fail_if: list[str] | None,
+    force: bool,
+    form: str,
+    json: bool,
 ) -> None:
     """Say of each figure whether it got better or worse, or that there is no evidence."""
     from ghostvis_cli.bench import compare as comparing
@@ -53,7 +52,6 @@ def bench_compare(
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.checks import condition
 
-    options.talk(quiet, verbose, color)
     form = "json" if json else form
     if form not in ("table", "markdown", "json", "benchfmt"):
         raise UsageError(f"--format {form!r} is none of table, markdown, json, benchfmt")
@@ -66,7 +64,7 @@ def bench_compare(
     ]
     match form:
         case "json":
-            output.record({"schema_version": output.SCHEMA_VERSION, "comparisons": text.record(found)})
+            output.record({"schema_version": SCHEMA_VERSION, "comparisons": text.record(found)})
         case "markdown":
             output.answer(text.markdown(found))
         case "benchfmt":
@@ -111,21 +109,19 @@ def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
 # --- a report once more
 
 
+@options.takes(
+    option(Path, "--output FILE", "Write it as .html, .svg, .csv or .json.", name="output_file"),
+)
 def bench_report(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="What a run wrote with --output.")],
-    output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .svg, .csv or .json.")
-    ] = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    output_file: Path | None,
 ) -> None:
     """Show a report again, or make a page or an image of it."""
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.files import check_place, save
     from ghostvis_cli.bench.report import lines
 
-    options.talk(quiet, verbose, color)
     read = schema.read(report)
     check_place(output_file)
     if output_file is not None:

@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ghostvis_cli.cli import guard, options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,72 +30,45 @@ OVERFLOWS = ("refuse", "drop-oldest")
 
 
 @app.command(epilog=EXAMPLES)
+@options.takes(
+    option(list[str], "--image -i SOURCE", "Attach to the first message. Repeatable."),
+    option(str, "--session NAME", "Go on with this session, or begin it."),
+    option(bool, "--continue -c", "Go on with the newest session.", name="resume"),
+    option(
+        str,
+        "--overflow WHAT",
+        "When the model is full: refuse, or drop-oldest turns (default refuse).",
+        default="refuse",
+    ),
+    option(bool, "--raw", "Show the model's text without Markdown."),
+    option(bool, "--stats", "A line of statistics per reply, on stderr."),
+    option(bool, "--history/--no-history", "Remember typed lines for the arrow keys.", default=True),
+    option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
+    option(int, "--max-tokens N", "Most tokens in a reply (default 200)."),
+    option(bool, "--json", "Without a terminal: one JSON object per turn."),
+    options.SYSTEM,
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.SAMPLING,
+    options.ANY_ENGINE,
+    options.GPUS,
+    options.SCRIPTED,
+)
 def chat(
     ctx: typer.Context,
-    image: Annotated[
-        list[str] | None,
-        typer.Option("--image", "-i", metavar="SOURCE", help="Attach to the first message. Repeatable."),
-    ] = None,
-    session: Annotated[
-        str | None, typer.Option("--session", metavar="NAME", help="Go on with this session, or begin it.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the newest session.")] = False,
-    overflow: Annotated[
-        str,
-        typer.Option(
-            "--overflow",
-            metavar="WHAT",
-            help="When the model is full: refuse, or drop-oldest turns (default refuse).",
-        ),
-    ] = "refuse",
-    raw: Annotated[bool, typer.Option("--raw", help="Show the model's text without Markdown.")] = False,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="A line of statistics per reply, on stderr.")
-    ] = False,
-    history: Annotated[
-        bool, typer.Option("--history/--no-history", help="Remember typed lines for the arrow keys.")
-    ] = True,
-    preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="Show images in the terminal.")
-    ] = True,
-    system: options.System = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens in a reply (default 200).")
-    ] = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Without a terminal: one JSON object per turn.")
-    ] = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    image: list[str] | None,
+    session: str | None,
+    resume: bool,
+    overflow: str,
+    raw: bool,
+    stats: bool,
+    history: bool,
+    preview: bool,
+    json: bool,
+    quiet: bool,
 ) -> None:
     """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""
-    options.talk(quiet, verbose, color)
     interactive = output.is_terminal(sys.stdin) and output.is_terminal_stdout()
     if interactive:
         _guarded_at_terminal(ctx)

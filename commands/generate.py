@@ -8,10 +8,11 @@ import typer
 
 from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
 if TYPE_CHECKING:
-    from ghostvis_cli.answer import Answer
+    from ghostvis_cli.answer import TimedAnswer
     from ghostvis_cli.engines.base import Engine, GenerateRequest
     from ghostvis_cli.images import EncodedImage
     from ghostvis_cli.profile import Profile
@@ -37,92 +38,52 @@ NOT_BESIDE_INPUT = {
 
 
 @app.command(epilog=EXAMPLES)
+@options.takes(
+    option(list[str], "--prompt TEXT", "A prompt. Repeatable."),
+    option(Path, "--prompt-file FILE", "Read the prompt from a file."),
+    option(
+        list[str],
+        "--image -i SOURCE",
+        "Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt.",
+    ),
+    option(str, "--input FILE.jsonl", "Many prompts, one row a line; - is stdin.", name="input_file"),
+    option(str, "--output OUT.jsonl", "Where rows' results go; run again, it goes on.", name="output_file"),
+    option(int, "--concurrency N", "Rows in flight (default: the engine's).", min=1, max=4096),
+    option(bool, "--retry-errors", "Run rows again that failed in an earlier run."),
+    option(bool, "--raw", "Continue the text as it is, without chat markup."),
+    option(int, "--logprobs N", "Alternatives per token, in JSON only."),
+    option(bool | None, "--ignore-eos", "Do not stop where the model would."),
+    option(bool, "--jsonl", "One JSON object a line, one per prompt."),
+    option(bool | None, "--stream/--no-stream", "Show text as it comes (default: on a terminal)."),
+    option(bool, "--stats", "A line of statistics per answer, on stderr."),
+    options.SYSTEM,
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.SAMPLING,
+    options.ANY_ENGINE,
+    options.GPUS,
+    options.SCRIPTED,
+)
 def generate(
     ctx: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="- reads stdin.")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt. Repeatable.")
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")
-    ] = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            "-i",
-            metavar="SOURCE",
-            help="Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt.",
-        ),
-    ] = None,
-    input_file: Annotated[
-        str | None,
-        typer.Option("--input", metavar="FILE.jsonl", help="Many prompts, one row a line; - is stdin."),
-    ] = None,
-    output_file: Annotated[
-        str | None,
-        typer.Option("--output", metavar="OUT.jsonl", help="Where rows' results go; run again, it goes on."),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(
-            "--concurrency", metavar="N", min=1, max=4096, help="Rows in flight (default: the engine's)."
-        ),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Run rows again that failed in an earlier run.")
-    ] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it is, without chat markup.")
-    ] = False,
-    system: options.System = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    logprobs: Annotated[
-        int | None, typer.Option("--logprobs", metavar="N", help="Alternatives per token, in JSON only.")
-    ] = None,
-    ignore_eos: Annotated[
-        bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")
-    ] = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line, one per prompt.")] = False,
-    stream: Annotated[
-        bool | None,
-        typer.Option("--stream/--no-stream", help="Show text as it comes (default: on a terminal)."),
-    ] = None,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="A line of statistics per answer, on stderr.")
-    ] = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    prompt: list[str] | None,
+    prompt_file: Path | None,
+    image: list[str] | None,
+    input_file: str | None,
+    output_file: str | None,
+    concurrency: int | None,
+    retry_errors: bool,
+    raw: bool,
+    logprobs: int | None,
+    jsonl: bool,
+    stream: bool | None,
+    stats: bool,
+    system: str | None,
+    json: bool,
 ) -> None:
     """Answer a prompt, with or without images."""
-    options.talk(quiet, verbose, color)
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     if json and jsonl:
@@ -216,7 +177,7 @@ class _Show:
         if self.stream:
             output.answer(text)
 
-    def whole(self, answer: "Answer", engine: "Engine") -> None:
+    def whole(self, answer: "TimedAnswer", engine: "Engine") -> None:
         if self.records:
             output.record(answer.record(engine.info))
         else:

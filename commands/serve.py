@@ -14,8 +14,10 @@ import typer
 
 from ghostvis_cli.addresses import is_host
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
@@ -42,121 +44,82 @@ are answered.
 
 
 @app.command(epilog=EXAMPLES)
+@options.takes(
+    option(
+        str, "--host ADDRESS", f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key."
+    ),
+    option(int, "--port N", f"Port; 0 takes a free one ({DEFAULT.port}).", min=0, max=65535),
+    option(str, "--api-key-env NAME", "Variable that holds the key (GHOSTVIS_API_KEY)."),
+    option(str, "--served-model-name NAME", "The model's name in the API (default: its tag)."),
+    option(list[str], "--allow-image-host HOST", "Fetch images from this host too. Repeatable."),
+    option(
+        list[str],
+        "--cors-origin ORIGIN",
+        "Let web pages of this origin in besides this machine's, as https://a.example. Repeatable.",
+    ),
+    option(
+        list[str],
+        "--allowed-host NAME",
+        "Answer requests for this host name too; without a key only this machine's. Repeatable.",
+    ),
+    option(
+        float,
+        "--max-body-mb MIB",
+        f"Largest body, MiB ({DEFAULT.max_body_bytes // MIB}).",
+        min=0.001,
+        max=1_000_000,
+    ),
+    option(
+        int, "--max-waiting N", f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting}).", min=1
+    ),
+    option(
+        float,
+        "--drain-timeout SECONDS",
+        f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
+        min=0,
+    ),
+    option(
+        float,
+        "--ready-timeout SECONDS",
+        f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
+        min=1,
+    ),
+    option(str, "--restart WHEN", "on-failure: start SGLang again when it ends by itself; no (the default)."),
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.SERVED_SAMPLING,
+    options.ENGINE,
+    options.GPUS,
+    options.SGLANG,
+    options.PROFILE,
+    options.JSON,
+    options.LOG_FILE,
+)
 def serve(
     ctx: typer.Context,
     sglang_options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- SGLANG OPTIONS]", help="Passed to SGLang as they are."),
     ] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            "--host", help=f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key."
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option("--port", min=0, max=65535, help=f"Port; 0 takes a free one ({DEFAULT.port})."),
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the key (GHOSTVIS_API_KEY)."),
-    ] = None,
-    served_model_name: Annotated[
-        str | None,
-        typer.Option("--served-model-name", help="The model's name in the API (default: its tag)."),
-    ] = None,
-    allow_image_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-image-host", metavar="HOST", help="Fetch images from this host too. Repeatable."
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cors-origin",
-            metavar="ORIGIN",
-            help="Let web pages of this origin in besides this machine's, as https://a.example. Repeatable.",
-        ),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allowed-host",
-            metavar="NAME",
-            help="Answer requests for this host name too; without a key only this machine's. Repeatable.",
-        ),
-    ] = None,
-    max_body_mb: Annotated[
-        float | None,
-        typer.Option(
-            "--max-body-mb",
-            min=0.001,
-            max=1_000_000,
-            help=f"Largest body, MiB ({DEFAULT.max_body_bytes // MIB}).",
-        ),
-    ] = None,
-    max_waiting: Annotated[
-        int | None,
-        typer.Option(
-            "--max-waiting", min=1, help=f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting})."
-        ),
-    ] = None,
-    drain_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--drain-timeout",
-            min=0,
-            help=f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
-        ),
-    ] = None,
-    ready_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--ready-timeout",
-            min=1,
-            help=f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
-        ),
-    ] = None,
-    restart: Annotated[
-        str | None,
-        typer.Option(
-            "--restart",
-            metavar="WHEN",
-            help="on-failure: start SGLang again when it ends by itself; no (the default).",
-        ),
-    ] = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    engine: options.EngineKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    data_parallel_size: options.DataParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    context_length: options.ContextLength = None,
-    schedule_policy: options.SchedulePolicy = None,
-    attention_backend: options.AttentionBackend = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    host: str | None,
+    port: int | None,
+    api_key_env: str | None,
+    served_model_name: str | None,
+    allow_image_host: list[str] | None,
+    cors_origin: list[str] | None,
+    allowed_host: list[str] | None,
+    max_body_mb: float | None,
+    max_waiting: int | None,
+    drain_timeout: float | None,
+    ready_timeout: float | None,
+    restart: str | None,
+    json: bool,
+    log_file: str | None,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
-    options.talk(quiet, verbose, color)
     resolved = options.resolve_profile(ctx, ())
     chosen = resolved.profile
     kind = _kind(chosen)
@@ -263,7 +226,7 @@ def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, 
         return
     record = {"url": url, "port": urlsplit(url).port, "pid": os.getpid(), "engine": engine}
     record |= {"model": model, "context_tokens": context_tokens}
-    output.record({"schema_version": output.SCHEMA_VERSION, **record})
+    output.record({"schema_version": SCHEMA_VERSION, **record})
 
 
 async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) -> int:
@@ -278,7 +241,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 
     async def load() -> Served:
         engine = await make_engine(profile)
-        return Served(engine, getattr(engine, "tokenizer", None))
+        return Served(engine, engine.tokenizer)
 
     def on_bound(url: str) -> None:
         output.notice(f"{url} is taken; loading the model")
@@ -297,6 +260,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
     """Port, plug-in, directory, in this order: what costs least is found out first."""
     from ghostvis_cli.convert import cache
+    from ghostvis_cli.convert.directory import tag
     from ghostvis_cli.serve.listen import free_port
     from ghostvis_cli.sglang import runtime, server
     from ghostvis_cli.sglang.log import is_notable, shortened
@@ -306,7 +270,7 @@ def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSe
     check()
     dtype = runtime.weights_dtype(profile)
     directory = cache.for_model(profile.model, dtype, report=output.notice)
-    name = settings.served_model_name or cache.tag(directory)
+    name = settings.served_model_name or tag(directory)
     admin_key = os.environ.get(server.ADMIN_VARIABLE) or None
     launch = server.Launch(profile, directory, name, settings, sglang, admin_key)
     started_s = time.perf_counter()

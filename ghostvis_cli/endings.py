@@ -181,6 +181,7 @@ def ask_to_stop(ending: Ending) -> bool:
 
 
 def can_stop() -> bool:
+    """Whether a signal can stop what runs now, rather than end the process."""
     return bool(_state.cancel or _own_stop())
 
 
@@ -190,5 +191,6 @@ def _own_stop() -> Stop | None:
 
 
 def undo_all() -> None:
+    """Undo what must not be left half done, the newest first."""
     for undo in reversed(_state.undo):
         undo()

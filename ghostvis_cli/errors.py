@@ -1,17 +1,5 @@
 """The error tree and the exit codes: every failure a user can cause has a class, a code and a next step.
 
-GhostvisError
-├── UsageError        2   flags, profile
-├── InputError        3   image, prompt, JSONL row
-├── ModelError        4   checkpoint missing, damaged, unsafe, of an unsupported kind
-├── EngineError       5   not reachable, not installed, not ready in time; likewise a program that we need
-├── RequestError      6   the engine answered with an error, or cannot do what was asked
-├── MemoryLimitError  7   out of memory, or of what else the system allows; the hint says what to change
-├── CheckFailedError  9   a check said no, such as convert's comparison
-├── LockedError      10   another run holds --lock
-├── DeadlineError   124   --timeout passed
-└── OutputError       1   stdout can't be written, as on a full disk: no bug, no traceback
-
 A GhostvisError itself is a bug (1). Ctrl-C, SIGTERM and a reader that left are no errors: see cli/guard.py.
 """
 
@@ -54,11 +42,15 @@ class GhostvisError(Exception):
 
 
 class UsageError(GhostvisError):
+    """Options, arguments or a profile that can't be used."""
+
     code = ExitCode.USAGE
     kind = "usage"
 
 
 class InputError(GhostvisError):
+    """An image, a prompt or a row that can't be used."""
+
     code = ExitCode.INPUT
     kind = "input"
 
@@ -68,41 +60,57 @@ class ContextLengthError(InputError):
 
 
 class ModelError(GhostvisError):
+    """A checkpoint that is missing, damaged, unsafe or of an unsupported kind."""
+
     code = ExitCode.MODEL
     kind = "checkpoint"
 
 
 class EngineError(GhostvisError):
+    """An engine or a program that is not reachable, not installed or not ready in time."""
+
     code = ExitCode.ENGINE
     kind = "engine"
 
 
 class RequestError(GhostvisError):
+    """The engine answered with an error, or can't do what was asked."""
+
     code = ExitCode.REQUEST
     kind = "request"
 
 
 class MemoryLimitError(GhostvisError):
+    """Out of memory or of what else the system limits; the hint says what to change."""
+
     code = ExitCode.MEMORY
     kind = "memory"
 
 
 class CheckFailedError(GhostvisError):
+    """A check said no, such as the comparison of convert."""
+
     code = ExitCode.CHECK_FAILED
     kind = "check"
 
 
 class LockedError(GhostvisError):
+    """Another run holds --lock."""
+
     code = ExitCode.LOCKED
     kind = "locked"
 
 
 class DeadlineError(GhostvisError):
+    """--timeout has passed."""
+
     code = ExitCode.TIMEOUT
     kind = "timeout"
 
 
 class OutputError(GhostvisError):
+    """What was to be written could not be, as on a full disk: no bug, no traceback."""
+
     code = ExitCode.BUG
     kind = "output"
 
@@ -147,5 +155,6 @@ def printable(name: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """What an exception says, on one line that a terminal can show."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return printable(" ".join(text.split()))

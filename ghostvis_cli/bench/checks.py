@@ -33,6 +33,7 @@ class Condition:
 
 
 def condition(text: str) -> Condition:
+    """A condition of --fail-if from its text, such as "ttft_p95>+5%". UsageError where it is none."""
     found = CONDITION.fullmatch(text)
     if found is None:
         raise UsageError(f"--fail-if {text!r} is not of the form METRIC>+N%", hint="--fail-if 'ttft_p95>+5%'")

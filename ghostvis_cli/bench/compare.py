@@ -76,6 +76,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Two sides, what was found of each metric, and notes for people."""
+
     a: Side
     b: Side
     findings: tuple[Finding, ...]

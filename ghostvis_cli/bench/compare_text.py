@@ -54,6 +54,7 @@ def _escaped(text: str) -> str:
 
 
 def record(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Comparisons as --json prints them."""
     return [
         {
             "a": comparison.a.name,

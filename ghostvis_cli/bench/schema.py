@@ -22,8 +22,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ghostvis_cli.engines.base import FinishReason
 from ghostvis_cli.errors import InputError, printable
+from ghostvis_cli.version import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 LARGEST, LEAST = 1e18, 1e-18  # a figure of another's report beyond them, or not a number, is no measurement
 LARGEST_FILE = 2**30
 A_REPORT = "ghostvis bench --output report.json"  # makes one
@@ -207,6 +207,8 @@ class WorkloadSummary:
 
 @dataclass(frozen=True)
 class Report:
+    """What a run of bench writes: where, what, how, and every figure."""
+
     manifest: Manifest
     workload: WorkloadSummary
     engines: tuple[EngineCard, ...]
@@ -261,6 +263,7 @@ def to_text(report: Report) -> str:
 
 
 def read(path: Path) -> Report:
+    """A report from its JSON file. InputError where it is none, or of another version."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)

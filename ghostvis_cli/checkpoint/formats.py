@@ -14,7 +14,7 @@ HEAD_BYTES = 1024
 LEGACY_TORCH = (
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that opens files of torch before 1.6
 )
-CERTIFICATE = "parity.json"
+CONFIG, CERTIFICATE = "config.json", "parity.json"
 AGAIN = "copy it again and compare the sizes"
 
 
@@ -175,12 +175,12 @@ def foreign_directory(directory: Path) -> ModelError:
 
 def _in_directory(directory: Path) -> Format | None:
     """What a directory's other files say of it."""
-    if (directory / CERTIFICATE).is_file() and (directory / "config.json").is_file():
+    if (directory / CERTIFICATE).is_file() and (directory / CONFIG).is_file():
         made_of = _made_of(directory / CERTIFICATE)
         hint = "--engine sglang, or ghostvis serve, which read it"
         hint += f"; or the checkpoint that it was made of: {quote(made_of)}" if made_of else ""
         return Format("a directory that ghostvis convert made, not a training checkpoint", hint)
-    if (directory / "config.json").is_file():
+    if (directory / CONFIG).is_file():
         hint = "name the training checkpoint, or serve it with SGLang and give --base-url"
         return Format("a model in Hugging Face's format, not a training checkpoint", hint)
     if (directory / "data.pkl").is_file() or any(directory.glob("*/data.pkl")):

@@ -83,6 +83,8 @@ class Part:
 
 @dataclass
 class Classified:
+    """What a checkpoint is, and which of the file's keys make each of our parameters."""
+
     config: GhostVisConfig
     parts: dict[str, Part]  # our parameter name -> the file's keys
     parameters: int  # numbers in the file

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ghostvis_cli.endings import ReaderGone
 from ghostvis_cli.errors import GhostvisError, OutputError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.cli.logfile import Log
 
-SCHEMA_VERSION = 1
 # All of C0 and C1 but tab and line feed, and what turns the direction of text around.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LAST_WORDS_MS = 200  # that a reader may take to make room for them
@@ -61,10 +61,12 @@ def configure(*, quiet: bool, verbose: bool, color: ColorChoice = "auto") -> Non
 
 
 def verbose() -> bool:
+    """Whether this run was asked for more on stderr."""
     return _state.verbose
 
 
 def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is an open terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -72,6 +74,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def is_terminal_stdout() -> bool:
+    """Whether stdout is a terminal."""
     return is_terminal(sys.stdout)
 
 
@@ -169,6 +172,7 @@ def loud(text: str) -> None:
 
 
 def notices(lines: Iterable[str]) -> None:
+    """Several lines of `notice`."""
     for line in lines:
         notice(line)
 
@@ -237,6 +241,7 @@ def _write_now(descriptor: int, text: str) -> None:
 
 
 def traceback(error: BaseException) -> None:
+    """An exception's traceback, on stderr."""
     from traceback import format_exception
 
     _stderr(CONTROL.sub("", "".join(format_exception(error))).rstrip("\n"))

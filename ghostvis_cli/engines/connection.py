@@ -300,6 +300,7 @@ class Connection:
 
 
 def now() -> float:
+    """Seconds by the running event loop's clock, which deadlines are in."""
     return asyncio.get_running_loop().time()
 
 

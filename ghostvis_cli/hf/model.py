@@ -128,6 +128,7 @@ class GhostVisForConditionalGeneration(GhostVisPreTrainedModel, GenerationMixin)
         return self.lm_head
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
+        """(B, 3, S, S) normalised pixels -> rows (B, N, D)."""
         return self.model.get_image_features(pixel_values)
 
     def forward(

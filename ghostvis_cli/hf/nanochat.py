@@ -91,6 +91,7 @@ class SmearCache(DynamicCache):
         self.rows = None if self.rows is None else change(self.rows)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the sequences beam_idx (B,) in their new order."""
         super().reorder_cache(beam_idx)
         self._change(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
@@ -103,6 +104,7 @@ class SmearCache(DynamicCache):
         self._change(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences `indices` of the batch."""
         super().batch_select_indices(indices)
         self._change(lambda rows: rows[indices])
 
@@ -126,6 +128,7 @@ class GhostVisNanoChatAttention(nn.Module):
     def forward(
         self, x: Tensor, value: Tensor | None, mask: Tensor, turn: tuple[Tensor, Tensor], cache: Any
     ) -> Tensor:
+        """(B, T, D) -> (B, T, D) and the weights, which are None."""
         config = self.config
         B, T, _ = x.shape
         q, k, v = (
@@ -152,6 +155,7 @@ class GhostVisNanoChatMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return self.fc2(F.relu(self.fc1(x)).square())
 
 
@@ -278,9 +282,11 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         return e + self.smear_lambda * torch.sigmoid(gate) * before
 
     def blend(self, x: Tensor, x0: Tensor, layer: int) -> Tensor:
+        """The input of a layer: x and the first layer's x0, (B, T, D) both, each by its learned share."""
         return self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
 
     def back_out(self, x: Tensor, middle: Tensor) -> Tensor:
+        """x (B, T, D) less a learned share of the middle layer's output."""
         return x - self.backout_lambda * middle if self.config.smear else x
 
     def window(self, layer: int) -> int | None:

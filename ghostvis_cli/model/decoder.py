@@ -235,6 +235,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(width, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
         x = self.up(x)
         if self.gated:
             gate, up = x.chunk(2, dim=-1)
@@ -255,6 +256,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, step: Step, cache: KVCache | None, layer: int, value: Tensor | None = None
     ) -> Tensor:
+        """x (B, T, D) float32 -> (B, T, D) float32; `value` as for the attention."""
         attn, varlen = self.attn, step.varlen
         if varlen is None or cache is None:
             q, k, v = self.enter(x, step.cos, step.sin, value)
@@ -294,6 +296,8 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The language model: ids (B, T) and image rows (N, D) -> logits (B, T, V) float32."""
+
     cos: Tensor
     sin: Tensor
 
@@ -443,6 +447,7 @@ class Decoder(nn.Module):
         return torch.addcmul(self.resid_lambdas[layer] * x, self.x0_lambdas[layer], x0)
 
     def back_out(self, x: Tensor, middle: Tensor) -> Tensor:
+        """x (…, D) less a learned share of `middle` (…, D), the middle layer's output."""
         return x - self.backout_lambda * middle if self.config.generation.smear else x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from ghostvis_cli.model.vision import Vision
 
 
 class GhostVis(nn.Module):
+    """A decoder, and for a vision model the part that turns images into its embeddings."""
+
     def __init__(self, config: GhostVisConfig) -> None:
         super().__init__()
         self.config = config

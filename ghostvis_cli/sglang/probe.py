@@ -67,6 +67,10 @@ class Probe:
             )
         return about
 
+    async def freeze(self) -> None:
+        """Leave what its processes have imported out of collections of garbage (`plugin/garbage.py`)."""
+        await self._client.post("/freeze_gc", headers=_bearer(self._admin_key))
+
     async def until_idle(self) -> None:
         """Wait until nothing has run or waited at two looks: between them a request may be on its way."""
         quiet = 0

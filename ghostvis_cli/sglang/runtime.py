@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ghostvis_cli.convert.directory import CONFIG, read_json
 from ghostvis_cli.errors import EngineError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ CPU_RUNNING_REQUESTS = 16
 STREAM_INTERVAL = 4
 HOPPER = 9  # the major compute capability of H100 and H200
 MOST_IMAGE_THREADS = 16
+MOST_TOKENIZER_WORKERS, CORES_A_WORKER = 4, 4
 NANOCHAT = "ghostvis_nanochat"  # the model_type of its generations of 2026
 STOCK, OURS = "Qwen3ForCausalLM", "GhostVisForCausalLM"  # a converted swiglu text model, elsewhere and here
 Value = str | int | float | bool
@@ -126,7 +128,7 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
     `lpm` and not SGLang's first come, first served: waiting questions about one image then follow each other
     while its positions are cached, instead of evicting each other's.
     """
-    engine, config = profile.engine, model_config(directory)
+    engine, config = profile.engine, read_json(directory, CONFIG)
     found: dict[str, Value | None] = {
         "model_path": str(directory),
         "served_model_name": name,
@@ -207,16 +209,6 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
     return [OURS if name == STOCK else name for name in config["architectures"]]
 
 
-def model_config(directory: Path) -> dict[str, Any]:
-    """The directory's config.json."""
-    try:
-        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{directory} has no readable config.json: {error}") from error
-    assert isinstance(found, dict)
-    return found
-
-
 def environment(profile: "Profile") -> dict[str, str]:
     """What SGLang's processes need besides this process's environment."""
     found = {
@@ -240,6 +232,13 @@ def _for_threads() -> dict[str, str]:
     """One thread for each small copy of the main process: a team of OpenMP's spins on all cores after each."""
     readers = min(MOST_IMAGE_THREADS, len(os.sched_getaffinity(0)))
     return {"OMP_NUM_THREADS": "1", "SGLANG_IO_WORKERS": str(readers)}
+
+
+def tokenizer_workers(profile: "Profile") -> int:
+    """Processes of `serve` at which requests come in: a quarter of the cores, since one keeps no GPU busy."""
+    if is_cpu(profile.engine.device):
+        return 1
+    return max(1, min(MOST_TOKENIZER_WORKERS, len(os.sched_getaffinity(0)) // CORES_A_WORKER))
 
 
 def _unless_set(values: Mapping[str, str]) -> dict[str, str]:

@@ -57,6 +57,7 @@ def _started(link: socket.socket) -> Any:
     import sglang
 
     engine = sglang.Engine(**frame.message["arguments"])
+    engine.freeze_gc()  # a million objects, which each full collection would go through
     longest_prompt = engine.tokenizer_manager.max_req_input_len
     link.sendall(channel.packed({"context": longest_prompt + ROOM_FOR_END - 1}))
     return engine

@@ -1,7 +1,7 @@
 """Continuous batching: which sequences run in the next step, and running it. Synchronous, one thread.
 
-A step reads up to `prefill_tokens` positions of waiting prompts, then decodes one token for every running
-sequence. Running sequence i lives in cache row i; the one being read (between steps there is at most one) lives in
+A step prefills up to `prefill_tokens` positions of waiting prompts, then decodes one token for every running
+sequence. Running sequence i lives in cache row i; the one in prefill (between steps there is at most one) lives in
 the row after them, so that it can join without moving.
 
 On a GPU the next decoding step begins before the last one's tokens are known here (`ahead`): it takes them where
@@ -85,13 +85,13 @@ class Scheduler:
         self.prompts_together = 1 if model.config.decoder.reach else together
         self.flight: Flight | None = None
         self.waiting: deque[Sequence] = deque()
-        self.reading: Sequence | None = None
+        self.prefilling: Sequence | None = None
         self.running: list[Sequence] = []
         self.events: list[tuple[Sequence, Event]] = []
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.reading or self.running)
+        return bool(self.waiting or self.prefilling or self.running)
 
     def submit(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -107,7 +107,7 @@ class Scheduler:
     def step(self) -> list[tuple[Sequence, Event]]:
         """One round; what it produced, in order. A fault of one sequence is its own; a fault of all ends all."""
         try:
-            self._read_prompts()
+            self._prefill()
             if self.running:
                 self._decode()
         except Exception as error:
@@ -116,10 +116,10 @@ class Scheduler:
 
     def abandon(self, reason: GhostvisError) -> None:
         """Drop every sequence with this reason, and start afresh."""
-        for sequence in [*self.running, *([self.reading] if self.reading else []), *self.waiting]:
+        for sequence in [*self.running, *([self.prefilling] if self.prefilling else []), *self.waiting]:
             sequence.done = True
             self.events.append((sequence, reason))
-        self.running, self.reading, self.flight = [], None, None
+        self.running, self.prefilling, self.flight = [], None, None
         self.waiting.clear()
         with suppress(Exception):  # no memory for new rows: what the old ones hold is read by nobody
             self.rows.reset()
@@ -139,9 +139,9 @@ class Scheduler:
         events, self.events = self.events, []
         return events
 
-    # --- reading prompts
+    # --- prefill
 
-    def _read_prompts(self) -> None:
+    def _prefill(self) -> None:
         budget = self.prefill_tokens
         while budget > 0 and (parts := self._parts(budget)):
             budget -= sum(part.end - part.start for part in parts)
@@ -155,7 +155,7 @@ class Scheduler:
                 part.sequence.filled = part.end
             whole = [part.sequence for part in parts if part.end == len(part.sequence.prompt.ids)]
             if len(whole) == len(parts):
-                self.reading = None
+                self.prefilling = None
             for sequence in whole:
                 sequence.vision_rows = None
             self.running += whole
@@ -163,13 +163,13 @@ class Scheduler:
                 self._land(self._choose(whole, self.model.decoder.logits(hidden[: len(whole)])))
 
     def _parts(self, budget: int) -> list[Part]:
-        """What is read in one forward: prompts to their ends, but for the last one, which is `reading` now."""
+        """What is read in one forward: prompts to their ends, but for the last one, which is `prefilling` now."""
         parts: list[Part] = []
         while budget > 0 and len(parts) < self.prompts_together:
-            sequence = self.reading if self.reading and not parts else self._admit(parts)
+            sequence = self.prefilling if self.prefilling and not parts else self._admit(parts)
             if sequence is None:
                 break
-            self.reading = sequence
+            self.prefilling = sequence
             start, end = sequence.filled, min(sequence.filled + budget, len(sequence.prompt.ids))
             parts.append(Part(sequence, start, end))
             budget -= end - start
@@ -192,10 +192,10 @@ class Scheduler:
         return None
 
     def _begin(self, sequence: Sequence, row: int) -> None:
-        """Give it a row, begun with the longest known beginning of its prompt."""
+        """Give it a cache row that starts with the longest prefix of its prompt that is cached or running."""
         self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
-        shared, entry = self.prefixes.best(sequence.identity[:most])
+        shared, entry = self.prefixes.match(sequence.identity[:most])
         live, source = max(
             (
                 (common_prefix(s.identity[: s.filled], sequence.identity[:most]), i)
@@ -215,17 +215,17 @@ class Scheduler:
         return read_parts(self.model.decoder, parts, self.rows, len(self.running))
 
     def _see(self, sequences: list[Sequence]) -> None:
-        """ImageInput rows (images x N, D) for prompts that have any; new images go through the tower."""
+        """Image rows (images x N, D) for prompts that have any; new images go through the tower."""
         seen: dict[str, Tensor] = {}
         new: dict[str, NDArray[Any]] = {}
         blind = [each for each in sequences if each.vision_rows is None and each.prompt.images]
         for sequence in blind:
-            for image, image in zip(sequence.prompt.images, sequence.images, strict=True):
-                known = image if isinstance(image, Tensor) else self.images.known(image.digest)
+            for image, given in zip(sequence.prompt.images, sequence.images, strict=True):
+                known = given if isinstance(given, Tensor) else self.images.get(image.digest)
                 if known is not None:
                     seen[image.digest] = known
-                elif not isinstance(image, Tensor):
-                    new[image.digest] = image
+                elif not isinstance(given, Tensor):
+                    new[image.digest] = given
         digests = [digest for digest in new if digest not in seen]
         for at in range(0, len(digests), self.images_together):
             some = digests[at : at + self.images_together]
@@ -233,7 +233,7 @@ class Scheduler:
         for sequence in blind:
             digests = [image.digest for image in sequence.prompt.images]
             for digest in digests:
-                self.images.put(digest, seen[digest])
+                self.images.insert(digest, seen[digest])
             sequence.vision_rows = torch.cat([seen[digest] for digest in digests])
 
     def _encode(self, images: "list[NDArray[Any]]") -> Tensor:
@@ -260,7 +260,7 @@ class Scheduler:
             last = [sequence.last(1 + self.model.decoder.config.reach) for sequence in batch]
             tokens = sent(torch.tensor(last), self.device)
         filled = [sequence.filled for sequence in batch]
-        logits = self.decode(self.rows, tokens, filled, self.reading.filled if self.reading else 0)
+        logits = self.decode(self.rows, tokens, filled, self.prefilling.filled if self.prefilling else 0)
         for sequence in batch:
             sequence.filled += 1
         return self._choose(batch, logits, tokens)
@@ -270,7 +270,7 @@ class Scheduler:
 
         Not where they are needed here, or where one is known to be an answer's last, or others could join.
         """
-        others = self.reading or (self.waiting and len(self.running) < self.max_batch)
+        others = self.prefilling or (self.waiting and len(self.running) < self.max_batch)
         return (
             self.ahead
             and not others
@@ -340,8 +340,8 @@ class Scheduler:
         """End a sequence that was not running yet."""
         self.events.append((sequence, explained(error)))
         sequence.filled, sequence.done = 0, True
-        if sequence is self.reading:
-            self.reading = None
+        if sequence is self.prefilling:
+            self.prefilling = None
         self._rest()
 
     def _rest(self) -> None:
@@ -352,9 +352,9 @@ class Scheduler:
         """Take a sequence out of its row, keep what it computed, and close the gap."""
         sequence.done = True
         last = len(self.running) - 1
-        if sequence is self.reading:
+        if sequence is self.prefilling:
             self._keep(sequence, last + 1)
-            self.reading = None
+            self.prefilling = None
         else:
             row = self.running.index(sequence)
             self._keep(sequence, row)
@@ -362,8 +362,8 @@ class Scheduler:
                 self.rows.copy(last, row, self.running[last].filled)
                 self.running[row] = self.running[last]
             self.running.pop()
-            if self.reading:
-                self.rows.copy(last + 1, last, self.reading.filled)
+            if self.prefilling:
+                self.rows.copy(last + 1, last, self.prefilling.filled)
         self._rest()
 
     def _keep(self, sequence: Sequence, row: int) -> None:
@@ -371,7 +371,7 @@ class Scheduler:
         output = np.asarray(sequence.output, dtype=np.int64)
         ids = np.concatenate((sequence.identity, output))[: sequence.filled]
         try:
-            self.prefixes.put(ids, self.rows, row)
+            self.prefixes.insert(ids, self.rows, row)
         except (RuntimeError, MemoryError):
             self.prefixes.clear()
 

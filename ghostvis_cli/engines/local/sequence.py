@@ -16,7 +16,7 @@ from ghostvis_cli.prompt import VISION_ROW, Prompt
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    ImagePart: TypeAlias = (
+    ImageInput: TypeAlias = (
         "NDArray[Any] | Tensor"  # preprocessed pixels (3, S, S), or rows (N, D) already known
     )
 
@@ -26,7 +26,7 @@ class Sequence:
     """One request on its way. `filled` counts the positions whose keys and values are in the cache."""
 
     prompt: Prompt
-    images: "Ordered[ImagePart]"  # one per image of the prompt
+    images: "Ordered[ImageInput]"  # one per image of the prompt
     sampling: Sampling
     identity: "NDArray[np.int64]"
     text: TextStream
@@ -39,7 +39,7 @@ class Sequence:
 
     @classmethod
     def start(
-        cls, prompt: Prompt, images: "Ordered[ImagePart]", sampling: Sampling, image_tokens: int
+        cls, prompt: Prompt, images: "Ordered[ImageInput]", sampling: Sampling, image_tokens: int
     ) -> "Sequence":
         generator = None
         if sampling.temperature > 0:
