@@ -244,6 +244,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer. A compiler takes what it does before and after attention, which knows no lengths."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.attn = Attention(config, layer)
@@ -265,11 +267,10 @@ class Block(nn.Module):
         q = self.enter_at(x, step.cos, step.sin, value, keys, values, varlen.rows, varlen.positions)
         return self.leave(x, varlen.attend(q, keys, values, attn.window, attn.scale).view(x.shape))
 
-    # What a layer does before and after attention. A compiler takes these, which know no lengths.
-
     def enter(
         self, x: Tensor, cos: Tensor, sin: Tensor, value: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q, k and v as `Attention.heads` gives them."""
         # The residual stream stays float32 whatever the matrices are, as on upstream's GPUs.
         return self.attn.heads(rms(x).to(self.weights), cos, sin, value)
 
@@ -291,6 +292,7 @@ class Block(nn.Module):
         return q
 
     def leave(self, x: Tensor, seen: Tensor) -> Tensor:
+        """x and what attention saw (B, T, D) -> (B, T, D)."""
         x = x + self.attn.proj(seen)
         return x + self.mlp(rms(x).to(self.weights))
 

@@ -65,6 +65,7 @@ class Graphs:
             self._forget(memory)
 
     def run(self, key: Hashable, compute: Compute, *inputs: Tensor) -> Tensor:
+        """compute(*inputs), of whatever shapes the key stands for. Good until the next run."""
         replay = self._met.get(key)
         if replay is None and key in self._met:
             replay = self._met[key] = self._captured(compute, inputs)
