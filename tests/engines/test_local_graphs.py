@@ -5,17 +5,19 @@ from its definition. A graph is a function that runs again on inputs of its own.
 """
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.convert.tensors import one_thread
 from ghostvis_cli.engines.base import Sampling
-from ghostvis_cli.engines.local.decode import Padded
+from ghostvis_cli.engines.local.decode import Padded, compile_layers
 from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.sampling import sample, sample_together
 from ghostvis_cli.engines.local.scheduler import Scheduler
@@ -82,9 +84,7 @@ class Replaying:
     def __init__(self) -> None:
         self.captured = self.replayed = 0
 
-    def __call__(
-        self, compute: Callable[..., Tensor], pool: Any, inputs: tuple[Tensor, ...]
-    ) -> Callable[..., Tensor]:
+    def __call__(self, compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
         self.captured += 1
         static = [each.clone() for each in inputs]
 
@@ -101,7 +101,7 @@ def on_gpu(
     model: LoadedModel, replaying: Replaying | None = None, *, varlen: bool = True, **settings: Any
 ) -> Scheduler:
     """The scheduler as a GPU has it."""
-    graphs = Graphs(replaying or Replaying())
+    graphs = Graphs(lambda: replaying or Replaying())
     decode = Padded(model.model.decoder, graphs=graphs)
     chosen: dict[str, Any] = {"ahead": True, "together": 64} | settings
     return Scheduler(model.model, model.tokenizer, decode=decode, varlen=varlen, **chosen)
@@ -262,7 +262,7 @@ def test_images_of_waiting_prompts_are_seen_together() -> None:
     ]
     assert tower.batches == [1] * 20
     tower.batches.clear()
-    scheduler = on_gpu(model, graphs=Graphs(Replaying()))
+    scheduler = on_gpu(model, graphs=Graphs(Replaying))
     assert run(scheduler, *(with_image(i) for i in range(20))) == expected
     assert tower.batches == [16, 4]
 
@@ -293,6 +293,19 @@ def test_graphs_of_memory_that_is_gone_are_not_replayed() -> None:
     assert run(scheduler, grows) == [expected]
     assert scheduler.rows.cache is not before
     assert replaying.captured == 3  # 256, 512 and 640 positions
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_layers_are_compiled_once_for_all_of_them_and_change_no_token(tmp_path: Any) -> None:
+    """As on a GPU: what is before attention and after it, for one row, several rows, and prompts."""
+    model = load_model(write(tmp_path, "n7", Shape(seq=40, layers=4)))
+    sequences = crowd(12, 1, vocabulary=VOCABULARY)
+    expected = alone(model, sequences)
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    compile_layers(model.model.decoder, {})
+    assert run(on_gpu(model, max_batch=8), *sequences) == expected
+    assert 0 < counters["stats"]["unique_graphs"] <= 16
 
 
 def test_all_graphs_can_be_captured_before_the_first_request() -> None:

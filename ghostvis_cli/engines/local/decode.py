@@ -96,11 +96,17 @@ def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
     On a GPU not the step is compiled but what one layer does before and after attention, once for all layers.
     """
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED
-    if decoder.lm_head.weight.device.type != "cuda":
-        return Padded(decoder, torch.compile(one_step, dynamic=False), graphs)
     if (ours := cache_dir()) is not None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ours / "compiled"))
-    enter, leave = (torch.compile(each, options=CUDA_OPTIONS) for each in (Block.enter_at, Block.leave))
+    if decoder.lm_head.weight.device.type != "cuda":
+        return Padded(decoder, torch.compile(one_step, dynamic=False), graphs)
+    torch._dynamo.config.suppress_errors = True  # what can't be compiled runs as it is
+    compile_layers(decoder, CUDA_OPTIONS)
+    return Padded(decoder, graphs=graphs)
+
+
+def compile_layers(decoder: Decoder, options: dict[str, Any]) -> None:
+    """One compiled function for what all layers do before attention, and one for what they do after it."""
+    enter, leave = (torch.compile(each, options=options) for each in (Block.enter_at, Block.leave))
     for block in decoder.blocks:
         block.enter_at, block.leave = enter.__get__(block), leave.__get__(block)
-    return Padded(decoder, graphs=graphs)

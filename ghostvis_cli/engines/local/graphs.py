@@ -7,7 +7,7 @@ without.
 
 import logging
 from collections.abc import Callable, Hashable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,38 +15,43 @@ from torch import Tensor
 MOST_GRAPHS = 64
 MOST_BYTES = 4 * 1024**3  # that all graphs together may take for what is between their kernels
 Compute: TypeAlias = Callable[..., Tensor]
-Capture: TypeAlias = Callable[[Compute, Any, tuple[Tensor, ...]], Compute]
+Capture: TypeAlias = Callable[[Compute, tuple[Tensor, ...]], Compute]
 logger = logging.getLogger("ghostvis")
 
 
-def capture(compute: Compute, pool: Any, inputs: tuple[Tensor, ...]) -> Compute:
-    """`compute` for inputs of these shapes, as a graph. What it gives is overwritten by the next run."""
-    static = [each.clone() for each in inputs]
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        compute(*static)  # a stream's first run allocates workspaces, which must not happen while capturing
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            result = compute(*static)
-    torch.cuda.current_stream().wait_stream(stream)
+class CudaCapture:
+    """One pool of memory for all: graphs run one after the other, and what one gives is used before the next."""
 
-    def replay(*given: Tensor) -> Tensor:
-        for ours, theirs in zip(static, given, strict=True):
-            ours.copy_(theirs)
-        graph.replay()
-        return result
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    return replay
+    def __call__(self, compute: Compute, inputs: tuple[Tensor, ...]) -> Compute:
+        """`compute` for inputs of these shapes, as a graph. What it gives is overwritten by the next run."""
+        static, graph, stream = [each.clone() for each in inputs], torch.cuda.CUDAGraph(), self._stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            compute(
+                *static
+            )  # a stream's first run allocates workspaces, which must not happen while capturing
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                result = compute(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+
+        def replay(*given: Tensor) -> Tensor:
+            for ours, theirs in zip(static, given, strict=True):
+                ours.copy_(theirs)
+            graph.replay()
+            return result
+
+        return replay
 
 
 class Graphs:
-    """Runs functions, replaying those whose key was met before. A key stands for shapes and what is fixed beside.
+    """Runs functions, replaying those whose key was met before. A key stands for shapes and all that is fixed."""
 
-    One pool of memory serves all graphs: they run one after the other, and what one gives is used before the next.
-    """
-
-    def __init__(self, capture: Capture = capture) -> None:
-        self._capture = capture
+    def __init__(self, make_capture: Callable[[], Capture] = CudaCapture) -> None:
+        self._make_capture = make_capture
         self.failed = False
         self._forget(())
 
@@ -54,10 +59,8 @@ class Graphs:
         return sum(replay is not None for replay in self._met.values())
 
     def _forget(self, memory: tuple[object, ...]) -> None:
-        self._memory = memory
+        self._memory, self._capture, self.nbytes = memory, None, 0
         self._met: dict[Hashable, Compute | None] = {}
-        self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-        self.nbytes = 0
 
     def on(self, *memory: object) -> None:
         """Tensors that the functions read by address: where one is another than before, graphs are void."""
@@ -79,7 +82,8 @@ class Graphs:
             return None
         before = _reserved()
         try:
-            replay = self._capture(compute, self._pool, inputs)
+            self._capture: Capture | None = self._capture or self._make_capture()
+            replay = self._capture(compute, inputs)
         except Exception as error:
             self.failed = True
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

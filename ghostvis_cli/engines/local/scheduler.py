@@ -48,12 +48,13 @@ Event: TypeAlias = Chunk | GhostvisError  # an error ends its sequence, as a chu
 
 @dataclass(frozen=True)
 class Flight:
-    """A step that has begun: whose, the tokens that it takes and chooses, and these on their way to the host."""
+    """A step that has begun: whose, what it chooses, on the device and on its way to the host."""
 
     batch: list[Sequence]
-    tokens: Tensor  # (B, 1 + reach): what the next step takes
-    chosen: Fetched
+    taken: Tensor | None  # (B, 1 + reach): the tokens of a decoding step
     logits: Tensor
+    chosen: Tensor  # (B,)
+    fetched: Fetched
 
 
 class Scheduler:
@@ -250,7 +251,7 @@ class Scheduler:
     def _decode(self) -> None:
         flight, self.flight = self.flight or self._launch(list(self.running)), None
         if self._goes_on(flight):
-            self.flight = self._launch(flight.batch, flight.tokens)
+            self.flight = self._launch(flight.batch, _next_tokens(flight))
         self._land(flight)
 
     def _launch(self, batch: list[Sequence], tokens: Tensor | None = None) -> Flight:
@@ -278,16 +279,15 @@ class Scheduler:
             and all(_runs_on(sequence) for sequence in flight.batch)
         )
 
-    def _choose(self, batch: list[Sequence], logits: Tensor, tokens: Tensor | None = None) -> Flight:
-        """The next token of each sequence from logits (B, V); `tokens` are what the step took, where one did."""
+    def _choose(self, batch: list[Sequence], logits: Tensor, taken: Tensor | None = None) -> Flight:
+        """The next token of each sequence from logits (B, V)."""
         samplings = [sequence.sampling for sequence in batch]
         if all(draws_together(each) and each.repetition_penalty == 1 for each in samplings):
             chosen = sample_together(logits, samplings, [sequence.generator for sequence in batch])
         else:
             one_by_one = [self._pick(sequence, row) for sequence, row in zip(batch, logits, strict=True)]
             chosen = torch.tensor(one_by_one, device=self.device)
-        after = chosen[:, None] if tokens is None else torch.cat((tokens[:, 1:], chosen[:, None]), dim=1)
-        return Flight(batch, after, Fetched(chosen), logits)
+        return Flight(batch, taken, logits, chosen, Fetched(chosen))
 
     def _pick(self, sequence: Sequence, logits: Tensor) -> int:
         sampling = sequence.sampling
@@ -298,7 +298,7 @@ class Scheduler:
 
     def _land(self, flight: Flight) -> None:
         """Wait for a step's tokens, and what follows from them."""
-        for row, (sequence, token) in enumerate(zip(flight.batch, flight.chosen.read(), strict=True)):
+        for row, (sequence, token) in enumerate(zip(flight.batch, flight.fetched.read(), strict=True)):
             if sequence.done:  # since the step began
                 continue
             try:
@@ -374,6 +374,12 @@ class Scheduler:
             self.prefixes.insert(ids, self.rows, row)
         except (RuntimeError, MemoryError):
             self.prefixes.clear()
+
+
+def _next_tokens(flight: Flight) -> Tensor:
+    """What the step after a decoding step takes, (B, 1 + reach), without the host."""
+    assert flight.taken is not None
+    return torch.cat((flight.taken[:, 1:], flight.chosen[:, None]), dim=1)
 
 
 def _runs_on(sequence: Sequence) -> bool:
