@@ -270,7 +270,7 @@ def test_images_of_waiting_prompts_are_seen_together() -> None:
 def test_where_no_graph_can_be_captured_decoding_goes_on_and_one_line_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def refuses(*_: object) -> Callable[..., Tensor]:
+    def refuses() -> Replaying:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
 
     model = tiny_model(vision=False)

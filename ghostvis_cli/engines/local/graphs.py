@@ -52,6 +52,7 @@ class Graphs:
 
     def __init__(self, make_capture: Callable[[], Capture] = CudaCapture) -> None:
         self._make_capture = make_capture
+        self._capture: Capture | None = None
         self.failed = False
         self._forget(())
 
@@ -82,7 +83,7 @@ class Graphs:
             return None
         before = _reserved()
         try:
-            self._capture: Capture | None = self._capture or self._make_capture()
+            self._capture = self._capture or self._make_capture()
             replay = self._capture(compute, inputs)
         except Exception as error:
             self.failed = True
