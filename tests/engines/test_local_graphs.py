@@ -6,7 +6,7 @@ from its definition. A graph is a function that runs again on inputs of its own.
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from ghostvis_cli.convert.tensors import one_thread
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.local.decode import Padded, compile_layers
 from ghostvis_cli.engines.local.graphs import Graphs
-from ghostvis_cli.engines.local.sampling import sample, sample_together
+from ghostvis_cli.engines.local.sampling import sample
 from ghostvis_cli.engines.local.scheduler import Scheduler
 from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.prompt import Prompt
@@ -157,23 +157,44 @@ def test_a_crowd_of_every_generation_answers_as_each_would_alone(
     assert run(on_gpu(model, varlen=varlen, max_batch=8, prefill_tokens=50), *sequences) == expected
 
 
-def test_a_batch_draws_what_each_row_would_draw_alone() -> None:
-    """Top-k, top-p, min-p and greedy side by side, and rounds of draws from one generator each."""
-    logits = 3 * torch.randn(9, 500, generator=torch.Generator().manual_seed(0))
-    samplings = [
-        Sampling(temperature=t, top_k=k, top_p=p, min_p=m, seed=i)
-        for i, (t, k, p, m) in enumerate(
-            [
-                *((0.7, 50, 0.9, 0.0), (0.0, 0, 1.0, 0.0), (1.5, 400, 1.0, 0.1), (1e-9, 0, 0.5, 0.0)),
-                *((1.0, 1, 1.0, 0.0), (0.3, 1000, 0.2, 0.3), (2.0, 17, 1e-9, 0.0), (1.0, 500, 1.0, 0.0)),
-                (5.0, 20, 0.99, 0.05),
-            ]
-        )
+def drawn_alone(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """One row, step by step, with PyTorch's own draw."""
+    if sampling.temperature < 1e-6:
+        return int(logits.argmax())
+    values, ids = logits, torch.arange(len(logits))
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
+        values, ids = logits.topk(min(sampling.top_k or len(logits), len(logits)))
+    p = torch.softmax(values / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        p = p.masked_fill(p.cumsum(-1) - p >= sampling.top_p, 0)
+    p = p.masked_fill(p < sampling.min_p * p.max(), 0)
+    return int(ids[torch.multinomial(p, 1, generator=generator)])
+
+
+FILTERS = [
+    *((0.7, 50, 0.9, 0.0), (0.0, 0, 1.0, 0.0), (1.5, 400, 1.0, 0.1), (1e-9, 0, 0.5, 0.0), (1.0, 0, 1.0, 0.0)),
+    *(
+        (1.0, 1, 1.0, 0.0),
+        (0.3, 1000, 0.2, 0.3),
+        (2.0, 17, 1e-9, 0.0),
+        (1.0, 500, 1.0, 0.0),
+        (5.0, 0, 0.9, 0.0),
+    ),
+    *((5.0, 20, 0.99, 0.05), (0.5, 0, 1.0, 0.2), (2.0, 0, 1.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize("which", [range(13), (0, 2, 7), (4, 12), (1, 4), (3,), (0,)])
+def test_a_batch_draws_what_each_row_would_draw_alone(which: Iterable[int]) -> None:
+    """Top-k, top-p, min-p, none of them and greedy side by side, and rounds of draws from one generator each."""
+    chosen = [
+        Sampling(temperature=t, top_k=k, top_p=p, min_p=m) for t, k, p, m in (FILTERS[i] for i in which)
     ]
-    ours, theirs = ([torch.Generator().manual_seed(i) for i in range(9)] for _ in "12")
+    logits = 3 * torch.randn(len(chosen), 500, generator=torch.Generator().manual_seed(0))
+    ours, theirs = ([torch.Generator().manual_seed(i) for i in range(len(chosen))] for _ in "12")
     for _ in range(50):
-        together = sample_together(logits, samplings, ours).tolist()
-        assert together == [sample(*each) for each in zip(logits, samplings, theirs, strict=True)]
+        together = sample(logits, chosen, ours).tolist()
+        assert together == [drawn_alone(*each) for each in zip(logits, chosen, theirs, strict=True)]
         logits = logits.roll(1, 1) * 0.99
 
 

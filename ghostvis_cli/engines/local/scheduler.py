@@ -27,13 +27,7 @@ from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.prefill import Part, read_parts
 from ghostvis_cli.engines.local.rows import Rows
-from ghostvis_cli.engines.local.sampling import (
-    draws_together,
-    logprob,
-    penalise,
-    sample,
-    sample_together,
-)
+from ghostvis_cli.engines.local.sampling import logprob, penalise, sample
 from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.model.ghostvis import GhostVis
@@ -281,20 +275,13 @@ class Scheduler:
 
     def _choose(self, batch: list[Sequence], logits: Tensor, taken: Tensor | None = None) -> Flight:
         """The next token of each sequence from logits (B, V)."""
-        samplings = [sequence.sampling for sequence in batch]
-        if all(draws_together(each) and each.repetition_penalty == 1 for each in samplings):
-            chosen = sample_together(logits, samplings, [sequence.generator for sequence in batch])
-        else:
-            one_by_one = [self._pick(sequence, row) for sequence, row in zip(batch, logits, strict=True)]
-            chosen = torch.tensor(one_by_one, device=self.device)
+        penalised = [(row, each) for row, each in enumerate(batch) if each.sampling.repetition_penalty != 1]
+        choices = logits.clone() if penalised else logits
+        for row, each in penalised:
+            seen = torch.tensor(each.seen(), device=self.device)
+            choices[row] = penalise(logits[row], seen, each.sampling.repetition_penalty)
+        chosen = sample(choices, [each.sampling for each in batch], [each.generator for each in batch])
         return Flight(batch, taken, logits, chosen, Fetched(chosen))
-
-    def _pick(self, sequence: Sequence, logits: Tensor) -> int:
-        sampling = sequence.sampling
-        if sampling.repetition_penalty != 1:
-            seen = torch.tensor(sequence.seen(), device=self.device)
-            logits = penalise(logits, seen, sampling.repetition_penalty)
-        return sample(logits, sampling, sequence.generator)
 
     def _land(self, flight: Flight) -> None:
         """Wait for a step's tokens, and what follows from them."""
@@ -385,9 +372,5 @@ def _next_tokens(flight: Flight) -> Tensor:
 def _runs_on(sequence: Sequence) -> bool:
     """Whether, for all that is known, the token on its way is not its last, and nothing waits for it."""
     sampling = sequence.sampling
-    return (
-        len(sequence.output) + 1 < sampling.max_tokens
-        and draws_together(sampling)
-        and sampling.repetition_penalty == 1
-        and sampling.logprobs is None
-    )
+    is_last = len(sequence.output) + 1 >= sampling.max_tokens
+    return not is_last and sampling.repetition_penalty == 1 and sampling.logprobs is None
