@@ -15,6 +15,7 @@ B batch, T new positions, M cached positions, D width, H query heads, K key head
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -133,13 +134,17 @@ class Varlen:
         return out
 
 
+# Keys and values (rows, K, capacity, h) of a layer, and the rows and positions (N,) of new ones.
+Places: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Step:
     """Where the T new positions of each row go, worked out once and shared by every layer.
 
     positions (B, T) int64; `first_row` is the cache row of the batch's first sequence (rows are contiguous);
     `length` M is how many cached positions any row may look at; `views` has one for each window of the model.
-    Where B is 1, the T positions may be those of several sequences: `varlen` or `parts` say which are whose.
+    Where there is `varlen`, it says whose the positions are, and `views` is empty.
     """
 
     positions: Tensor
@@ -150,7 +155,6 @@ class Step:
     contiguous: bool  # a single row's positions are the last T of `length`
     views: dict[int | None, View]
     varlen: Varlen | None = None
-    parts: tuple[tuple[slice, "Step"], ...] = ()
 
 
 class Attention(nn.Module):
@@ -191,9 +195,6 @@ class Attention(nn.Module):
         """Heads (B, T, n, h) of new positions -> what they see, (B, T, D)."""
         B, T, H, h = q.shape
         K = self.n_kv_head
-        if step.parts:
-            seen = [self.attend(q[:, at], k[:, at], v[:, at], part, cache, layer) for at, part in step.parts]
-            return torch.cat(seen, dim=1)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = _extend(cache, layer, step, k, v)
@@ -261,32 +262,18 @@ class Block(nn.Module):
         """x (B, T, D) float32 -> (B, T, D) float32; `value` as for the attention."""
         attn, varlen = self.attn, step.varlen
         if varlen is None or cache is None:
-            q, k, v = self.enter(x, step.cos, step.sin, value)
-            return self.leave(x, attn.attend(q, k, v, step, cache, layer))
+            heads = attn.heads(rms(x).to(self.weights), step.cos, step.sin, value)
+            return self.leave(x, attn.attend(*heads, step, cache, layer))
         keys, values = cache.k[layer], cache.v[layer]
-        q = self.enter_at(x, step.cos, step.sin, value, keys, values, varlen.rows, varlen.positions)
+        q = self.enter(x, step.cos, step.sin, value, (keys, values, varlen.rows, varlen.positions))
         return self.leave(x, varlen.attend(q, keys, values, attn.window, attn.scale).view(x.shape))
 
-    def enter(
-        self, x: Tensor, cos: Tensor, sin: Tensor, value: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> q, k and v as `Attention.heads` gives them."""
+    def enter(self, x: Tensor, cos: Tensor, sin: Tensor, value: Tensor | None, at: Places) -> Tensor:
+        """x (B, T, D) -> queries (B*T, H, h). New keys and values are written where `at` says."""
         # The residual stream stays float32 whatever the matrices are, as on upstream's GPUs.
-        return self.attn.heads(rms(x).to(self.weights), cos, sin, value)
-
-    def enter_at(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        value: Tensor | None,
-        keys: Tensor,
-        values: Tensor,
-        rows: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        """`enter`, writing keys and values (rows, K, capacity, h) at rows and positions (N,): q (N, H, h)."""
-        q, k, v = (each.flatten(0, 1) for each in self.enter(x, cos, sin, value))
+        heads = self.attn.heads(rms(x).to(self.weights), cos, sin, value)
+        q, k, v = (each.flatten(0, 1) for each in heads)
+        keys, values, rows, positions = at
         keys[rows, :, positions] = k
         values[rows, :, positions] = v
         return q
@@ -376,22 +363,6 @@ class Decoder(nn.Module):
         """`plan` for sequences that `varlen` tells apart: positions (B, T), flat they are varlen's."""
         cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
         return Step(positions, cos, sin, 0, 0, False, {}, varlen)
-
-    def plan_parts(self, bounds: Sequence[tuple[int, int]], first_row: int) -> Step:
-        """`plan` for several sequences side by side in one row of input, each attending by itself.
-
-        Sequence i is in cache row first_row + i; its new positions are bounds[i][0] to bounds[i][1].
-        """
-        device, parts, at = self.lm_head.weight.device, [], 0
-        for row, (start, end) in enumerate(bounds, first_row):
-            positions = torch.arange(start, end, device=device)[None]
-            parts.append((slice(at, at + end - start), self.plan(positions, first_row=row, length=end)))
-            at += end - start
-        positions, cos, sin = (
-            torch.cat([getattr(part, name) for _, part in parts], dim=1)
-            for name in ("positions", "cos", "sin")
-        )
-        return Step(positions, cos, sin, first_row, 0, False, {}, parts=tuple(parts))
 
     def _view(self, positions: Tensor, window: int | None, first: int, length: int, padded: bool) -> View:
         """A window of W sees W keys back, and oneself. It bites where the last position is beyond it."""

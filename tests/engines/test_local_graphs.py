@@ -22,6 +22,7 @@ from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.sampling import sample
 from ghostvis_cli.engines.local.scheduler import Scheduler
 from ghostvis_cli.engines.local.sequence import Sequence
+from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.prompt import Prompt
 from tests.engines.test_local_generations import run, sequence
 from tests.engines.tiny import IMAGE_TOKENS, TOKENIZER, tiny_model
@@ -286,6 +287,22 @@ def test_images_of_waiting_prompts_are_seen_together() -> None:
     scheduler = on_gpu(model, graphs=Graphs(Replaying))
     assert run(scheduler, *(with_image(i) for i in range(20))) == expected
     assert tower.batches == [16, 4]
+
+
+def test_an_image_that_fails_in_a_crowd_fails_alone() -> None:
+    model = tiny_model()
+    sequences = [with_image(i) for i in range(8)]
+    expected = [
+        run(Scheduler(model.model, TOKENIZER, prefix_cache_bytes=0), with_image(i))[0] for i in range(8)
+    ]
+    sequences[3].images = [sequences[3].images[0][:, :10]]
+    scheduler, failed = on_gpu(model), []
+    for each in sequences:
+        scheduler.submit(each)
+    while scheduler.busy:
+        failed += [of for of, event in scheduler.step() if isinstance(event, GhostvisError)]
+    assert failed == [sequences[3]]
+    assert [each.output for each in sequences if each not in failed] == expected[:3] + expected[4:]
 
 
 def test_where_no_graph_can_be_captured_decoding_goes_on_and_one_line_says_why(

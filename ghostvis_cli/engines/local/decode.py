@@ -107,6 +107,6 @@ def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
 
 def compile_layers(decoder: Decoder, options: dict[str, Any]) -> None:
     """One compiled function for what all layers do before attention, and one for what they do after it."""
-    enter, leave = (torch.compile(each, options=options) for each in (Block.enter_at, Block.leave))
+    enter, leave = (torch.compile(each, options=options) for each in (Block.enter, Block.leave))
     for block in decoder.blocks:
-        block.enter_at, block.leave = enter.__get__(block), leave.__get__(block)
+        block.enter, block.leave = enter.__get__(block), leave.__get__(block)

@@ -74,7 +74,7 @@ class LocalEngine:
         self._config = loaded.model.config
         layout, layout_notices = choose_layout(self._config, settings.layout)
         self._scheduler = _make_scheduler(loaded, settings)
-        self._capture_first = settings.graphs == "start"
+        self._capture_first = settings.graphs == "start" and self._scheduler.graphs is not None
         decoder, vision, checkpoint = self._config.decoder, self._config.vision, loaded.checkpoint
         self.info = EngineInfo(
             kind="local",
@@ -195,7 +195,12 @@ class LocalEngine:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
             if self._capture_first:
-                self._scheduler.warm_up()
+                try:
+                    self._scheduler.warm_up()
+                except (
+                    Exception
+                ) as error:  # too little memory for all at once: they are captured as they come
+                    self._scheduler.abandon(explained(error))
             while self._drain():
                 events += self._scheduler.step()
                 now = time.monotonic()

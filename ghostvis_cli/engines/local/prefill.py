@@ -26,7 +26,7 @@ class Part:
 def read_parts(decoder: Decoder, parts: Ordered[Part], rows: Rows, first_row: int) -> Tensor:
     """Run the parts, in cache rows from `first_row` on: hidden rows (S, D) of their last positions.
 
-    More than one part only where the decoder's `reach` is 0.
+    More than one part only where there is varlen attention, and the decoder's `reach` is 0.
     """
     ids: list[int] = []
     images: list[Tensor] = []
@@ -59,8 +59,6 @@ def _plan(decoder: Decoder, parts: Ordered[Part], rows: Rows, first_row: int) ->
         decoder.grow_rotary(rows.cache.capacity)
         varlen = _varlen(parts, rows, first_row)
         return decoder.plan_varlen(varlen.positions[None], varlen)
-    if len(parts) > 1:
-        return decoder.plan_parts([(part.start, part.end) for part in parts], first_row)
     positions = torch.arange(parts[0].start, parts[0].end, device=rows.device)[None]
     return decoder.plan(positions, first_row=first_row, length=parts[0].end)
 

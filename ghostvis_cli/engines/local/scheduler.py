@@ -77,7 +77,8 @@ class Scheduler:
         self.images = ImageCache()
         self.ahead, self.graphs = ahead, graphs
         self.images_together = min(together, IMAGES_TOGETHER)
-        self.prompts_together = 1 if model.config.decoder.reach else together
+        self.prompts_together = together if varlen and not model.config.decoder.reach else 1
+        self.suspects = 0  # so many of those that wait failed together, and are read one by one
         self.flight: Flight | None = None
         self.waiting: deque[Sequence] = deque()
         self.prefilling: Sequence | None = None
@@ -123,11 +124,9 @@ class Scheduler:
         """Meet every batch size, twice, with room for the trained length: graphs are captured now."""
         decoder = self.model.decoder
         self.rows.reserve(self.max_batch, decoder.config.sequence_len)
-        tokens = torch.zeros(
-            (self.max_batch, 1 + decoder.config.reach), dtype=torch.int64, device=self.device
-        )
-        for batch in sorted({min(1 << n, self.max_batch) for n in range(self.max_batch.bit_length() + 1)}):
-            for _ in range(2):
+        tokens = self.rows.cache.layers.new_zeros((self.max_batch, 1 + decoder.config.reach)).long()
+        for n in range((self.max_batch - 1).bit_length() + 1):
+            for batch in [min(1 << n, self.max_batch)] * 2:
                 self.decode(self.rows, tokens[:batch], [0] * batch, 0)
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
@@ -143,8 +142,7 @@ class Scheduler:
             try:
                 hidden = self._read(parts)
             except Exception as error:
-                for part in parts:
-                    self._lose(part.sequence, error)
+                self._fail_together(parts, error)
                 continue
             for part in parts:
                 part.sequence.filled = part.end
@@ -160,10 +158,12 @@ class Scheduler:
     def _parts(self, budget: int) -> list[Part]:
         """What is read in one forward: prompts to their ends, but for the last one, which is `prefilling` now."""
         parts: list[Part] = []
-        while budget > 0 and len(parts) < self.prompts_together:
+        most = 1 if self.suspects else self.prompts_together
+        while budget > 0 and len(parts) < most:
             sequence = self.prefilling if self.prefilling and not parts else self._admit(parts)
             if sequence is None:
                 break
+            self.suspects -= bool(self.suspects and sequence is not self.prefilling)
             self.prefilling = sequence
             start, end = sequence.filled, min(sequence.filled + budget, len(sequence.prompt.ids))
             parts.append(Part(sequence, start, end))
@@ -261,17 +261,10 @@ class Scheduler:
         return self._choose(batch, logits, tokens)
 
     def _goes_on(self, flight: Flight) -> bool:
-        """Whether the next step can begin before this one's tokens are read.
-
-        Not where they are needed here, or where one is known to be an answer's last, or others could join.
-        """
-        others = self.prefilling or (self.waiting and len(self.running) < self.max_batch)
-        return (
-            self.ahead
-            and not others
-            and flight.batch == self.running
-            and all(_runs_on(sequence) for sequence in flight.batch)
-        )
+        """Whether the next step can begin before this one's tokens are read: nobody joins, or leaves for sure."""
+        joining = self.prefilling or (self.waiting and len(self.running) < self.max_batch)
+        same = self.ahead and not joining and flight.batch == self.running
+        return same and all(_runs_on(sequence) for sequence in flight.batch)
 
     def _choose(self, batch: list[Sequence], logits: Tensor, taken: Tensor | None = None) -> Flight:
         """The next token of each sequence from logits (B, V)."""
@@ -323,6 +316,14 @@ class Scheduler:
         sequence.filled = 0
         self._leave(sequence)
 
+    def _fail_together(self, parts: list[Part], error: Exception) -> None:
+        """A fault of one sequence is its own: each of several is tried again alone."""
+        if len(parts) == 1:
+            self._lose(parts[0].sequence, error)
+        else:
+            self.waiting.extendleft(part.sequence for part in reversed(parts))
+            self.suspects, self.prefilling = len(parts), None
+
     def _lose(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence that was not running yet."""
         self.events.append((sequence, explained(error)))
@@ -332,6 +333,8 @@ class Scheduler:
         self._rest()
 
     def _rest(self) -> None:
+        if not self.running:
+            self.flight = None
         if not self.busy and self.rows.nbytes > self.rows.idle_bytes:
             self.rows.reset()
 
