@@ -41,6 +41,9 @@ DELIVER_EVERY_S = 0.004
 GraphMode: TypeAlias = Literal["met", "start", "off"]
 PREFILL_TOKENS, PREFILL_TOKENS_ON_CUDA = 512, 4096
 TOGETHER_ON_CUDA = 64  # prompts in one forward
+COMPILES = (
+    "decoding is compiled: first answers wait for the compiler, what it makes is kept for later runs",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,7 +91,7 @@ class LocalEngine:
             source=checkpoint.source,
             tag=checkpoint.tag,
             step=checkpoint.step,
-            notices=(*loaded.notices, *layout_notices),
+            notices=(*loaded.notices, *layout_notices, *(COMPILES if settings.compile else ())),
             kv_token_bytes=self._scheduler.rows.token_bytes,
             max_batch=self._scheduler.max_batch,
             image_pixels=vision.tower.image_size if vision else None,
