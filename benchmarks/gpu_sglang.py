@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from benchmarks.claims import COMMAND
 from benchmarks.clients import WARM_UP, Clients, Load, Result, clients
 from benchmarks.random_model import MODELS, make
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from benchmarks.sglang_soak import soak
 from ghostvis_cli import demo
 from ghostvis_cli.bench.stats import paired_shift
@@ -429,9 +429,7 @@ def agreement(known: Sequence[Completion], served: Sequence[tuple[list[int], lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", choices=("demo", *MODELS), default="d32")
     parser.add_argument("--states", default="now,no caches", help=", ".join(STATES))
     parser.add_argument(

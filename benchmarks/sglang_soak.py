@@ -9,7 +9,6 @@ At the end, with nothing in flight: what SGLang still counts as running, and how
 first third was over, by when caches and pools are full.
 """
 
-import argparse
 import asyncio
 import base64
 import io
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.report import parser_of
 from ghostvis_cli.processor_use import listeners, local_port, with_children
 
 MIB = 2**20
@@ -146,9 +146,7 @@ async def running(url: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--url", required=True)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--in-flight", type=int, default=64)

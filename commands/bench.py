@@ -109,7 +109,7 @@ def bench(ctx: typer.Context, *, output_file: Path | None, json: bool) -> None:
         try:
             if output_file is not None:
                 save(report, output_file)
-        finally:  # a full disk shall not take the figures along
+        finally:  # print the figures even where the report can't be written
             if json:
                 output.record(schema.to_json(report))
             else:
@@ -120,14 +120,14 @@ def bench(ctx: typer.Context, *, output_file: Path | None, json: bool) -> None:
 
 
 def _wants_records(path: str | None) -> bool:
-    """A page shows every request, and so do its charts."""
+    """Whether the report needs every request's record: a page and its charts show them."""
     from ghostvis_cli.bench.files import kind
 
     return path is not None and kind(Path(path)) in (".html", ".svg")
 
 
 def _refuse_before_a_command(ctx: typer.Context) -> None:
-    """`bench --json compare A B` would drop --json without a word."""
+    """Refuse options before a subcommand, as in `bench --json compare A B`: they would be ignored."""
     for name in ctx.params:
         if options.was_typed(ctx, name):
             command = ctx.invoked_subcommand

@@ -94,7 +94,7 @@ def bench_prefix(
 
 
 def _unused_seed() -> int:
-    """Images of a seed that was used before may still be in the server's cache."""
+    """A seed for this run alone: images of an earlier one may still be in the server's cache."""
     import secrets
 
     return secrets.randbelow(2**31)

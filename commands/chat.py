@@ -46,13 +46,7 @@ OVERFLOWS = ("refuse", "drop-oldest")
     option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
     option(int, "--max-tokens N", "Most tokens in a reply (default 200)."),
     option(bool, "--json", "Without a terminal: one JSON object per turn."),
-    options.SYSTEM,
-    options.MODEL,
-    options.IMAGES_BACKGROUND,
-    options.SAMPLING,
-    options.ANY_ENGINE,
-    options.GPUS,
-    options.SCRIPTED,
+    options.ANSWERING,
 )
 def chat(
     ctx: typer.Context,
@@ -105,7 +99,7 @@ def chat(
 
 
 def _guarded_at_terminal(ctx: typer.Context) -> None:
-    """--lock and --log-file; signals are the chat's own business there, and people have no deadline."""
+    """Put --lock and --log-file into effect. At a terminal the chat handles signals itself and has no deadline."""
     for name in ("json", "timeout"):
         if ctx.params[name]:
             raise UsageError(
@@ -118,7 +112,7 @@ def _guarded_at_terminal(ctx: typer.Context) -> None:
 
 
 def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -> "Conversation":
-    """What to go on with: a session's file, or a new one. A home that can't be written costs only a notice."""
+    """The conversation to continue, or a new one. A home that can't be written is only a notice."""
     from ghostvis_cli.chat.conversation import Conversation
 
     file = None
@@ -144,7 +138,7 @@ def _session_file(params: dict[str, Any], *, autosave: bool) -> "SessionFile | N
         return sessions.open(params["session"])
     if params["resume"]:
         return sessions.newest()
-    if not autosave:  # a cron job must not become somebody's last conversation
+    if not autosave:  # else --continue would go on with what a cron job asked
         return None
     sessions.prune()
     return sessions.unnamed()

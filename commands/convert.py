@@ -106,7 +106,7 @@ def convert(
 
 
 def _chosen(profile: "Profile") -> "Checkpoint":
-    """The checkpoint meant. The demo must be asked for: nobody wants it converted by accident."""
+    """The checkpoint to convert. The demo model only where it was asked for."""
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, choose_checkpoint, is_chosen
 
     checkpoint, notices = choose_checkpoint(profile.model)
@@ -145,7 +145,7 @@ def parse_size(text: str) -> int:
 
 
 def _prepared_to_verify(plan: "Plan") -> "Plan":
-    """Refuse beforehand what would fail after minutes of writing."""
+    """Refuse now what would fail after minutes of writing."""
     from importlib.util import find_spec
 
     from ghostvis_cli.convert.memory import fitted

@@ -56,13 +56,7 @@ NOT_BESIDE_INPUT = {
     option(bool, "--jsonl", "One JSON object a line, one per prompt."),
     option(bool | None, "--stream/--no-stream", "Show text as it comes (default: on a terminal)."),
     option(bool, "--stats", "A line of statistics per answer, on stderr."),
-    options.SYSTEM,
-    options.MODEL,
-    options.IMAGES_BACKGROUND,
-    options.SAMPLING,
-    options.ANY_ENGINE,
-    options.GPUS,
-    options.SCRIPTED,
+    options.ANSWERING,
 )
 def generate(
     ctx: typer.Context,
@@ -204,7 +198,9 @@ async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", sho
             code = int(ExitCode.OK)
         else:
             code = await _answer_many(engine, requests, show)
-        output.notices(line for line in engine.info.notices if line not in told)  # learnt from the answers
+        output.notices(
+            line for line in engine.info.notices if line not in told
+        )  # known only after the answers
         return code
 
 
@@ -215,7 +211,7 @@ async def _answer_one(engine: "Engine", request: "GenerateRequest", show: _Show)
 
 
 async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show: _Show) -> int:
-    """A prompt that fails does not take the others with it: code 8, or its own code where none succeeded."""
+    """Each prompt fails for itself. Code 8 where some succeeded, else the first failure's code."""
     from ghostvis_cli.answer import ask
 
     quiet_show = _Show(records=show.records, stream=False, stats=show.stats)

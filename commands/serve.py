@@ -164,7 +164,7 @@ def serve(
 
 
 def _kind(profile: "Profile") -> Literal["local", "sglang"]:
-    """What serves: as asked for, else SGLang where it can, and a word about which."""
+    """What serves: the engine that was asked for, else SGLang where it can be used. Tells which."""
     from ghostvis_cli.sglang import runtime
 
     engine = profile.engine
@@ -194,7 +194,7 @@ def _api_key(profile: "Profile", variable: str | None) -> str | None:
 
 
 def _hosts(option: str, names: list[str] | None) -> tuple[str, ...]:
-    """As they are compared. What no request's host can be would never match, without a word."""
+    """Host names as they are compared. One that no request can have is refused, since it would never match."""
     for name in names or ():
         if not is_host(name):
             raise UsageError(f"{option} {name!r} is not a host's name", hint=f"{option} box.example")
@@ -220,7 +220,7 @@ def _log_to_stderr(quiet: bool, verbose: bool) -> None:
 
 
 def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, json: bool) -> None:
-    """The line on stdout. It means the same on every engine: requests are answered."""
+    """Print the line on stdout that says, for every engine, that requests are answered now."""
     if not json:
         output.answer(f"{url}\n")
         return
@@ -258,7 +258,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 
 
 def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
-    """Port, plug-in, directory, in this order: what costs least is found out first."""
+    """Check port, plug-in and directory in this order, the cheapest first."""
     from ghostvis_cli.convert import cache
     from ghostvis_cli.convert.directory import tag
     from ghostvis_cli.serve.listen import free_port

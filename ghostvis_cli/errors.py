@@ -35,84 +35,61 @@ class GhostvisError(Exception):
     code: ClassVar[ExitCode] = ExitCode.BUG
     kind: ClassVar[str] = "error"
 
+    def __init_subclass__(cls, *, code: ExitCode | None = None, kind: str | None = None) -> None:
+        cls.code, cls.kind = code or cls.code, kind or cls.kind
+
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
+    def record(self) -> dict[str, int | str | None]:
+        """As JSON records have it."""
+        return {"code": int(self.code), "kind": self.kind, "message": self.message, "hint": self.hint}
 
-class UsageError(GhostvisError):
+
+class UsageError(GhostvisError, code=ExitCode.USAGE, kind="usage"):
     """Options, arguments or a profile that can't be used."""
 
-    code = ExitCode.USAGE
-    kind = "usage"
 
-
-class InputError(GhostvisError):
+class InputError(GhostvisError, code=ExitCode.INPUT, kind="input"):
     """An image, a prompt or a row that can't be used."""
-
-    code = ExitCode.INPUT
-    kind = "input"
 
 
 class ContextLengthError(InputError):
     """Prompt and answer are more than the model has positions for."""
 
 
-class ModelError(GhostvisError):
+class ModelError(GhostvisError, code=ExitCode.MODEL, kind="checkpoint"):
     """A checkpoint that is missing, damaged, unsafe or of an unsupported kind."""
 
-    code = ExitCode.MODEL
-    kind = "checkpoint"
 
-
-class EngineError(GhostvisError):
+class EngineError(GhostvisError, code=ExitCode.ENGINE, kind="engine"):
     """An engine or a program that is not reachable, not installed or not ready in time."""
 
-    code = ExitCode.ENGINE
-    kind = "engine"
 
-
-class RequestError(GhostvisError):
+class RequestError(GhostvisError, code=ExitCode.REQUEST, kind="request"):
     """The engine answered with an error, or can't do what was asked."""
 
-    code = ExitCode.REQUEST
-    kind = "request"
 
-
-class MemoryLimitError(GhostvisError):
+class MemoryLimitError(GhostvisError, code=ExitCode.MEMORY, kind="memory"):
     """Out of memory or of what else the system limits; the hint says what to change."""
 
-    code = ExitCode.MEMORY
-    kind = "memory"
 
-
-class CheckFailedError(GhostvisError):
+class CheckFailedError(GhostvisError, code=ExitCode.CHECK_FAILED, kind="check"):
     """A check said no, such as the comparison of convert."""
 
-    code = ExitCode.CHECK_FAILED
-    kind = "check"
 
-
-class LockedError(GhostvisError):
+class LockedError(GhostvisError, code=ExitCode.LOCKED, kind="locked"):
     """Another run holds --lock."""
 
-    code = ExitCode.LOCKED
-    kind = "locked"
 
-
-class DeadlineError(GhostvisError):
+class DeadlineError(GhostvisError, code=ExitCode.TIMEOUT, kind="timeout"):
     """--timeout has passed."""
 
-    code = ExitCode.TIMEOUT
-    kind = "timeout"
 
-
-class OutputError(GhostvisError):
+class OutputError(GhostvisError, code=ExitCode.BUG, kind="output"):
     """What was to be written could not be, as on a full disk: no bug, no traceback."""
-
-    code = ExitCode.BUG
-    kind = "output"
 
 
 LOWER = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.errors import UsageError
 
-MOST_TOKENS = 1_000_000  # that anybody asks for
+MOST_TOKENS = 1_000_000  # more than any request needs
 # What a `Sampling` may hold; whole numbers where the range is one of whole numbers.
 RANGES: dict[str, tuple[int, int] | tuple[float, float]] = {
     "max_tokens": (1, MOST_TOKENS),

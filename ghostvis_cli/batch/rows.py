@@ -227,7 +227,7 @@ def _prompt(value: object) -> str:
 
 
 def _seeded(default: Sampling, index: int) -> Sampling:
-    """A seed for the run becomes one for each row, so that an answer does not depend on its neighbours."""
+    """A seed of each row's own, made from the run's, so that an answer does not depend on other rows."""
     return default if default.seed is None else replace(default, seed=(default.seed + index) % SEEDS)
 
 

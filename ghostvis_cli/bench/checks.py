@@ -58,7 +58,7 @@ def judged(check: Condition, comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _judgeable(check: Condition, finding: Finding) -> None:
-    """A check that can't fail is worse than none, so it is an error."""
+    """Refuse a check that can never fail."""
     if finding.verdict == "too few repeats":
         raise InputError(
             f"--fail-if {check.text} can't be judged by {finding.repeats} repeats",

@@ -19,7 +19,7 @@ DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
 
 
 def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
-    """The checkpoint meant, with the tokenizer meant and the constants that were set, and what to tell the user."""
+    """The chosen checkpoint with its tokenizer and the constants that were set, and lines for the user."""
     checkpoint, notices = _choose(model)
     if checkpoint.path.resolve().is_relative_to(demo.BASE_DIR.resolve()):
         checkpoint = replace(checkpoint, source=DEMO_SOURCE)
@@ -29,7 +29,7 @@ def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
 
 
 def constants(model: "ModelSettings") -> Constants:
-    """Of a model's mathematics, those that were set."""
+    """The constants of the model's mathematics that were set."""
     return Constants(**{each.name: getattr(model, each.name) for each in fields(Constants)})
 
 
@@ -58,7 +58,7 @@ def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
 
 
 def is_chosen(model: "ModelSettings") -> bool:
-    """Whether a model was asked for in any way. Then no other one may answer in its stead."""
+    """Whether a model was chosen in any way. Then no other may be used instead."""
     of_model = (model.checkpoint_path, model.source, model.model_tag, model.step, model.tokenizer_path)
     return is_base_chosen(model) or any(value is not None for value in of_model)
 
@@ -74,7 +74,7 @@ def base_dir_of(model: "ModelSettings") -> Path:
 
 
 def _is_there(base_dir: Path) -> bool:
-    """A link that leads nowhere and a disk that does not answer are there: their owner must hear of it."""
+    """Whether it exists. A dangling link and a disk that does not answer do, so that an error follows."""
     try:
         base_dir.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -85,7 +85,7 @@ def _is_there(base_dir: Path) -> bool:
 
 
 def _passed_over(found: Checkpoint, base_dir: Path) -> list[str]:
-    """Upstream would choose one of these tags, and they hold nothing that can be loaded."""
+    """A notice of tags that upstream would choose and that hold nothing that can be loaded."""
     assert found.source is not None, "it was found under a source"
     told = []
     for tag, directory in locate.tags(base_dir, found.source).items():

@@ -83,7 +83,7 @@ class Tokenizer:
             raise limit_reached(error) or instead(path) or damaged from error
 
     def _try_out(self) -> None:
-        """A split pattern that can't be compiled, or loses text, shows here and not in an answer."""
+        """Refuse a split pattern that can't be compiled or loses text."""
         try:
             _ = self._encoding
         except ImportError:
@@ -136,7 +136,7 @@ class Tokenizer:
 
 
 def _validated(content: object) -> tuple[str, dict[bytes, int], dict[str, int]]:
-    """Check every promise the format makes, so that nothing downstream has to."""
+    """Check all that the format promises, so that no later code has to."""
     state = content.state if isinstance(content, _InertEncoding) else None
     if not isinstance(state, dict):
         raise ModelError("it is not a pickled tiktoken encoding with its own vocabulary")

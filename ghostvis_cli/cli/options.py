@@ -131,6 +131,8 @@ GUARD = (
 
 # What programs that run others want of a command.
 SCRIPTED = (*PROFILE, JSON, *GUARD)
+# What a command takes that asks a model.
+ANSWERING = (SYSTEM, *MODEL, IMAGES_BACKGROUND, *SAMPLING, *ANY_ENGINE, *GPUS, *SCRIPTED)
 
 KEYS = {
     **{option.name: f"model.{option.name}" for option in MODEL},
@@ -171,7 +173,7 @@ def takes(*groups: Parameter | tuple[Parameter, ...]) -> Callable[[Callable[...,
 
 
 def was_typed(ctx: typer.Context, name: str) -> bool:
-    """By where the value is from. The value can't tell: an option that may be repeated is () if it was not."""
+    """Whether an option was typed. Its value can't tell: a repeatable option is () where it was not."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -182,7 +184,7 @@ def flags(ctx: typer.Context) -> dict[str, Any]:
 
 
 def read_profile(ctx: typer.Context, *, several: bool = False) -> "Resolved":
-    """The profile of this call, nothing told yet. UsageError where it can't be."""
+    """The profile of this call, without telling its notices. UsageError where it has faults."""
     from ghostvis_cli.profile import resolve
 
     chosen, sets = ctx.params.get("profile"), ctx.params.get("sets") or ()
@@ -207,7 +209,7 @@ def resolve_profile(
 
 
 def heed(resolved: "Resolved", readers: "Iterable[Reader]", *, option: str = "--engine") -> None:
-    """Refuse or tell of the settings that none of these reads."""
+    """Refuse typed settings that none of these readers reads, and tell of those from elsewhere."""
     from ghostvis_cli.profile.readers import heeded
 
     if readers := tuple(readers):

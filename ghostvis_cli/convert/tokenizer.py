@@ -14,7 +14,7 @@ from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import Layout
 
 # In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
-LITERAL_IMAGE_TOKEN = "<|image|>"
+LITERAL_IMAGE_TOKEN = "<|picture|>"
 # Characters that Unicode keeps for programs' own use. The first one opens a mark, and so must be marked itself.
 OPEN, ITSELF, BEHIND = "\ufdd0\ufdd1\ufdd2"
 MARKS = ((OPEN, OPEN + ITSELF), ("<", "<" + OPEN + BEHIND))  # in this order
@@ -76,7 +76,7 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
 
 
 def from_json(contents: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `tokenizer_json` wrote down, for whoever has the converted directory alone."""
+    """The tokenizer from the JSON that `tokenizer_json` wrote."""
     names = {token["id"]: token["content"] for token in contents["added_tokens"]}
     specials = {IMAGE_TOKEN if name == LITERAL_IMAGE_TOKEN else name: id_ for id_, name in names.items()}
     vocabulary = contents["model"]["vocab"].items()
@@ -160,7 +160,7 @@ def chat_template(layout: Layout | None) -> str:
     """Jinja that renders a conversation to the very ids of `prompt.render` and `prompt.render_for_reply`.
 
     Content is a string, or a list of {"type": "text"} and {"type": "image"} parts. One image token an image: the
-    processor repeats it. None is a model without eyes.
+    processor repeats it. None for a text model.
     """
     token = image_token(layout)
     in_turn = {"inline": token, "prepend_slots": token, "prepend_literal": IMAGE_TOKEN}.get(layout or "", "")

@@ -183,7 +183,7 @@ class GhostVisNanoChatLayer(GradientCheckpointingLayer):
 
 
 class GhostVisNanoChatPreTrainedModel(PreTrainedModel):
-    config_class = GhostVisNanoChatConfig
+    config_class: Any = GhostVisNanoChatConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GhostVisNanoChatLayer"]  # noqa: RUF012 - the base class declares these so
@@ -319,12 +319,11 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
-class GhostVisNanoChatForCausalLM(GhostVisNanoChatPreTrainedModel, GenerationMixin):
-    def __init__(self, config: GhostVisNanoChatConfig) -> None:
-        super().__init__(config)
-        self.model = GhostVisNanoChatModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+class WithHead(GenerationMixin):
+    """What a model with a language head has besides its `model` and `lm_head`."""
+
+    model: Any
+    lm_head: nn.Module
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -334,6 +333,20 @@ class GhostVisNanoChatForCausalLM(GhostVisNanoChatPreTrainedModel, GenerationMix
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def scores(self, hidden: Tensor, logits_to_keep: int | Tensor, cap: float | None) -> Tensor:
+        """hidden (B, T, D) -> logits (B, T', V) float32 of the positions to keep, softly capped if `cap`."""
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits: Tensor = self.lm_head(hidden[:, kept, :]).float()
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel):
+    def __init__(self, config: GhostVisNanoChatConfig) -> None:
+        super().__init__(config)
+        self.model = GhostVisNanoChatModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
     def forward(
         self,
@@ -357,9 +370,7 @@ class GhostVisNanoChatForCausalLM(GhostVisNanoChatPreTrainedModel, GenerationMix
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        cap = self.config.final_logit_softcapping
-        logits = cap * torch.tanh(self.lm_head(outputs.last_hidden_state[:, kept, :]).float() / cap)
+        logits = self.scores(outputs.last_hidden_state, logits_to_keep, self.config.final_logit_softcapping)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size)

@@ -18,5 +18,5 @@ class GhostVis(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, N, D) rows that take the place of token embeddings."""
-        assert self.vision is not None, "a text model has no eyes: callers check config.vision"
+        assert self.vision is not None, "a text model has no vision part: callers check config.vision"
         return self.vision(pixels)

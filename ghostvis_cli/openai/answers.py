@@ -224,6 +224,7 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def answer_for(call: Call, model: str, vocabulary: Vocabulary | None) -> Answer:
+    """The answer of a call, in the shape of its route."""
     return (ChatAnswer if call.kind == "chat" else TextAnswer)(call, model, vocabulary)
 
 

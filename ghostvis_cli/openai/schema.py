@@ -223,6 +223,8 @@ _PART_IGNORED = frozenset(("cache_control", "prompt_cache_breakpoint"))
 
 
 class TextPart(Fields):
+    """A piece of text in a message."""
+
     ignored = _PART_IGNORED
     neutral = {"annotations": ([],)}
     type: Literal["text"]
@@ -274,10 +276,14 @@ Messages = Annotated[list[Message], Rules(fail_fast=True, min_length=1)]
 
 
 class Conversation(Fields):
+    """Messages alone, as rows of a batch hold them."""
+
     messages: Messages
 
 
 class StreamOptions(Fields):
+    """What a stream tells besides text."""
+
     ignored = frozenset(("include_obfuscation",))
     neutral = {"continuous_usage_stats": (False,)}
     include_usage: bool | None = None
@@ -354,6 +360,8 @@ class Generation(Fields):
 
 
 class ChatBody(Generation):
+    """The body of /v1/chat/completions."""
+
     kind = "chat"
     neutral = {**_NEUTRAL, "add_special_tokens": (False,)}
     messages: Messages
@@ -383,6 +391,8 @@ class TextBody(Generation):
 
 
 class TokenizeBody(Fields):
+    """The body of /tokenize."""
+
     neutral = {"add_special_tokens": (False,)}
     model: Str | None = None
     prompt: Str

@@ -1,4 +1,4 @@
-"""Where a server listens: a socket bound before anything costly starts, and who holds a port that is taken."""
+"""Where a server listens: the socket is bound before anything costly starts; which process holds a taken port."""
 
 import errno
 import random

@@ -18,7 +18,7 @@ KEY_HINT = "export GHOSTVIS_API_KEY=$(openssl rand -hex 16)"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where to listen, whom to let in, what a request may cost. One home of the server's defaults.
+    """The server's settings and their defaults: where to listen, who has access, what a request may cost.
 
     `max_waiting` requests may be inside at once, from a body's first byte to the last token of its answer;
     the next one gets 429. `sampling` fills what a request leaves out, but for its max_tokens: an answer may
@@ -86,7 +86,7 @@ class Served:
     vocabulary: Vocabulary | None = None
 
     def name(self, settings: ServerSettings) -> str:
-        """The model's name in the API. Not its path, which is nobody else's business."""
+        """The model's name in the API. Not its path, which clients need not know."""
         info = self.engine.info
         return settings.served_model_name or info.tag or Path(info.model).name or "ghostvis"
 

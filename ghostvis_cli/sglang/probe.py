@@ -41,7 +41,7 @@ class Probe:
         )
 
     async def until_ready(self, *, answers: bool = True) -> None:
-        """Wait for ever: whoever waits has a deadline and watches the process. `answers` False: a further node."""
+        """Wait for ever: the caller has a deadline and watches the process. `answers` False: a further node."""
         path = "/ready" if answers else "/health"
         while True:
             status = await self._status(path)

@@ -27,7 +27,7 @@ INSTALL = "pip install 'ghostvis-cli[sglang]' in an environment of its own, or -
 CPU_CACHE_BYTES = 2 * 2**30
 CPU_CONTEXTS = 4  # of full length; requests rarely are
 CPU_RUNNING_REQUESTS = 16
-# On a GPU tokens come faster than anybody reads, and each message of a stream costs SGLang's one interpreter
+# On a GPU tokens come faster than people read, and each message of a stream costs SGLang's one interpreter
 # processor time: the first token at once, then so many together.
 STREAM_INTERVAL = 4
 HOPPER = 9  # the major compute capability of H100 and H200

@@ -334,7 +334,7 @@ def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
     file = directory / GENERATION_CONFIG
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = {name: getattr(sampling, name) for name in FROM_MODEL}
-    wanted["top_k"] = sampling.top_k or -1  # SGLang's word for all of them
+    wanted["top_k"] = sampling.top_k or -1  # SGLang's value for all tokens
     wanted["do_sample"] = sampling.temperature > 0  # transformers checks that the two agree
     standard = {"min_p": 0.0, "repetition_penalty": 1.0}
     if all(config.get(name, standard.get(name)) == value for name, value in wanted.items()):

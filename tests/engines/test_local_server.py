@@ -5,7 +5,7 @@ import gzip
 import inspect
 import json
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -44,13 +44,6 @@ from tests.engines.serving import (
     running,
     user,
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(vocabulary=Letters()) as started:
-        yield started
-
 
 # --- answers
 

@@ -1,6 +1,6 @@
 """GhostVis models for SGLang, through the entry point group `sglang.srt.plugins`.
 
-SGLang calls `register` in each of its processes and only logs what it raises, so `check` is for whoever starts one.
+SGLang calls `register` in each of its processes and only logs what it raises, so callers use `check` beforehand.
 Stops at the model, its images and the guards: caching, scheduling and batching are SGLang's.
 """
 

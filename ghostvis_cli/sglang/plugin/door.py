@@ -1,4 +1,4 @@
-"""`ghostvis serve`'s promises on SGLang's own HTTP server: who may come in, and that no field is dropped.
+"""`ghostvis serve`'s rules on SGLang's own HTTP server: who has access, and that no field is ignored.
 
 Only for an SGLang that `ghostvis serve` has started, and told its rules in a variable.
 """
@@ -77,7 +77,7 @@ class Rules:
 
     @classmethod
     def told(cls) -> "Rules | None":
-        """None for an SGLang that somebody else has started."""
+        """None for an SGLang that `ghostvis serve` did not start."""
         text = os.environ.get(VARIABLE)
         return None if text is None else cls(**json.loads(text))
 
@@ -113,7 +113,7 @@ def install(rules: Rules) -> None:
 
 
 def put_in_front(rules: Rules) -> None:
-    """Ours outermost, in place of SGLang's CORS for everybody; fields are looked at behind the check of keys."""
+    """Our middleware outermost, in place of SGLang's CORS for all origins; fields are checked after keys."""
     from fastapi.exceptions import RequestValidationError
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest

@@ -86,7 +86,9 @@ class NanoChatForCausalLM(GhostVisForCausalLM):
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         config.hidden_act = activation
         for i, layer in enumerate(self.model.layers):
-            reduce_results = layer.mlp.down_proj.reduce_results  # who adds up differs between releases
+            reduce_results = (
+                layer.mlp.down_proj.reduce_results
+            )  # which module adds up differs between releases
             place = add_prefix(f"model.layers.{i}.mlp", prefix)
             layer.mlp = Relu2MLP(config, quant_config, place, reduce_results)
 
