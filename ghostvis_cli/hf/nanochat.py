@@ -319,7 +319,7 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
-class WithHead(GenerationMixin):
+class WithHead:
     """What a model with a language head has besides its `model` and `lm_head`."""
 
     model: Any
@@ -341,7 +341,7 @@ class WithHead(GenerationMixin):
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
-class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel):
+class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel, GenerationMixin):
     def __init__(self, config: GhostVisNanoChatConfig) -> None:
         super().__init__(config)
         self.model = GhostVisNanoChatModel(config)
