@@ -85,7 +85,7 @@ async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGen
 
 
 def _impatient(profile: "Profile", request_s: float) -> "Profile":
-    """As a run has it, but quick to give up."""
+    """The run's profile with a short timeout and no retries."""
     timeout_s = min(profile.engine.timeout_s, request_s)
     return replace(profile, engine=replace(profile.engine, timeout_s=timeout_s, retries=0))
 
