@@ -41,7 +41,7 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
 
 
 def _served_only(directory: Path, resolved: Resolved | None) -> Iterator[Finding]:
-    """A converted directory is no checkpoint: what `converted` finds of it is all there is."""
+    """An error where the local engine would read a converted directory. The check `converted` covers others."""
     if resolved is not None and resolved.profile.engine.chosen_kind == "local":
         message = f"{directory} is a converted directory, which the local engine does not read"
         yield Finding("checkpoints", "chosen", "error", message, "--engine sglang, or ghostvis serve")
@@ -117,7 +117,7 @@ def _chosen(checkpoint: Checkpoint, engine: EngineSettings) -> Iterator[Finding]
 
 
 def _fits(parameters: int, engine: EngineSettings) -> Iterator[Finding]:
-    """Weights against main memory. A GPU's memory is the engine's to judge: the cache takes what is left."""
+    """Compare the weights with main memory. A GPU's memory is checked by the engine."""
     memory = read_memory()
     if memory is None or not _on_cpu(engine):
         return

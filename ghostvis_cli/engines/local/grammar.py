@@ -30,17 +30,19 @@ class Grammar:
         self._matcher, self._bits = matcher, np.zeros(words, dtype=np.int32)
 
     def allowed(self, size: int) -> Tensor:
-        """(size,) bool: the ids that may come next; the end of a turn where the answer may end."""
+        """(size,) bool: the ids that may come next; the end of a turn where the answer may end.
+
+        Any, where the grammar grew beyond its limits: `take` says so, to the one sequence that it belongs to.
+        """
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        self._check()
+        if self._matcher.is_error():
+            return torch.ones(size, dtype=torch.bool)
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[:size]
         return torch.from_numpy(np.pad(bits, (0, size - len(bits))).view(np.bool_))
 
     def take(self, token: int) -> None:
+        """Go on behind a token, which may be the end's."""
         self._matcher.consume_token(token)
-        self._check()
-
-    def _check(self) -> None:
         if self._matcher.is_error():
             raise GrammarError(f"the answer's grammar is too much: {_first_line(self._matcher)}")
 
