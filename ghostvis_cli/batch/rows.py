@@ -65,6 +65,7 @@ class Row:
     sampling: Sampling
     turns: tuple[Turn, ...] = ()
     prompt: str | None = None
+    metadata: Json | None = None  # for whoever reads the record
 
     @property
     def images(self) -> int:
@@ -73,7 +74,8 @@ class Row:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all that decides the answer, but for the model and what is behind a path or a URL."""
-        plain = json.dumps(vars(self), default=plain_fields, ensure_ascii=False, sort_keys=True)
+        deciding = {name: value for name, value in vars(self).items() if name != "metadata"}
+        plain = json.dumps(deciding, default=plain_fields, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(plain.encode()).digest()
 
     def request(self, load: "Callable[[str], EncodedImage]") -> GenerateRequest:
@@ -103,7 +105,10 @@ def read_row(line: bytes, index: int, line_number: int, settings: RunSettings) -
     openai = "custom_id" in values or "body" in values
     row_id = _id(values, "custom_id" if openai else "id", line_number)
     row = _openai(values, index, settings) if openai else _short(values, index, settings)
-    return _checked(replace(row, id=row_id))
+    metadata = (values["body"] if openai else values).get("metadata")
+    if not isinstance(metadata, dict | None):
+        raise InputError(f"metadata is an object, not {_kind(metadata)}")
+    return _checked(replace(row, id=row_id, metadata=metadata))
 
 
 def _parse(line: bytes) -> Json:
@@ -148,7 +153,7 @@ def _checked(row: Row) -> Row:
 
 
 def _short(values: Json, index: int, settings: RunSettings) -> Row:
-    _known(values, ("id", *PROMPT_FIELDS))
+    _known(values, ("id", "metadata", *PROMPT_FIELDS))
     given = {name: _setting(name, values[name]) for name in SAMPLING if values.get(name) is not None}
     try:
         sampling = _seeded(settings.sampling, index).changed(**given)

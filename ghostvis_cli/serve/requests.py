@@ -106,7 +106,7 @@ class RequestReader:
             raise too_long(message, "messages")
 
     def _check_model(self, name: str | None) -> None:
-        if name not in (None, "", self.model):
+        if name not in (None, "", self.model, *self.settings.aliases):
             message = f"the model asked for is not served here; this server has {self.model}"
             raise ApiError(404, message, param="model", code="model_not_found")
 

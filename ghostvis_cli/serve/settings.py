@@ -29,6 +29,7 @@ class ServerSettings:
     port: int = 30000  # SGLang's; 0 takes a free one
     api_key: str | None = field(default=None, repr=False)
     served_model_name: str | None = None
+    aliases: tuple[str, ...] = ()  # names that requests may call the model by besides
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     allowed_image_hosts: tuple[str, ...] = ()

@@ -16,8 +16,9 @@ import openai
 import pytest
 from PIL import Image
 
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage, complete
+from ghostvis_cli.engines.base import Chunk, Completion, GenerateRequest, Sampling, Usage, complete
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
+from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.errors import (
     EngineError,
     InputError,
@@ -291,6 +292,34 @@ def test_models_are_listed_with_what_a_client_must_know(server: Running) -> None
     assert server.client().models.retrieve("fake") == card
     with pytest.raises(openai.NotFoundError):
         server.client().models.retrieve("other")
+
+
+def test_a_model_answers_to_its_aliases_too() -> None:
+    with running(served_model_name="ghost", aliases=("gpt-4o", "org/other")) as server:
+        names = [card.id for card in server.client().models.list().data]
+        for name in names:
+            answer = server.client().chat.completions.create(model=name, messages=USER)
+            assert (answer.model, server.client().models.retrieve(name).id) == ("ghost", "ghost")
+        assert server.chat(model="gpt-4")[0] == 404
+        # A client of ours that takes the only model there is still finds one.
+        done = asyncio.run(_asked(server.url))
+    assert (names, done.text) == (["ghost", "gpt-4o", "org/other"], "hi")
+
+
+async def _asked(url: str) -> Completion:
+    async with await RemoteEngine.connect(RemoteSettings(url)) as engine:
+        return await complete(engine, GenerateRequest((Message.of("user", "hi"),)))
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_other_apis_are_refused_with_the_way_to_them(server: Running, path: str) -> None:
+    status, _, body = server.send("POST", path, {"model": "fake", "input": "hi"})
+    error = json.loads(body)["error"]
+    assert (status, error["code"], "litellm --model openai/" in error["message"]) == (
+        501,
+        "not_supported",
+        True,
+    )
 
 
 def test_tokenize_counts_and_says_when_it_cannot(server: Running) -> None:

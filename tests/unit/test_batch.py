@@ -199,6 +199,18 @@ def test_any_line_is_a_row_or_an_input_error(line: bytes) -> None:
         assert error.message
 
 
+def test_metadata_is_carried_along_and_decides_nothing() -> None:
+    note = {"split": "dev", "n": [1, None]}
+    plain = row({"prompt": "a"})
+    short, long = (
+        row({"prompt": "a", "metadata": note}),
+        row(openai({"prompt": "a", "metadata": note}, TEXT_URL)),
+    )
+    assert short.metadata == long.metadata == note
+    assert (short.digest, plain.metadata) == (plain.digest, None)
+    assert "metadata is an object" in refusal({"prompt": "a", "metadata": "x"})
+
+
 def test_a_digest_changes_with_everything_that_decides_the_answer() -> None:
     rows = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "id": "x"}, {"prompt": "a", "top_k": 1},
             {"prompt": "a", "images": ["a"]}, {"prompt": "a", "system": "s"}]  # fmt: skip
@@ -384,6 +396,14 @@ async def test_every_row_has_one_record_with_its_id_its_index_and_its_answer(ben
     assert sorted(record["index"] for record in bench.records) == list(range(12))
     assert bench.texts == {f"r{number}": f"say {number} é😀" for number in range(12)}
     assert {"schema_version", "token_ids", "usage", "finish_reason", "row_hash"} <= set(bench.records[0])
+
+
+async def test_a_record_has_its_rows_metadata(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "a", "b")
+    lines = bench.rows.read_text().splitlines()
+    bench.rows.write_text(f'{lines[0][:-1]}, "metadata": {{"k": 1}}}}\n{lines[1]}\n')
+    await bench.run()
+    assert {record["id"]: record.get("metadata") for record in bench.records} == {"r0": {"k": 1}, "r1": None}
 
 
 async def test_records_come_as_rows_end_not_as_they_stand(tmp_path: Path) -> None:
