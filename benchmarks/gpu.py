@@ -1,8 +1,8 @@
-"""The local engine on a CUDA device: what issue and documentation promise, one command, a few minutes.
+"""The local engine on a CUDA device, in one command of a few minutes.
 
-    python -m benchmarks.gpu [--rows decode,nanochat,ttft,batch,start] [--json gpu.json] [--repeats 5] [--sglang]
+    python -m benchmarks.gpu [--rows decode,nanochat,batch,start] [--json gpu.json] [--repeats 5] [--sglang]
 
-Random weights. decode, nanochat and ttft: a relu2 decoder of 1.9G parameters (d32) in bfloat16, greedy, 128 tokens
+Random weights. decode and nanochat: a relu2 decoder of 1.9G parameters (d32) in bfloat16, greedy, 128 tokens
 after a prompt of 32, 1, 8 and 32 requests at once: eager steps as they were, without cuDNN's attention, steps of
 fixed shapes without graphs, with them (the default), and compiled besides; against reading the weights once a step.
 nanochat is its published way of decoding, one sequence at a time. batch: a thousand rows of 64 + 64 tokens, every
