@@ -37,6 +37,7 @@ def models(
             f"the base directory {base} is no directory", hint=f"--base-dir DIR or {locate.BASE_VARIABLE}"
         )
     found = [(checkpoint.source or "", checkpoint) for checkpoint in locate.scan(base)]
+    found += [("", checkpoint) for checkpoint in locate.scan_loose(base)]
     found += [(DEMO_SOURCE, checkpoint) for checkpoint in locate.scan(demo.BASE_DIR)]
     records = [_record(source, checkpoint) for source, checkpoint in found]
     if json:
@@ -61,10 +62,11 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
     from ghostvis_cli.model.generations import PLAIN
 
     record: dict[str, Any] = {
-        "source": source,
+        "source": source or None,
         "tag": checkpoint.tag,
         "step": checkpoint.step,
         "path": str(checkpoint.path),
+        "format": "huggingface" if checkpoint.hf else "torch",
         "size_bytes": None,
         "kind": None,
         "parameters": None,
@@ -76,7 +78,7 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
         "error": None,
     }
     try:
-        record["size_bytes"] = checkpoint.path.stat().st_size
+        record["size_bytes"] = checkpoint.size_bytes
         classified = load.inspect(checkpoint)
         config = classified.config
         record |= {
@@ -99,7 +101,10 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    """Source and tag choose a model; one that has none is chosen by its path."""
     parameters = f"{record['parameters'] / 1e6:,.1f}M" if record["parameters"] else "-"
     kind = record["kind"] or "not usable"
     size = f"{record['size_bytes'] / 1e6:,.1f} MB" if record["size_bytes"] is not None else "-"
-    return (record["source"], record["tag"] or "-", str(record["step"]), kind, parameters, size)
+    step = "-" if record["step"] is None else str(record["step"])
+    named = (record["source"], record["tag"] or "-") if record["source"] else ("-", record["path"])
+    return (*named, step, kind, parameters, size)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ghostvis_cli import files
 from ghostvis_cli.batch.rows import RunSettings
+from ghostvis_cli.checkpoint import safetensors
 from ghostvis_cli.checkpoint.generations import NONE_SET
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import EngineInfo
@@ -98,10 +99,20 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 over every tensor's CRC-32 (a torch file is a zip and holds them), the meta file, the tokenizer and
     what the user set of the model's constants.
 
-    Reads kilobytes of a file of gigabytes; changes when one weight does, and not when the file is moved.
+    Reads kilobytes of a file of gigabytes; changes when one weight does, and not when the file is moved. Of a
+    directory in Hugging Face's format, whose files hold no sums, all is read.
     """
     digest = hashlib.sha256()
     try:
+        if checkpoint.hf:
+            for path in (
+                *safetensors.files(checkpoint.path),
+                checkpoint.meta_path,
+                checkpoint.tokenizer_path,
+            ):
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            return f"sha256:{digest.hexdigest()}"
         with zipfile.ZipFile(checkpoint.path) as archive:
             for entry in archive.infolist():
                 digest.update(f"{entry.filename}:{entry.file_size}:{entry.CRC}\n".encode())

@@ -42,7 +42,9 @@ Step = Annotated[
 CheckpointPath = Annotated[
     str | None,
     typer.Option(
-        "--checkpoint-path", metavar="PATH", help="A model_*.pt file, or a directory that holds some."
+        "--checkpoint-path",
+        metavar="PATH",
+        help="A model_*.pt file, or a directory: of some, or in Hugging Face's format.",
     ),
 ]
 BaseDir = Annotated[

@@ -43,6 +43,7 @@ def _text_config(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_head,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_positions,
+        "trained_positions": config.sequence_len,
         "rms_norm_eps": RMS_EPS,
         "rope_theta": config.rope_theta,  # read by transformers 4; 5 and later read the next line
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
@@ -70,7 +71,6 @@ def _generation(config: DecoderConfig) -> dict[str, Any]:
         "smear": config.generation.smear,
         "window_sizes": list(config.windows),
         "rotary_tables": config.rotary_tables,
-        "trained_positions": config.sequence_len,
     }
 
 

@@ -26,9 +26,9 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
     if runs_here or asked or state.status == "ok":  # a client of a server need not have one
         yield state
     chosen = None
-    if (directory := chosen_directory(resolved)) is not None:
-        yield from _served_only(directory, resolved)
-    elif profile is not None and runs_here:
+    is_local = profile is not None and profile.engine.chosen_kind == "local"
+    # SGLang takes a converted directory as it is: what `converted` finds of it is all there is.
+    if profile is not None and runs_here and (is_local or chosen_directory(resolved) is None):
         try:
             chosen, notices = choose_checkpoint(profile.model)
         except ModelError as error:
@@ -38,13 +38,6 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
                 yield Finding("checkpoints", "chosen", "note", line)
             yield from _chosen(chosen, profile.engine)
     yield from _found(base, besides=chosen)
-
-
-def _served_only(directory: Path, resolved: Resolved | None) -> Iterator[Finding]:
-    """A converted directory is no checkpoint: what `converted` finds of it is all there is."""
-    if resolved is not None and resolved.profile.engine.chosen_kind == "local":
-        message = f"{directory} is a converted directory, which the local engine does not read"
-        yield Finding("checkpoints", "chosen", "error", message, "--engine sglang, or ghostvis serve")
 
 
 def _base(base: Path, *, asked: bool) -> Finding:
