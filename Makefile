@@ -28,7 +28,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 .PHONY: demo
-demo: $(VENV)/.run  ## Ask the built-in model what is in a picture
+demo: $(VENV)/.run  ## Ask the built-in model what is in an image
 	$(BIN)/ghostvis generate --source demo --temperature 0 --stats \
 		--image ghostvis_cli/demo/three-shapes.jpg "What is in this picture?"
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.batch_kill [--rows 500] [--kills 30] [--server-kills 10] [--seed 0]
 
-Greedy, on the built-in model, every fourth row with a picture. Every fifth kill falls in a start, the others
+Greedy, on the built-in model, every fourth row with an image. Every fifth kill falls in a start, the others
 after the first new record. Then the same rows are sent to a `ghostvis serve`, and it is the server that is killed
 and started again on its port; the batch is started again, with --retry-errors, whenever it gave up.
 
@@ -30,7 +30,7 @@ import httpx2
 from benchmarks.report import Spread, machine
 from ghostvis_cli import demo
 
-PICTURES = ("three-shapes.jpg", "red-circle.png", "two-circles-striped.png", "cross-and-diamond.jpg")
+IMAGES = ("three-shapes.jpg", "red-circle.png", "two-circles-striped.png", "cross-and-diamond.jpg")
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Who are you?", "What is the color?")
 START_KILL_EVERY = 5  # of the kills: one that may fall while a model is loaded
 CONCURRENCY = 8  # so that a run of few rows takes long enough to be killed many times
@@ -99,7 +99,7 @@ def write_rows(path: Path, count: int) -> None:
             row: dict[str, Any] = {"id": f"row-{number}", "prompt": QUESTIONS[number // 4 % len(QUESTIONS)]}
             row["max_tokens"] = 8 + number % 25  # as many lengths as make rows end out of order
             if number % 4 == 0:
-                row["images"] = [str(folder / PICTURES[number // 4 % len(PICTURES)])]
+                row["images"] = [str(folder / IMAGES[number // 4 % len(IMAGES)])]
             file.write(json.dumps(row) + "\n")
 
 

@@ -19,7 +19,7 @@ from benchmarks.report import machine
 from benchmarks.synthetic import PROMPT_TOKENS, Times, serving
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.lengths import Length
-from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
+from ghostvis_cli.bench.run import Plan, Progress, Target, measure
 from ghostvis_cli.bench.schema import LATENCIES, Load, Record, Run
 from ghostvis_cli.bench.workload import Spec, drawn
 from ghostvis_cli.engines.base import Sampling
@@ -180,9 +180,9 @@ async def _run(case: Case, url: str) -> Run:
     spec = Spec(num_prompts=case.requests, prompt_len=Length("fixed", 64), output_len=case.output)
     sampling = Sampling(max_tokens=case.output.longest, temperature=0.0)
     workload = drawn(spec, sampling, rounds=1, warm_up=case.warm_up)
-    async with await RemoteEngine.connect(RemoteSettings(url, retries=0, crowd=True)) as engine:
+    async with await RemoteEngine.connect(RemoteSettings(url, retries=0, many_connections=True)) as engine:
         (run,) = await measure(
-            [Contender("synthetic", engine, gpu_is_here=False)], workload, Plan((case.load,)), Progress()
+            [Target("synthetic", engine, gpu_is_here=False)], workload, Plan((case.load,)), Progress()
         )
     for note in run.notes:
         print(f"  {note}")

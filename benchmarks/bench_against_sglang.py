@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks import synthetic
 from benchmarks.report import Spread, machine
 from ghostvis_cli.bench.lengths import Length
-from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
+from ghostvis_cli.bench.run import Plan, Progress, Target, measure
 from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.workload import Spec, Workload, drawn
 from ghostvis_cli.engines.base import Sampling
@@ -127,8 +127,8 @@ def _workload(options: argparse.Namespace, seed: int) -> Workload:
 def _ours(url: str, work: Workload, concurrency: int) -> dict[str, Any]:
     async def run() -> dict[str, Any]:
         async with await RemoteEngine.connect(RemoteSettings(url, retries=0)) as engine:
-            contender = Contender("ours", engine)
-            (found,) = await measure([contender], work, Plan((Load(concurrency),)), Progress())
+            target = Target("ours", engine)
+            (found,) = await measure([target], work, Plan((Load(concurrency),)), Progress())
             assert not found.failures, found.notes
             return dict(found.figures)
 

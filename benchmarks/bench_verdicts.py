@@ -186,7 +186,9 @@ async def an_engine(steady: bool) -> AsyncGenerator[Engine, None]:
 
     if steady:
         with serving(Times(0.02, 0.003)) as url:
-            async with await RemoteEngine.connect(RemoteSettings(url, retries=0, crowd=True)) as engine:
+            async with await RemoteEngine.connect(
+                RemoteSettings(url, retries=0, many_connections=True)
+            ) as engine:
                 yield engine
     else:
         # No prefix cache: the three share an engine, and are asked the same.
@@ -201,7 +203,7 @@ async def record(repeats: int, steady: bool, keep: Callable[[list[dict[str, Any]
     What there is so far is kept every SLICE rounds: on a busy machine this takes an hour.
     """
     from ghostvis_cli.bench.lengths import Length
-    from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
+    from ghostvis_cli.bench.run import Plan, Progress, Target, measure
     from ghostvis_cli.bench.workload import Spec
     from ghostvis_cli.bench.workload import drawn as workload_of
     from ghostvis_cli.engines.base import Sampling
@@ -211,11 +213,11 @@ async def record(repeats: int, steady: bool, keep: Callable[[list[dict[str, Any]
     work = workload_of(spec, greedy, rounds=repeats, warm_up=8)
     async with an_engine(steady) as engine:
         names: dict[str, Any] = {"a": engine, "b": engine, "slow": Slowed(engine, PLANTED)}
-        contenders = [Contender(name, each) for name, each in names.items()]
+        targets = [Target(name, each) for name, each in names.items()]
         found: list[dict[str, Any]] = []
         for start in range(0, repeats, SLICE):
             part = replace(work, rounds=work.rounds[start : start + SLICE])
-            runs = await measure(contenders, part, Plan((LOAD,), len(part.rounds)), Progress())
+            runs = await measure(targets, part, Plan((LOAD,), len(part.rounds)), Progress())
             found += [{"engine": run.engine, "figures": run.figures} for run in runs]
             keep(found)
 

@@ -36,7 +36,7 @@ from benchmarks.report import Spread, machine
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.render import Markdown
 from ghostvis_cli.chat.session import Reply
-from ghostvis_cli.chat.store import Shelf
+from ghostvis_cli.chat.store import SessionStore
 from ghostvis_cli.engines.base import Chunk, GenerateRequest, Usage
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.profile import resolve
@@ -89,7 +89,7 @@ class Terse(FakeEngine):
 async def message_ms(turns: int, messages: int = 20) -> float:
     """CPU per message after `turns` of them."""
     with tempfile.TemporaryDirectory() as place:
-        file = Shelf(Path(place)).open("long")
+        file = SessionStore(Path(place)).open("long")
         conversation = Conversation(resolve(None, flags={}), file=file)
         conversation.engine = Terse(context_tokens=10**6)
         for number in range(turns):

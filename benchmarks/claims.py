@@ -3,7 +3,7 @@
     .venv-sglang/bin/python -m benchmarks.claims [demo|DIRECTORY] [--against URL ...] [-- SGLANG FLAGS]
 
 Two servers of one model, with the radix cache and with --disable-radix-cache, take turns in each repeat: questions
-about pictures (1, 4 and 10 a picture, shuffled), the same without pictures, and a system prompt that all share.
+about images (1, 4 and 10 an image, shuffled), the same without images, and a system prompt that all share.
 Then the local engine and, with --against, other servers beside the first. What is printed is the median rate of
 each, and the ratio of the repeats with its 95 % interval. Reports stay in --reports, for `ghostvis bench compare`.
 Some 20 minutes on two cores. Where SGLang is not installed it says how to get it.
@@ -41,7 +41,7 @@ class Amount:
         wanted = {"concurrency": self.concurrency, "repeat": self.repeats, "output-len": self.output}
         return [word for name, value in wanted.items() for word in (f"--{name}", str(value))]
 
-    def pictures(self, questions: int) -> list[str]:
+    def images(self, questions: int) -> list[str]:
         return ["--images", str(max(1, self.requests // questions)), "--questions", str(questions)]
 
     def texts(self) -> list[str]:
@@ -72,7 +72,7 @@ def bench(report: Path, *options: str) -> dict[str, Any]:
 
 
 def show(name: str, report: dict[str, Any], ours: str, other: str) -> None:
-    """Rates, ratios to the first engine, and where there are pictures, how many of their tokens were computed."""
+    """Rates, ratios to the first engine, and where there are images, how many of their tokens were computed."""
     rates = ", ".join(f"{label} {_spread(report, label, 'requests_per_s')}/s" for label in _engines(report))
     print(f"{name}: {rates}", flush=True)
     for each in report["extra"]["ratios"]:
@@ -88,7 +88,7 @@ def show(name: str, report: dict[str, Any], ours: str, other: str) -> None:
             for figure in ("image_tokens", "image_tokens_computed")
         )
         if asked:
-            print(f"    {label}: {asked:.0f} picture tokens asked for, {computed:.0f} computed", flush=True)
+            print(f"    {label}: {asked:.0f} image tokens asked for, {computed:.0f} computed", flush=True)
 
 
 def _engines(report: dict[str, Any]) -> list[str]:
@@ -101,9 +101,9 @@ def _spread(report: dict[str, Any], engine: str, figure: str) -> str:
 
 
 def measure_caches(cached: str, uncached: str, amount: Amount, reports: Path, only: str = "") -> None:
-    """Each row has a seed of its own: pictures of the row before are known to both servers."""
+    """Each row has a seed of its own: images of the row before are known to both servers."""
     shared = [*amount.texts(), "--shared-prefix", str(SHARED_TOKENS)]
-    rows = {f"{n} questions a picture": amount.pictures(n) for n in (1, 4, 10)}
+    rows = {f"{n} questions an image": amount.images(n) for n in (1, 4, 10)}
     rows |= {"text": amount.texts(), f"text behind {SHARED_TOKENS} shared tokens": shared}
     for seed, (name, options) in enumerate(rows.items(), start=amount.concurrency * 100):
         if only in name:
@@ -116,7 +116,7 @@ def measure_engines(
     cached: str, model: Sequence[str], against: Sequence[str], amount: Amount, reports: Path, only: str = ""
 ) -> None:
     """The local engine and SGLang, and other servers, which know text alone."""
-    rows = {"engines, pictures": [*amount.texts(), "--with-vision"], "engines, text": amount.texts()}
+    rows = {"engines, images": [*amount.texts(), "--with-vision"], "engines, text": amount.texts()}
     for name, options in rows.items():
         if only in name:
             options += ["--engines", "local,remote", "--base-url", cached, *model, *amount.options()]

@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_sglang [--model d32|d32-text|demo|tiny|tiny-text] [--states A,B] [-- SGLANG FLAGS]
 
 One server a state, all started at once and measured in turns (`ghostvis bench`, repeats of pairs): each row has a
-seed of its own, so that every picture is new to every server. Ratios are to the first state, with their 95 %
+seed of its own, so that every image is new to every server. Ratios are to the first state, with their 95 %
 interval. Beside each rate: seconds of processor time for a request, of the main process with its threads and of the
 detokenizer; the scheduler's are no figure, because it looks for work without a pause. Then answers: each state
 against the local engine, and against the first state. d32 is a vision model of the real sizes (2.1 billion
@@ -94,7 +94,7 @@ class Row:
     @property
     def name(self) -> str:
         about = (
-            f"{self.questions} questions a picture, {self.size}"
+            f"{self.questions} questions an image, {self.size}"
             if self.questions
             else f"text of {self.words} words"
         )
@@ -105,11 +105,11 @@ class Row:
         shared = ["--concurrency", str(self.concurrency), "--output-len", str(self.output)]
         if not self.questions:
             return [*shared, "--num-prompts", str(count), "--prompt-len", str(self.words)]
-        pictures = max(1, count // self.questions)
+        galleries = max(1, count // self.questions)
         return [
             *shared,
             "--images",
-            str(pictures),
+            str(galleries),
             "--questions",
             str(self.questions),
             "--image-size",
@@ -117,7 +117,7 @@ class Row:
         ]
 
 
-PICTURES = (
+IMAGES = (
     Row(1),
     Row(4),
     Row(10),
@@ -310,8 +310,8 @@ def _seen(server: Server) -> list[Use]:
 
 def requests(sees: bool) -> list[GenerateRequest]:
     sampling = Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True, logprobs=5)
-    pictures = [[load_image(path)] for path in sorted(demo.BASE_DIR.parent.glob("*.*g"))] if sees else [[]]
-    asked = [Message.of("user", question, images) for images in pictures for question in QUESTIONS]
+    images = [[load_image(path)] for path in sorted(demo.BASE_DIR.parent.glob("*.*g"))] if sees else [[]]
+    asked = [Message.of("user", question, images) for images in images for question in QUESTIONS]
     return [GenerateRequest((message,), sampling=sampling) for message in asked]
 
 
@@ -412,7 +412,7 @@ def main() -> None:
         started_s = time.monotonic()
         with serving(directory, states, shared, place) as servers:
             print(f"{len(servers)} servers ready after {time.monotonic() - started_s:.0f} s", flush=True)
-            rows = TEXTS if given.model.endswith("-text") else (*PICTURES, *TEXTS)
+            rows = TEXTS if given.model.endswith("-text") else (*IMAGES, *TEXTS)
             numbers = {"all": list(range(len(rows))), "none": []}.get(given.rows)
             chosen = map(int, given.rows.split(",")) if numbers is None else numbers
             for number in chosen:

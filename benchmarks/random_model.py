@@ -24,7 +24,7 @@ class Sizes:
     tower: int
     tower_heads: int
     vocabulary: int = 65536
-    picture: int = 224
+    image: int = 224
     rows: int = 64
 
     @property
@@ -33,7 +33,7 @@ class Sizes:
 
     @property
     def patches(self) -> int:
-        return (self.picture // 14) ** 2 + 1
+        return (self.image // 14) ** 2 + 1
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         D = self.width
@@ -95,7 +95,7 @@ class Sizes:
         if not self.tower_layers:
             return found
         found |= {"vision_encoder_name": "clip_vit_l14", "vision_encoder_heads": self.tower_heads}
-        found |= {"vision_image_size": self.picture, "vision_num_tokens": self.rows}
+        found |= {"vision_image_size": self.image, "vision_num_tokens": self.rows}
         found |= {"vision_resampler_mode": "perceiver", "vision_resampler_depth": 2}
         return found | {"vision_resampler_heads": min(8, self.tower_heads), "vision_proj_hidden": self.width}
 

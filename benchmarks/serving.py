@@ -9,7 +9,7 @@ client), and to 256 streams that it answers only once all of them are there. Tar
 
 Server: requests/s of `ghostvis serve --engine local --source demo`, a process of its own, asked by 32 workers over
 32 connections, and of the same engine in a process without a server, asked by 32 tasks. Greedy; the prompts of a
-round are the same for both and new to their caches; both decode each request's picture. Target: at least 0.85x.
+round are the same for both and new to their caches; both decode each request's image. Target: at least 0.85x.
 
 The two of a pair take turns in one run and swap places from pair to pair; what is reported is the pair's ratio.
 """
@@ -201,16 +201,16 @@ def measure_client(load: Load, repeats: int) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked in one round: `requests` prompts that no other round has, greedy, about pictures or not."""
+    """What is asked in one round: `requests` prompts that no other round has, greedy, about images or not."""
 
     name: str
     requests: int
     lengths: Sequence[int] | None = None  # tokens of an answer, by turns; None: to where the model stops
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
     def asked(self, round_: int, load: Callable[[str], EncodedImage]) -> Iterator[GenerateRequest]:
         for number in range(self.requests):
-            images = [load(self.pictures[number % len(self.pictures)])] if self.pictures else []
+            images = [load(self.images[number % len(self.images)])] if self.images else []
             message = Message.of("user", f"{ASKED[number % len(ASKED)]} {round_} {number}", images)
             length = self.lengths[number % len(self.lengths)] if self.lengths else 64
             sampling = Sampling(max_tokens=length, temperature=0, ignore_eos=self.lengths is not None)
@@ -218,14 +218,14 @@ class Question:
 
 
 ASKED = ("What is in this picture?", "How many shapes are there?", "What is on the left?", "Is it red?")
-PICTURES = ("three-shapes.jpg", "red-circle.png", "two-circles-striped.png", "cross-and-diamond.jpg")
+IMAGES = ("three-shapes.jpg", "red-circle.png", "two-circles-striped.png", "cross-and-diamond.jpg")
 QUESTIONS = (
-    Question("questions about pictures", 128, None, PICTURES),
+    Question("questions about images", 128, None, IMAGES),
     Question("text, 16 to 79 tokens", 128, range(16, 80)),
 )
 
 
-def picture(name: str) -> EncodedImage:
+def image(name: str) -> EncodedImage:
     return load_image(Path(demo.__file__).with_name(name))
 
 
@@ -269,7 +269,7 @@ def in_process_rate(question: Question, round_: int) -> float:
         profile = Profile(model=ModelSettings(source="demo"), engine=EngineSettings(kind="local"))
         _engine = _runner.run(make_engine(profile))
     assert _engine is not None
-    return _runner.run(rate(_engine, question.asked(round_, picture)))
+    return _runner.run(rate(_engine, question.asked(round_, image)))
 
 
 @contextmanager
@@ -289,7 +289,7 @@ def served() -> Iterator[str]:
 
 
 async def served_rate(url: str, question: Question, round_: int) -> float:
-    requests = list(question.asked(round_, functools.cache(picture)))  # the server decodes them, not we
+    requests = list(question.asked(round_, functools.cache(image)))  # the server decodes them, not we
     async with await RemoteEngine.connect(RemoteSettings(url)) as engine:
         return await rate(engine, iter(requests))
 

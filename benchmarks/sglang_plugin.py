@@ -2,14 +2,14 @@
 
     .venv-sglang/bin/python -m benchmarks.sglang_plugin [--repeats 5] [--rounds 5]
 
-Processor: CPU time of this process to turn a request with one picture into ids, pixels and an identity, for a
-picture never seen and for one seen before, in the same data: URL. Target: seen at most 1/10 of never seen.
+Processor: CPU time of this process to turn a request with one image into ids, pixels and an identity, for a
+image never seen and for one seen before, in the same data: URL. Target: seen at most 1/10 of never seen.
 
 Server: requests/s of three servers on the built-in model, scheduled by lpm as under `ghostvis serve`; ten questions
-a picture, answers of 16 tokens, 8 requests in flight, pictures new in every round: with every cache; without the
+an image, answers of 16 tokens, 8 requests in flight, images new in every round: with every cache; without the
 radix cache; and without any, which is --disable-radix-cache, SGLANG_VLM_CACHE_SIZE_MB=0 and none of ours. They take
 turns, in another order every round; what is reported is the ratio of each round. The first round is a warm-up. With
-it, picture positions asked for and computed, and positions in the pool while ten answers about a picture are under
+it, image positions asked for and computed, and positions in the pool while ten answers about an image are under
 way.
 
 Equality: greedy tokens of the served model that are the local engine's, over 64 tokens, `exact` and `fast`.
@@ -39,7 +39,7 @@ from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from tests.sglang.asking import (
     DEMO,
     ROWS,
-    about_pictures,
+    about_images,
     asked,
     directory,
     encoded,
@@ -52,7 +52,7 @@ from tests.sglang.test_cache import kv_positions
 from tools.train_demo import scenes
 
 TARGET = 0.1
-WORKERS, PICTURES, QUESTIONS, ANSWER = 8, 4, 10, 16
+WORKERS, IMAGES, QUESTIONS, ANSWER = 8, 4, 10, 16
 
 
 # The processor
@@ -67,11 +67,11 @@ def processor(place: Path) -> Any:
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
     from transformers import AutoConfig
 
-    from ghostvis_cli.sglang.plugin.processors.pictures import GhostVisPictureProcessor
+    from ghostvis_cli.sglang.plugin.processors.images import GhostVisMultimodalProcessor
 
     args = ServerArgs(model_path=str(place), device="cpu", dtype="float32")
     set_global_server_args_for_tokenizer(args)
-    return GhostVisPictureProcessor(
+    return GhostVisMultimodalProcessor(
         AutoConfig.from_pretrained(place), args, get_tokenizer(str(place)), "default"
     )
 
@@ -83,13 +83,13 @@ class Kind:
     form: str
 
     def draw(self, rng: Random) -> str:
-        """A data: URL of a picture with shapes, and grain as a camera's has."""
-        picture = scenes.render(scenes.sample_scene(rng), rng, self.size, jpeg=False)
+        """A data: URL of an image with shapes, and grain as a camera's has."""
+        image = scenes.render(scenes.sample_scene(rng), rng, self.size, jpeg=False)
         if self.form == "JPEG":
             noise = Image.effect_noise(self.size, 20).convert("RGB")
-            picture = Image.blend(picture, noise, 0.1)
+            image = Image.blend(image, noise, 0.1)
         file = io.BytesIO()
-        picture.save(file, self.form, quality=90)
+        image.save(file, self.form, quality=90)
         return f"data:image/{self.form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -159,7 +159,7 @@ CACHES = (
 
 @dataclass(frozen=True)
 class Round:
-    """Requests/s, and positions of pictures: asked for, and not taken from the prefix cache."""
+    """Requests/s, and positions of images: asked for, and not taken from the prefix cache."""
 
     rate: float
     asked: int
@@ -167,13 +167,13 @@ class Round:
 
 
 def workload(seed: int, size: tuple[int, int]) -> list[GenerateRequest]:
-    """Ten questions in a row on each picture."""
+    """Ten questions in a row on each image."""
     rng = Random(seed)
     requests = []
-    for _ in range(PICTURES):
-        picture = encoded(scenes.render(scenes.sample_scene(rng), rng, size))
+    for _ in range(IMAGES):
+        image = encoded(scenes.render(scenes.sample_scene(rng), rng, size))
         requests += [
-            asked(f"{number} shapes, or how many?", picture, max_tokens=ANSWER) for number in range(QUESTIONS)
+            asked(f"{number} shapes, or how many?", image, max_tokens=ANSWER) for number in range(QUESTIONS)
         ]
     return requests
 
@@ -215,7 +215,7 @@ def measure_server(place: Path, rounds: int, size: tuple[int, int]) -> None:
                 f"{size[0]} x {size[1]}, {caches.name}: {rates.show(1, '/s')}, {ratio.show(2)} times none;",
                 end=" ",
             )
-            print(f"picture positions (asked, computed) {sorted(positions)}", flush=True)
+            print(f"image positions (asked, computed) {sorted(positions)}", flush=True)
         for index in (0, 1):
             held = Spread.of([kv_positions(servers[index]) for _ in range(rounds)])
             print(f"{CACHES[index].name}: ten answers hold {held.show(0)} positions", flush=True)
@@ -225,7 +225,7 @@ def measure_server(place: Path, rounds: int, size: tuple[int, int]) -> None:
 
 
 def measure_equality(place: Path) -> None:
-    requests = about_pictures(seed=1, pictures=20)
+    requests = about_images(seed=1, images=20)
     expected = locally(DEMO, requests)
     for numerics in ("exact", "fast"):
         with serving(place, GHOSTVIS_NUMERICS=numerics) as server:

@@ -1,8 +1,8 @@
-"""A server under pictures that are ever new, with clients that are killed: does anything grow, is anything left?
+"""A server under images that are ever new, with clients that are killed: does anything grow, is anything left?
 
     python -m benchmarks.sglang_soak --url http://127.0.0.1:30000 [--seconds 300] [--in-flight 64] [--killed 10]
 
-Each client sends a picture that nobody sent before and reads the streamed answer; one in --killed closes its
+Each client sends an image that nobody sent before and reads the streamed answer; one in --killed closes its
 connection after the first piece. Every 10 s: memory (RSS) of each process of the server, files in /dev/shm,
 answers.
 At the end, with nothing in flight: what SGLang still counts as running, and how much each process grew since the
@@ -33,7 +33,7 @@ class Counts:
     failed: dict[str, int] = field(default_factory=dict)
 
 
-def picture(number: int) -> str:
+def image(number: int) -> str:
     """A small JPEG that no other number has."""
     import numpy as np
     from PIL import Image
@@ -51,7 +51,7 @@ async def client(
     while time.monotonic() < until_s:
         number = await numbers.get()
         numbers.put_nowait(number + 1)
-        content = [{"type": "image_url", "image_url": {"url": await asyncio.to_thread(picture, number)}}]
+        content = [{"type": "image_url", "image_url": {"url": await asyncio.to_thread(image, number)}}]
         content.append({"type": "text", "text": "What is in this picture?"})
         asked = {"model": "x", "stream": True, "max_tokens": 16, "ignore_eos": True, "temperature": 0}
         body = json.dumps({**asked, "messages": [{"role": "user", "content": content}]}).encode()

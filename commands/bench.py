@@ -50,11 +50,11 @@ def bench(
         typer.Option("--num-prompts", metavar="N", min=1, max=MOST, help="Requests of a run (default 100)."),
     ] = None,
     with_vision: Annotated[
-        bool, typer.Option("--with-vision", help="A picture of its own in every prompt.")
+        bool, typer.Option("--with-vision", help="An image of its own in every prompt.")
     ] = False,
     images: Annotated[
         int | None,
-        typer.Option("--images", metavar="G", min=1, max=MOST, help="Pictures, shared by --questions."),
+        typer.Option("--images", metavar="G", min=1, max=MOST, help="Images, shared by --questions."),
     ] = None,
     questions: Annotated[
         int | None,
@@ -177,7 +177,7 @@ def bench(
     verbose: options.Verbose = False,
     color: options.Color = "auto",
 ) -> None:
-    """Measure throughput and latency, of text or with pictures."""
+    """Measure throughput and latency, of text or with images."""
     if ctx.invoked_subcommand is not None:
         _refuse_before_a_command(ctx)
         return

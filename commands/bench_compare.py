@@ -120,7 +120,7 @@ def bench_report(
     verbose: options.Verbose = False,
     color: options.Color = "auto",
 ) -> None:
-    """Show a report again, or make a page or a picture of it."""
+    """Show a report again, or make a page or an image of it."""
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.files import check_place, save
     from ghostvis_cli.bench.report import lines

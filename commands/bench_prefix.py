@@ -25,19 +25,19 @@ EXAMPLES = """Examples:
 def bench_prefix(
     ctx: typer.Context,
     pairs: Annotated[
-        int, typer.Option("--pairs", metavar="N", max=10_000, help="Pictures, each asked twice.")
+        int, typer.Option("--pairs", metavar="N", max=10_000, help="Images, each asked twice.")
     ] = 20,
     questions: Annotated[
-        int, typer.Option("--questions", metavar="N", min=2, max=256, help="To one picture, at the end.")
+        int, typer.Option("--questions", metavar="N", min=2, max=256, help="To one image, at the end.")
     ] = 10,
     text: Annotated[
         int,
         typer.Option(
-            "--text", metavar="WORDS", min=0, max=1_000_000, help="A text of so many words, no picture."
+            "--text", metavar="WORDS", min=0, max=1_000_000, help="A text of so many words, no image."
         ),
     ] = 0,
     image_size: Annotated[
-        str, typer.Option("--image-size", metavar="WxH", help="Of the pictures.")
+        str, typer.Option("--image-size", metavar="WxH", help="Of the images.")
     ] = "512x384",
     flush: Annotated[
         bool, typer.Option("--flush", help="Ask a third time after SGLang forgot its keys and values.")
@@ -45,7 +45,7 @@ def bench_prefix(
     workload_seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", metavar="N", min=0, max=2**53, help="Of the pictures (default: one never used before)."
+            "--seed", metavar="N", min=0, max=2**53, help="Of the images (default: one never used before)."
         ),
     ] = None,
     output_file: Annotated[
@@ -72,7 +72,7 @@ def bench_prefix(
     verbose: options.Verbose = False,
     color: options.Color = "auto",
 ) -> None:
-    """Prove the prefix cache: new pictures against known ones. Code 9 when server and clock disagree."""
+    """Prove the prefix cache: new images against known ones. Code 9 when server and clock disagree."""
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
     from ghostvis_cli.bench import prefix, schema
@@ -114,7 +114,7 @@ def bench_prefix(
 
 
 def _unused_seed() -> int:
-    """Pictures of a seed that was used before may still be in the server's cache."""
+    """Images of a seed that was used before may still be in the server's cache."""
     import secrets
 
     return secrets.randbelow(2**31)

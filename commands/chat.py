@@ -55,7 +55,7 @@ def chat(
         bool, typer.Option("--history/--no-history", help="Remember typed lines for the arrow keys.")
     ] = True,
     preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="Show pictures in the terminal.")
+        bool, typer.Option("--preview/--no-preview", help="Show images in the terminal.")
     ] = True,
     system: options.System = None,
     source: options.Source = None,
@@ -93,7 +93,7 @@ def chat(
     verbose: options.Verbose = False,
     color: options.Color = "auto",
 ) -> None:
-    """Talk with a model about pictures. Without a terminal, each line of stdin is a message or a command."""
+    """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""
     options.talk(quiet, verbose, color)
     interactive = output.is_terminal(sys.stdin) and output.is_terminal_stdout()
     if interactive:
@@ -163,14 +163,14 @@ def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -
 
 
 def _session_file(params: dict[str, Any], *, autosave: bool) -> "SessionFile | None":
-    from ghostvis_cli.chat.store import Shelf
+    from ghostvis_cli.chat.store import SessionStore
 
-    shelf = Shelf.of_user()
+    sessions = SessionStore.of_user()
     if params["session"] is not None:
-        return shelf.open(params["session"])
+        return sessions.open(params["session"])
     if params["resume"]:
-        return shelf.newest()
+        return sessions.newest()
     if not autosave:  # a cron job must not become somebody's last conversation
         return None
-    shelf.prune()
-    return shelf.unnamed()
+    sessions.prune()
+    return sessions.unnamed()

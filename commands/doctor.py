@@ -30,7 +30,7 @@ EXAMPLES = """Examples:
 def doctor(
     ctx: typer.Context,
     run: Annotated[
-        bool, typer.Option("--run/--no-run", help="Ask the model for text and about a picture.")
+        bool, typer.Option("--run/--no-run", help="Ask the model for text and about an image.")
     ] = True,
     time_limit: Annotated[
         float,

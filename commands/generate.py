@@ -121,7 +121,7 @@ def generate(
     verbose: options.Verbose = False,
     color: options.Color = "auto",
 ) -> None:
-    """Answer a prompt, with or without pictures."""
+    """Answer a prompt, with or without images."""
     options.talk(quiet, verbose, color)
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
@@ -146,7 +146,7 @@ def generate(
         raise UsageError("--logprobs shows only in JSON", hint="add --json")
     if raw and image:
         raise UsageError(
-            "--raw takes no pictures: their place is a matter of chat markup", hint="leave out --raw"
+            "--raw takes no images: their place is a matter of chat markup", hint="leave out --raw"
         )
     images = _images(image or [], resolved.profile)
     requests = [_request(text, images, resolved.profile, raw=raw) for text in texts]

@@ -69,7 +69,7 @@ def serve(
     allow_image_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-image-host", metavar="HOST", help="Fetch pictures from this host too. Repeatable."
+            "--allow-image-host", metavar="HOST", help="Fetch images from this host too. Repeatable."
         ),
     ] = None,
     cors_origin: Annotated[

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LAST_WORDS_S = 5.0
-# A path or URL, encoded bytes, a PIL picture, or one that was loaded before.
+# A path or URL, encoded bytes, a PIL image, or one that was loaded before.
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image | EncodedImage"
 
 
@@ -123,7 +123,7 @@ class GhostVisSGLangEngine:
     ) -> list[str]:
         """One answer per prompt, all run together.
 
-        images: None; one picture, shared by every prompt; or one entry per prompt, each None, a picture or
+        images: None; one image, shared by every prompt; or one entry per prompt, each None, an image or
         several. sampling: fields of `Sampling` (max_tokens, temperature, top_p, top_k, seed, stop, ...).
         """
         return [done.text for done in self.complete(prompts, images, **sampling)]
@@ -142,8 +142,8 @@ class GhostVisSGLangEngine:
         system = [Message.of("system", self._profile.system)] if self._profile.system else []
         settings = self._sampling(sampling)
         requests = [
-            GenerateRequest((*system, Message.of("user", text, pictures)), sampling=settings)
-            for text, pictures in zip(texts, attached, strict=True)
+            GenerateRequest((*system, Message.of("user", text, sources)), sampling=settings)
+            for text, sources in zip(texts, attached, strict=True)
         ]
         return self._wait(_complete_all(self._engine, requests))
 
@@ -155,7 +155,7 @@ class GhostVisSGLangEngine:
     ) -> str:
         """The reply to a conversation of {"role": ..., "content": ...}.
 
-        images: a picture (or a list of pictures) belongs to the last user message; a list with one entry per
+        images: an image (or a list of images) belongs to the last user message; a list with one entry per
         message, of which some are None, puts each where it stands.
         """
         turns = self._turns(messages, images)
@@ -235,7 +235,7 @@ class GhostVisSGLangEngine:
         return replace(self._profile.sampling, **changes)
 
     def _spread(self, images: Any, count: int) -> list[list[EncodedImage]]:
-        """Pictures per prompt. One picture for several prompts is loaded once."""
+        """Images per prompt. One image for several prompts is loaded once."""
         if images is None:
             return [[] for _ in range(count)]
         if not isinstance(images, list | tuple):
@@ -259,9 +259,9 @@ class GhostVisSGLangEngine:
         elif images is not None:
             asked = [i for i, message in enumerate(messages) if dict(message).get("role") == "user"]
             if not asked:
-                raise InputError("there is no user message that a picture could belong to")
+                raise InputError("there is no user message that an image could belong to")
             by_turn[asked[-1]] = self._entry(images)
-        turns = [_message(message, pictures) for message, pictures in zip(messages, by_turn, strict=True)]
+        turns = [_message(message, sources) for message, sources in zip(messages, by_turn, strict=True)]
         if self._profile.system and (not turns or turns[0].role != "system"):
             turns.insert(0, Message.of("system", self._profile.system))
         return tuple(turns)
@@ -271,17 +271,17 @@ class GhostVisSGLangEngine:
         if isinstance(source, EncodedImage):
             return source
         if not isinstance(source, str | bytes | os.PathLike) and not hasattr(source, "getexif"):
-            raise InputError(f"a picture is a path, URL, bytes or PIL image, not a {type(source).__name__}")
+            raise InputError(f"an image is a path, URL, bytes or PIL image, not a {type(source).__name__}")
         return load_image(source, limits=limits)
 
 
-def _message(message: Mapping[str, str], pictures: Sequence[EncodedImage]) -> Message:
+def _message(message: Mapping[str, str], images: Sequence[EncodedImage]) -> Message:
     if not isinstance(message, Mapping):
         raise InputError(f"a message is a mapping, not a {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
         raise InputError('a message is {"role": "system" | "user" | "assistant", "content": text}')
-    return Message.of(role, content, pictures)  # type: ignore[arg-type]
+    return Message.of(role, content, images)  # type: ignore[arg-type]
 
 
 async def _complete_all(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Completion]:

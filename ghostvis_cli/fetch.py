@@ -1,4 +1,4 @@
-"""One GET for a picture: bounded in time and bytes, to public addresses only, with no way around the checks.
+"""One GET for an image: bounded in time and bytes, to public addresses only, with no way around the checks.
 
 The address that was checked is the address that is connected to, at every redirect.
 """
@@ -61,7 +61,7 @@ def fetch(url: str, name: str, limits: "ImageLimits") -> bytes:
 
 
 class _Fetch:
-    """One picture's way through redirects. Every hop is checked, and connects to the very address checked.
+    """One image's way through redirects. Every hop is checked, and connects to the very address checked.
 
     Behind a proxy (HTTPS_PROXY and so on) the proxy resolves names and decides which hosts may be reached;
     addresses written as numbers are still checked here, and this machine is never reached through one.

@@ -1,4 +1,4 @@
-"""What a picture may cost, and what its transparent parts are laid on. No imaging library."""
+"""What an image may cost, and what its transparent parts are laid on. No imaging library."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from ghostvis_cli.transparency import WHITE, ground_colour
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may cost. The defaults admit what cameras make and nothing that stops a laptop.
+    """What an image may cost. The defaults admit what cameras make and nothing that stops a laptop.
 
-    `background` is what shows where a picture is transparent.
+    `background` is what shows where an image is transparent.
     """
 
     max_bytes: int = 32 * 2**20

@@ -1,6 +1,6 @@
-"""One picture from a path, `-`, a `data:` URL, http(s) or bytes: checked, upright, opaque RGB.
+"""One image from a path, `-`, a `data:` URL, http(s) or bytes: checked, upright, opaque RGB.
 
-Limits hold before anything is decoded, every failure is an InputError that names the picture, nothing prints.
+Limits hold before anything is decoded, every failure is an InputError that names the image, nothing prints.
 Stops at pixels: resizing, cropping and normalising belong to the model.
 """
 
@@ -33,11 +33,11 @@ FIRST_OF = {
     "animation": "an animation: the model sees its first frame",
     "pages": "several pages: the model sees the first",
 }
-NOTICE_BELOW = 0.8  # a centre crop that keeps less than this share of the picture is worth a line
+NOTICE_BELOW = 0.8  # a centre crop that keeps less than this share of the image is worth a line
 
-# Pillow's readers of still pictures. Not EPS or PDF, which run other programs; not ICO, whose header does not
-# bind the picture inside it, so that no limit could hold before decoding. AVIF is last: Pillow may lack it.
-# JPEG's reader also opens MPO, the two-picture files of phones.
+# Pillow's readers of still images. Not EPS or PDF, which run other programs; not ICO, whose header does not
+# bind the image inside it, so that no limit could hold before decoding. AVIF is last: Pillow may lack it.
+# JPEG's reader also opens MPO, the two-image files of phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 SENT_AS_IS = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
@@ -46,10 +46,10 @@ LOOKALIKES = (
     (rb"%PDF-", "a PDF document", "pdftoppm -png -r 150 {file} page"),
     (rb"....ftyp(hei[cmsx]|hev|mif1|msf1)", "a HEIC photo", "heif-convert {file} photo.jpg"),
     (rb"....ftyp", "a video", "ffmpeg -i {file} -frames:v 1 frame.png"),
-    (rb"\s*(<[?!][^>]*>\s*)*<svg\b", "an SVG drawing", "rsvg-convert {file} -o picture.png"),
-    (rb"\s*(<[?!][^>]*>\s*)*<(html|head|body|meta|title)\b", "an HTML page", "pass the picture's address"),
-    (rb"\0\0\x01\0", "an icon", "magick {file} picture.png"),
-    (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "a damaged picture", None),
+    (rb"\s*(<[?!][^>]*>\s*)*<svg\b", "an SVG drawing", "rsvg-convert {file} -o image.png"),
+    (rb"\s*(<[?!][^>]*>\s*)*<(html|head|body|meta|title)\b", "an HTML page", "pass the image's address"),
+    (rb"\0\0\x01\0", "an icon", "magick {file} image.png"),
+    (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "a damaged image", None),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file", "gs -sDEVICE=png16m -o page.png {file}"),
     (rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z", "a text file", None),
 )  # fmt: skip
@@ -59,7 +59,7 @@ SHRINK = "magick {file} -resize 2048x2048 smaller.jpg"
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An upright picture ready for any engine: RGB pixels, no tensors."""
+    """An upright image ready for any engine: RGB pixels, no tensors."""
 
     name: str  # what the user called it, safe to print: no query, no credentials, no control characters
     original: bytes | None = field(
@@ -69,7 +69,7 @@ class EncodedImage:
     width: int
     height: int
     first_of: Literal["animation", "pages"] | None = None  # what it is only the first frame or page of
-    laid_on: str | None = None  # the ground, where the picture was transparent
+    laid_on: str | None = None  # the ground, where the image was transparent
     encoded: bytes | None = field(
         default=None, repr=False, compare=False
     )  # base64 of `data`, where made ahead
@@ -86,7 +86,7 @@ class EncodedImage:
         return _png(self._pixels) if self.original is None else self.original
 
     def pil(self) -> "Image.Image":
-        """The picture decoded, RGB. Decoded once and shared: copy it before changing it."""
+        """The image decoded, RGB. Decoded once and shared: copy it before changing it."""
         return self._pixels
 
     @cached_property
@@ -131,15 +131,15 @@ def load_image(
 ) -> EncodedImage:
     """Only a str is interpreted (`-`, `data:`, `http://`, `file://`); a Path is always a file."""
     if isinstance(source, bytes):
-        return from_bytes(source, "picture", limits)
+        return from_bytes(source, "image", limits)
     if not isinstance(source, str | os.PathLike):
-        return _checked(source, None, printable(str(getattr(source, "filename", "") or "picture")), limits)
+        return _checked(source, None, printable(str(getattr(source, "filename", "") or "image")), limits)
     name, content = _read(source, limits, stdin)
     return from_bytes(content, name, limits)
 
 
 def _read(source: str | os.PathLike[str], limits: ImageLimits, stdin: BinaryIO | None) -> tuple[str, bytes]:
-    """The picture's name for messages, and its bytes."""
+    """The image's name for messages, and its bytes."""
     text = os.fspath(source)
     if text == "-" and isinstance(source, str):
         return "stdin", _read_stdin(stdin, limits)
@@ -158,7 +158,7 @@ def _read(source: str | os.PathLike[str], limits: ImageLimits, stdin: BinaryIO |
 
 
 def from_bytes(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> EncodedImage:
-    """An encoded picture, checked and made upright. What an engine can take as it is stays byte for byte."""
+    """An encoded image, checked and made upright. What an engine can take as it is stays byte for byte."""
     from PIL import Image, UnidentifiedImageError
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is no business of the user's stderr
@@ -173,7 +173,7 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> 
         message = f"{name}: more than {limits.max_pixels:,} pixels"
         raise InputError(message, hint=_command(SHRINK, name)) from error
     except (UnidentifiedImageError, KeyError) as error:  # KeyError: a Pillow that knows no AVIF
-        raise _not_a_picture(data, name) from error
+        raise _not_an_image(data, name) from error
     except Exception as error:  # Pillow's readers let anything out on a damaged file
         unread = InputError(f"{name}: the header cannot be read: {one_line(error)}")
         raise limit_reached(error) or unread from error
@@ -181,10 +181,10 @@ def from_bytes(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> 
 
 
 def _checked(image: "Image.Image", data: bytes | None, name: str, limits: ImageLimits) -> EncodedImage:
-    """A picture of which only the header was read, and the bytes it came from if it came from bytes."""
+    """An image of which only the header was read, and the bytes it came from if it came from bytes."""
     width, height = image.size
     if min(width, height) < 1:
-        raise InputError(f"{name}: the picture has no pixels ({width} x {height})")
+        raise InputError(f"{name}: the image has no pixels ({width} x {height})")
     if width * height > limits.max_pixels:
         message = f"{name}: {width} x {height} is more than {limits.max_pixels:,} pixels"
         raise InputError(message, hint=_command(SHRINK, name))
@@ -194,7 +194,7 @@ def _checked(image: "Image.Image", data: bytes | None, name: str, limits: ImageL
     try:
         return _encoded(*_loaded(image, data), name, limits)
     except Exception as error:  # as above
-        kind = image.format or "picture"
+        kind = image.format or "image"
         broken = InputError(f"{name}: broken or truncated {kind}: {one_line(error)}")
         raise limit_reached(error) or broken from error
 
@@ -237,7 +237,7 @@ def _encoded(image: "Image.Image", data: bytes | None, name: str, limits: ImageL
 
 
 def _first_of(image: "Image.Image", data: bytes | None) -> Literal["animation", "pages"] | None:
-    """What the file has more of. A phone's MPO counts as one picture: its others are for depth and brightness."""
+    """What the file has more of. A phone's MPO counts as one image: its others are for depth and brightness."""
     from PIL import Image
 
     if data is None or image.format in ("JPEG", "MPO"):
@@ -316,17 +316,17 @@ def _read_file(path: str, name: str, limits: ImageLimits) -> bytes:
 def _file_url_path(url: str, name: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        raise InputError(f"{name}: a file on another machine", hint="file:///path/to/picture.jpg")
+        raise InputError(f"{name}: a file on another machine", hint="file:///path/to/image.jpg")
     return os.fsdecode(unquote_to_bytes(parts.path))
 
 
 def _read_stdin(stdin: BinaryIO | None, limits: ImageLimits) -> bytes:
     stream = stdin or getattr(sys.stdin, "buffer", None)
     if stream is None or stream.closed:
-        raise InputError("stdin: closed, no picture to read")
+        raise InputError("stdin: closed, no image to read")
     if stream.isatty():
         hint = "ghostvis generate -i - 'What is this?' < photo.jpg"
-        raise InputError("stdin: a terminal, not a picture", hint=hint)
+        raise InputError("stdin: a terminal, not an image", hint=hint)
     try:
         return bytes(stream.read(limits.max_bytes + 1))
     except OSError as error:
@@ -337,7 +337,7 @@ def _decode_data_url(url: str, limits: ImageLimits) -> bytes:
     """RFC 2397, with the line breaks, missing padding and URL-safe alphabet that people paste."""
     header, comma, payload = url.partition(",")
     if not comma:
-        raise InputError("data: URL: no comma, so no picture", hint="data:image/png;base64,iVBORw0KGgo...")
+        raise InputError("data: URL: no comma, so no image", hint="data:image/png;base64,iVBORw0KGgo...")
     content = unquote_to_bytes(payload)  # never longer than the URL itself
     if not header.lower().endswith(";base64"):
         return content
@@ -358,11 +358,11 @@ def _too_large(name: str, limits: ImageLimits) -> InputError:
     return InputError(f"{name}: larger than {limits.size}", hint=_command(SHRINK, name))
 
 
-def _not_a_picture(data: bytes, name: str) -> InputError:
+def _not_an_image(data: bytes, name: str) -> InputError:
     for beginning, meaning, command in LOOKALIKES:
         if re.match(beginning, data[:2048], re.I | re.S):
             return InputError(f"{name}: seems to be {meaning}", hint=command and _command(command, name))
-    return InputError(f"{name}: not a picture in a known format")
+    return InputError(f"{name}: not an image in a known format")
 
 
 def _command(command: str, name: str) -> str:

@@ -1,6 +1,6 @@
 """A JPEG that lost its end marker: whole all the same, where nothing that could have followed changes a pixel.
 
-Downloads and cameras leave off the last bytes. libjpeg alone can't tell such a file from half a picture.
+Downloads and cameras leave off the last bytes. libjpeg alone can't tell such a file from half an image.
 """
 
 import re
@@ -17,11 +17,11 @@ LEAST_FILLING = 64  # bytes; disks and downloads are filled up by the block
 
 
 def with_end(data: bytes) -> bytes | None:
-    """The file with its end marker back; None where part of the picture is missing."""
+    """The file with its end marker back; None where part of the image is missing."""
     kept = _without_filling(data)
     if _is_whole(kept):
         return kept + END
-    # A few zeros may be the picture's own. They are where it ends with the last of them, and not before.
+    # A few zeros may be the image's own. They are where it ends with the last of them, and not before.
     own = 0 < len(data) - len(kept) < LEAST_FILLING and _is_whole(data) and not _is_whole(data[:-1])
     return data + END if own else None
 

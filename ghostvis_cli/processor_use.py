@@ -52,7 +52,7 @@ class Use:
     has_gpu: bool = False
 
     @property
-    def is_crowd(self) -> bool:
+    def has_many_threads(self) -> bool:
         return self.is_sglang and self.cores > CROWD and not self.one_thread
 
     @property
@@ -91,7 +91,7 @@ class Watch:
 def limit(uses: Iterable[Use]) -> Limit | None:
     """The process that fills a core, if one does."""
     for use in sorted(uses, key=lambda each: each.busiest, reverse=True):
-        if use.role == MAIN and use.is_crowd:
+        if use.role == MAIN and use.has_many_threads:
             message = (
                 f"the server's {use.role} ({use.pid}) takes {use.cores:.1f} cores for what one thread does"
             )

@@ -1,10 +1,10 @@
-"""A conversation -> token ids, for each way a GhostVis model may have been taught to see its pictures.
+"""A conversation -> token ids, for each way a GhostVis model may have been taught to see its images.
 
-The one home of placeholder arithmetic. A picture takes `num_image_tokens` rows (N); in the ids such a row is
+The one home of placeholder arithmetic. An image takes `num_image_tokens` rows (N); in the ids such a row is
 `VISION_ROW`, a number no tokenizer uses, so it can never be mistaken for something a user typed.
 
-    layout            rows of picture k                       what stands in the text
-    inline            in the turn, where the picture stands   nothing
+    layout            rows of image k                       what stands in the text
+    inline            in the turn, where the image stands   nothing
     prepend           before everything                       nothing
     prepend_slots     before everything                       N ordinary `<|image|>` tokens
     prepend_literal   before everything                       the nine characters `<|image|>`
@@ -45,7 +45,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImagePart:
     image: "EncodedImage"
 
 
@@ -57,24 +57,24 @@ class Tool:
     text: str
 
 
-Part: TypeAlias = Text | Picture | Tool
+Part: TypeAlias = Text | ImagePart | Tool
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. Pictures belong to the turn they stand in."""
+    """One turn. Images belong to the turn they stand in."""
 
     role: Role
     parts: tuple[Part, ...]
 
     @classmethod
     def of(cls, role: Role, text: str, images: Sequence["EncodedImage"] = ()) -> "Message":
-        """A turn as GhostVis was trained: each picture on a line of its own, then the text."""
-        return cls(role, with_line_breaks([*(Picture(image) for image in images), Text(text)]))
+        """A turn as GhostVis was trained: each image on a line of its own, then the text."""
+        return cls(role, with_line_breaks([*(ImagePart(image) for image in images), Text(text)]))
 
     @property
     def images(self) -> tuple["EncodedImage", ...]:
-        return tuple(part.image for part in self.parts if isinstance(part, Picture))
+        return tuple(part.image for part in self.parts if isinstance(part, ImagePart))
 
     @property
     def text(self) -> str:
@@ -82,11 +82,11 @@ class Message:
 
 
 def with_line_breaks(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Parts in their order with the line break that training put after every picture."""
+    """Parts in their order with the line break that training put after every image."""
     broken: list[Part] = []
     for part in parts:
-        after_picture = bool(broken) and isinstance(broken[-1], Picture)
-        if after_picture and not (isinstance(part, Text) and part.text.startswith("\n")):
+        after_image = bool(broken) and isinstance(broken[-1], ImagePart)
+        if after_image and not (isinstance(part, Text) and part.text.startswith("\n")):
             broken.append(Text("\n"))
         broken.append(part)
     return tuple(broken)
@@ -154,7 +154,7 @@ def _system_merged(messages: Sequence[Message]) -> list[Message]:
         if not turns or turns[0].role != "user":
             raise InputError("a system message must be followed by a user message")
         if system.images:
-            raise InputError("a system message can't hold a picture: attach it to a user message")
+            raise InputError("a system message can't hold an image: attach it to a user message")
         turns[0] = Message("user", (Text(f"{system.text}\n\n"), *turns[0].parts))
     for number, (turn, role) in enumerate(
         zip(turns, ("user", "assistant") * len(turns), strict=False), start=1
@@ -186,22 +186,22 @@ class _Writer:
             if isinstance(part, Text):
                 text += part.text
                 continue
-            if isinstance(part, Picture) and self.layout in ("prepend", "prepend_literal"):
-                self.picture(part)
+            if isinstance(part, ImagePart) and self.layout in ("prepend", "prepend_literal"):
+                self.image(part)
                 text += IMAGE_TEXT if self.layout == "prepend_literal" else ""
                 continue
             self.add(self.tokenizer.encode(text), loss)
             text = ""
-            if isinstance(part, Picture):
-                self.picture(part)
+            if isinstance(part, ImagePart):
+                self.image(part)
             else:
                 self.tool(part)
         self.add(self.tokenizer.encode(text), loss)
 
-    def picture(self, part: Picture) -> None:
+    def image(self, part: ImagePart) -> None:
         if not self.rows:
             raise RequestError(
-                "this model reads text only, so it can't be given a picture",
+                "this model reads text only, so it can't be given an image",
                 hint="choose a vision checkpoint",
             )
         self.images.append(part.image)

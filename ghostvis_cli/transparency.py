@@ -1,6 +1,6 @@
-"""A picture's transparent parts -> the ground they are laid on. Needs Pillow and nothing else of this project.
+"""An image's transparent parts -> the ground they are laid on. Needs Pillow and nothing else of this project.
 
-What colours lie hidden under alpha is an accident of the program that drew the picture: nobody ever saw them.
+What colours lie hidden under alpha is an accident of the program that drew the image: nobody ever saw them.
 """
 
 import re
@@ -45,7 +45,7 @@ def on_ground(
 
 
 def alpha_of(image: "Image.Image", bits: int = 8) -> "Image.Image | None":
-    """How opaque each pixel is (mode L), whichever way the picture says so; None where it says nothing."""
+    """How opaque each pixel is (mode L), whichever way the image says so; None where it says nothing."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         return image.getchannel(len(image.getbands()) - 1)
     key = image.info.get("transparency")

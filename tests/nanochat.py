@@ -142,17 +142,17 @@ def rms(x: Tensor) -> Tensor:
 
 
 def plain_logits(
-    state: dict[str, Tensor], name: str, shape: Shape, ids: list[int], pictures: Tensor | None = None
+    state: dict[str, Tensor], name: str, shape: Shape, ids: list[int], images: Tensor | None = None
 ) -> Tensor:
-    """(T, V) float64. Negative ids are pictures' rows (n, D), in order: without a value embedding."""
+    """(T, V) float64. Negative ids are images' rows (n, D), in order: without a value embedding."""
     of = OF[name]
     s = {key: value.double() for key, value in state.items()}
     T, L, H, K = len(ids), shape.layers, shape.heads, shape.kv_heads
     h = shape.width // H
     e = s["transformer.wte.weight"][ids].clone()
-    is_picture = torch.tensor(ids) < 0
-    if pictures is not None:
-        e[is_picture] = pictures.double()
+    is_image = torch.tensor(ids) < 0
+    if images is not None:
+        e[is_image] = images.double()
     e = rms(e)
     x = e.clone()
     if of.smear:
@@ -167,7 +167,7 @@ def plain_logits(
         q, k, v = ((n @ s[f"{b}attn.c_{one}.weight"].T).view(T, -1, h) for one in "qkv")
         if f"value_embeds.{i}.weight" in s:
             gate = of.scale * torch.sigmoid(n[:, : of.channels] @ s[f"{b}attn.ve_gate.weight"].T)
-            gate[is_picture] = 0
+            gate[is_image] = 0
             v = v + gate[..., None] * s[f"value_embeds.{i}.weight"][ids].view(T, K, h)
         cos, sin = tables(of, shape, name, T, h)
         q, k = (of.m * rms(turn(each, cos, sin)) for each in (q, k))

@@ -41,7 +41,7 @@ class Job:
     raw: bool = False
 
 
-class Voice(Protocol):
+class Reporter(Protocol):
     """How a job speaks. The module cli.output is one."""
 
     def notice(self, text: str, /) -> None: ...
@@ -50,7 +50,7 @@ class Voice(Protocol):
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
 
 
-def run_job(job: Job, profile: "Profile", voice: Voice) -> int:
+def run_job(job: Job, profile: "Profile", reporter: Reporter) -> int:
     """Run a batch; the exit code. Refuses what can't work before a model is loaded."""
     settings = RunSettings(profile.sampling, profile.system, job.raw)
     journal, stream = None, None
@@ -67,14 +67,14 @@ def run_job(job: Job, profile: "Profile", voice: Voice) -> int:
             raise UsageError("--retry-errors goes on with a file", hint="--output results.jsonl")
         elif path is not None:
             stream = stack.enter_context(closing(StreamSink(path)))
-        return endings.run(_Run(job, profile, voice, rows, journal, stream).run())
+        return endings.run(_Run(job, profile, reporter, rows, journal, stream).run())
 
 
 @dataclass
 class _Run:
     job: Job
     profile: "Profile"
-    voice: Voice
+    reporter: Reporter
     rows: RowFile
     journal: Journal | None
     stream: "StreamSink | None" = None
@@ -83,19 +83,19 @@ class _Run:
     async def run(self) -> int:
         from ghostvis_cli.engines.factory import make_engine
 
-        voice = self.voice
-        async with await make_engine(self.profile, report=voice.notice, detail=voice.detail) as engine:
+        reporter = self.reporter
+        async with await make_engine(self.profile, report=reporter.notice, detail=reporter.detail) as engine:
             for line in engine.info.notices:
-                self.voice.notice(line)
+                self.reporter.notice(line)
             manifest = Manifest.of(self.rows.settings, engine.info)
 
             def row_hash(index: int) -> str:
                 return manifest.row_hash(self.rows.digest(index))
 
             progress = self._resumed(manifest, row_hash) if self.journal else Progress.fresh(len(self.rows))
-            sink = JournalSink(self.journal) if self.journal else self.stream or _Stdout(self.voice)
+            sink = JournalSink(self.journal) if self.journal else self.stream or _Stdout(self.reporter)
             wanted = self.rows.rows(progress.wanted)
-            batch = Batch(engine, wanted, self._picture, sink, row_hash, progress, self._failed)
+            batch = Batch(engine, wanted, self._image, sink, row_hash, progress, self._failed)
             await self._run_rows(batch, self._concurrency(engine))
             return self._code(progress)
 
@@ -106,35 +106,37 @@ class _Run:
         self.journal.begin(manifest)
         name = self.journal.path.name
         if progress.repaired:
-            self.voice.notice(f"{name}: an unfinished last line ({progress.repaired} bytes) was cut off")
+            self.reporter.notice(f"{name}: an unfinished last line ({progress.repaired} bytes) was cut off")
         if progress.dropped:
-            self.voice.notice(f"{name}: failed rows taken out, to run again: {progress.dropped:,}")
+            self.reporter.notice(f"{name}: failed rows taken out, to run again: {progress.dropped:,}")
         if progress.recorded:
-            self.voice.notice(f"{name}: {progress.recorded:,} of {len(self.rows):,} rows are there already")
+            self.reporter.notice(
+                f"{name}: {progress.recorded:,} of {len(self.rows):,} rows are there already"
+            )
         return progress
 
     async def _run_rows(self, batch: Batch, concurrency: int) -> None:
         try:
-            async with self.voice.progress(batch.status):
+            async with self.reporter.progress(batch.status):
                 await batch.run(concurrency)
         except BaseException:
             if self.journal is not None:
                 count = f"{batch.progress.recorded:,} of {len(self.rows):,}"
-                self.voice.notice(f"{count} rows are recorded; the same command goes on with the rest")
+                self.reporter.notice(f"{count} rows are recorded; the same command goes on with the rest")
             raise
-        self.voice.notice(batch.summary())
+        self.reporter.notice(batch.summary())
         if batch.textless:
             more = f"; so have {batch.textless - 1:,} more" if batch.textless > 1 else ""
-            self.voice.notice(f"{batch.first_textless}{more}")
+            self.reporter.notice(f"{batch.first_textless}{more}")
         if batch.progress.failed and self.journal is not None:
-            self.voice.notice("the same command with --retry-errors runs the failed rows again")
+            self.reporter.notice("the same command with --retry-errors runs the failed rows again")
 
     def _concurrency(self, engine: "Engine") -> int:
         kind = engine.info.kind
         usual = self.profile.engine.max_batch if kind == "local" else IN_FLIGHT.get(kind, IN_FLIGHT_ELSEWHERE)
         return self.job.concurrency or usual
 
-    def _picture(self, url: str) -> "EncodedImage":
+    def _image(self, url: str) -> "EncodedImage":
         """A relative path is relative to the input file, wherever the command was typed."""
         from ghostvis_cli.images import load_image
 
@@ -145,9 +147,9 @@ class _Run:
     def _failed(self, row: Row, error: GhostvisError) -> None:
         self.failures += 1
         if self.failures <= FAILURES_TOLD:
-            self.voice.notice(f"row {shown(str(row.id))} failed: {error.message}")
+            self.reporter.notice(f"row {shown(str(row.id))} failed: {error.message}")
         elif self.failures == FAILURES_TOLD + 1:
-            self.voice.notice("further failures are told by their records alone")
+            self.reporter.notice("further failures are told by their records alone")
 
     def _code(self, progress: Progress) -> int:
         if not progress.failed:
@@ -156,8 +158,8 @@ class _Run:
 
 
 class _Stdout:
-    def __init__(self, voice: Voice) -> None:
-        self._voice = voice
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
 
     async def add(self, record: dict[str, Any]) -> None:
-        self._voice.record(record)
+        self._reporter.record(record)

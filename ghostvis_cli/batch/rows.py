@@ -1,4 +1,4 @@
-"""One line of a batch -> one checked row, and a row -> a request. Opens no picture until the row's turn comes.
+"""One line of a batch -> one checked row, and a row -> a request. Opens no image until the row's turn comes.
 
 A row is `{"id", "prompt" | "messages", "images", "system", sampling...}`, or one of OpenAI's batch files:
 `{"custom_id", "method", "url", "body"}`. Every refusal is an InputError whose message stands behind a line number.
@@ -15,7 +15,7 @@ from ghostvis_cli.engines.base import GenerateRequest, Sampling
 from ghostvis_cli.errors import InputError, UsageError
 from ghostvis_cli.profile.settings import keys
 from ghostvis_cli.profile.values import from_python, nearest, shown
-from ghostvis_cli.prompt import Message, Picture, Role, Text, with_line_breaks
+from ghostvis_cli.prompt import ImagePart, Message, Role, Text, with_line_breaks
 from ghostvis_cli.serve.openai_fields import BODY, IMAGE_PART, IMAGE_URL, MESSAGE, TEXT_PART, Known
 from ghostvis_cli.serve.openai_types import ROLES
 
@@ -47,7 +47,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A picture by name: a path (relative to the input file), a URL or a data: URL."""
+    """An image by name: a path (relative to the input file), a URL or a data: URL."""
 
     url: str
 
@@ -69,7 +69,7 @@ class Row:
     prompt: str | None = None
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return sum(isinstance(part, ImageSource) for turn in self.turns for part in turn.parts)
 
     @cached_property
@@ -79,7 +79,7 @@ class Row:
         return hashlib.sha256(plain.encode()).digest()
 
     def request(self, load: "Callable[[str], EncodedImage]") -> GenerateRequest:
-        """Loads the row's pictures: blocks, and raises their InputErrors."""
+        """Loads the row's images: blocks, and raises their InputErrors."""
         if self.prompt is not None:
             return GenerateRequest(prompt=self.prompt, sampling=self.sampling)
         messages = [
@@ -89,8 +89,8 @@ class Row:
         return GenerateRequest(tuple(messages), sampling=self.sampling)
 
 
-def _loaded(part: Text | ImageSource, load: "Callable[[str], EncodedImage]") -> Text | Picture:
-    return part if isinstance(part, Text) else Picture(load(part.url))
+def _loaded(part: Text | ImageSource, load: "Callable[[str], EncodedImage]") -> Text | ImagePart:
+    return part if isinstance(part, Text) else ImagePart(load(part.url))
 
 
 def read_row(line: bytes, index: int, line_number: int, settings: RunSettings) -> Row:
@@ -245,10 +245,10 @@ def _turns(row: Json, system: str | None) -> tuple[Turn, ...]:
     if (row.get("prompt") is None) == (row.get("messages") is None):
         raise InputError("a row has either a prompt or messages")
     if row.get("messages") is None:
-        pictures = [ImageSource(_url(url, "images")) for url in _list(row, "images", or_none=True)]
-        turns = [Turn("user", (*pictures, Text(_prompt(row))))]
+        images = [ImageSource(_url(url, "images")) for url in _list(row, "images", or_none=True)]
+        turns = [Turn("user", (*images, Text(_prompt(row))))]
     elif row.get("images"):
-        raise InputError("images goes with a prompt; in messages a picture is an image_url part of its turn")
+        raise InputError("images goes with a prompt; in messages an image is an image_url part of its turn")
     else:
         turns = [_turn(each, f"messages[{n}]") for n, each in enumerate(_list(row, "messages"))]
     own = row.get("system")
@@ -298,7 +298,7 @@ def _part(entry: object, role: Role, name: str) -> Text | ImageSource:
                 _url(image.get("url") if isinstance(image, dict) else image, f"{name}.image_url")
             )
         case "image_url":
-            raise InputError(f"{name}: a picture belongs to a user's message")
+            raise InputError(f"{name}: an image belongs to a user's message")
     raise InputError(f'{name} is an object of type "text" or "image_url"')
 
 
@@ -306,7 +306,7 @@ def _url(value: object, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise InputError(f"{name} holds a path, a URL or a data: URL, not {_kind(value)}")
     if value == "-":
-        raise InputError(f"{name} can't be -: stdin holds no picture for a row")
+        raise InputError(f"{name} can't be -: stdin holds no image for a row")
     return value
 
 

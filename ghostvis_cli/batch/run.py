@@ -180,7 +180,7 @@ class Batch:
     async def _answer(self, row: Row) -> Answer:
         make = partial(row.request, self.load)
         answer = await ask(
-            self.engine, await in_daemon_thread(make, "ghostvis-pictures") if row.pictures else make()
+            self.engine, await in_daemon_thread(make, "ghostvis-images") if row.images else make()
         )
         if answer.completion.finish_reason == "abort" and not self._filters():
             raise EngineError("the answer was cut short: the server is stopping, or somebody aborted it")

@@ -20,14 +20,14 @@ from ghostvis_cli.errors import InputError
 from ghostvis_cli.paths import expanded
 from ghostvis_cli.profile.values import shown
 
-LONGEST_LINE_BYTES = 64 * 2**20  # a picture of 32 MiB, the default limit, is 43 MiB as a data: URL
+LONGEST_LINE_BYTES = 64 * 2**20  # an image of 32 MiB, the default limit, is 43 MiB as a data: URL
 FAULTS_LISTED = 10
 DIGEST_BYTES = 32
 
 
 @dataclass
 class RowFile:
-    """A file of rows, checked. Paths of pictures are relative to `directory`."""
+    """A file of rows, checked. Paths of images are relative to `directory`."""
 
     name: str
     directory: Path
@@ -39,7 +39,7 @@ class RowFile:
     def open(cls, path: str, settings: RunSettings) -> "RowFile":
         """Open and check a file, or stdin for `-`. InputError lists the lines that can't be used."""
         name, file = ("stdin", _stdin()) if path == "-" else (path, _opened(expanded(path)))
-        # What a shell's <(...) or /dev/stdin names lies nowhere: its pictures are found from where it was typed.
+        # What a shell's <(...) or /dev/stdin names lies nowhere: its images are found from where it was typed.
         directory = Path() if path == "-" or _is_stream(expanded(path)) else expanded(path).parent
         source = cls(name, directory, settings, _seekable(file))
         try:
@@ -107,7 +107,7 @@ class RowFile:
     def _whole(line: bytes | None) -> bytes:
         if line is None:
             raise InputError(
-                f"longer than {LONGEST_LINE_BYTES // 2**20} MiB; give pictures as paths, not as data: URLs"
+                f"longer than {LONGEST_LINE_BYTES // 2**20} MiB; give images as paths, not as data: URLs"
             )
         return line
 

@@ -1,6 +1,6 @@
 """A report as one HTML page: figures, charts, and where they come from. It asks nobody for anything.
 
-No script, no font, no picture from elsewhere: a policy in its head forbids them, so that the page can be mailed,
+No script, no font, no image from elsewhere: a policy in its head forbids them, so that the page can be mailed,
 archived and opened in ten years. Light and dark follow the reader's system.
 """
 
@@ -318,7 +318,7 @@ def _prefix(proof: Mapping[str, Any]) -> Iterator[str]:
     charts = "".join(map(_framed, _pair_charts(proof["pairs"])))
     yield _section("Pairs", f'<div class="charts">{charts}</div>')
     if proof["rounds"]:
-        yield _section("Many questions, one picture", _rounds(proof["rounds"]))
+        yield _section("Many questions, one image", _rounds(proof["rounds"]))
 
 
 def _pair_charts(pairs: Sequence[Mapping[str, Any]]) -> list[Figure]:

@@ -13,10 +13,10 @@ from ghostvis_cli import processor_use
 from ghostvis_cli.addresses import is_here
 from ghostvis_cli.bench import machine, metrics, workload
 from ghostvis_cli.bench.ratios import ratios
-from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
+from ghostvis_cli.bench.run import Plan, Progress, Target, measure
 from ghostvis_cli.bench.schema import Load, Report, Run
 from ghostvis_cli.bench.stats import REPEATS
-from ghostvis_cli.bench.stopping import Cut, held_up
+from ghostvis_cli.bench.stopping import Interruption, held_up
 from ghostvis_cli.bench.workload import Spec, Workload
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
@@ -54,14 +54,16 @@ class Job:
     command: str = "ghostvis bench"
 
 
-class Voice(Protocol):
+class Reporter(Protocol):
     """How a job speaks. The module cli.output is one."""
 
     def notice(self, text: str, /) -> None: ...
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
 
 
-async def run_job(job: Job, profile: "Profile", voice: Voice, kept: ExitStack) -> tuple[Report, Cut | None]:
+async def run_job(
+    job: Job, profile: "Profile", reporter: Reporter, kept: ExitStack
+) -> tuple[Report, Interruption | None]:
     """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if any.
 
     Until `kept` is left, what would end the run waits for the report to be written.
@@ -72,23 +74,23 @@ async def run_job(job: Job, profile: "Profile", voice: Voice, kept: ExitStack) -
     _allow_connections()
     plan = make_plan(job, next(iter(profiles.values())))
     work = make_workload(job, profile, plan)
-    voice.notice(_announced(job, work, plan))
+    reporter.notice(_announced(job, work, plan))
     watch = machine.Watch(job.command, job.spec.seed)
     async with AsyncExitStack() as stack:
-        contenders = []
+        targets = []
         for name, settings in profiles.items():
-            made = await make_engine(settings, report=voice.notice, crowd=True)
+            made = await make_engine(settings, report=reporter.notice, many_connections=True)
             engine = await stack.enter_async_context(made)
             for line in engine.info.notices:
-                voice.notice(line)
-            contenders.append(Contender(name, engine, _is_here(settings), port=_port(settings)))
+                reporter.notice(line)
+            targets.append(Target(name, engine, _is_here(settings), port=_port(settings)))
         progress = Progress()
         runs: list[Run] = []
-        async with voice.progress(progress.line):
-            cut = await held_up(measure(contenders, work, plan, progress, runs), kept)
+        async with reporter.progress(progress.line):
+            cut = await held_up(measure(targets, work, plan, progress, runs), kept)
         if cut is not None and not runs:
             cut.take_effect()
-        return _report(job, work, watch, runs, contenders, profiles, cut), cut
+        return _report(job, work, watch, runs, targets, profiles, cut), cut
 
 
 async def measure_engine(job: Job, profile: "Profile", engine: "Engine") -> Report:
@@ -96,9 +98,9 @@ async def measure_engine(job: Job, profile: "Profile", engine: "Engine") -> Repo
     plan = make_plan(job, profile)
     work = await asyncio.to_thread(make_workload, job, profile, plan)
     watch = machine.Watch(job.command, job.spec.seed)
-    contender = Contender(engine.info.kind, engine, _is_here(profile), port=_port(profile))
-    runs = await measure([contender], work, plan, Progress())
-    return _report(job, work, watch, runs, [contender], {contender.name: profile})
+    target = Target(engine.info.kind, engine, _is_here(profile), port=_port(profile))
+    runs = await measure([target], work, plan, Progress())
+    return _report(job, work, watch, runs, [target], {target.name: profile})
 
 
 def make_plan(job: Job, profile: "Profile") -> Plan:
@@ -112,13 +114,13 @@ def _report(
     work: Workload,
     watch: machine.Watch,
     runs: Sequence[Run],
-    contenders: Sequence[Contender],
+    targets: Sequence[Target],
     profiles: Mapping[str, "Profile"],
-    cut: Cut | None = None,
+    cut: Interruption | None = None,
 ) -> Report:
     """Everything in one document. Records stay in it only with `details`."""
-    told = [line for each in contenders for line in each.engine.info.notices]
-    planned = len(work.rounds) * len(contenders)
+    told = [line for each in targets for line in each.engine.info.notices]
+    planned = len(work.rounds) * len(targets)
     first = [_cut_short(cut, runs, planned)] if cut is not None else []
     runs = _without_rests(runs)
     notes = [
@@ -132,7 +134,7 @@ def _report(
     return Report(
         manifest=watch.manifest(),
         workload=work.summary,
-        engines=tuple(machine.card(each.name, each.engine, profiles[each.name]) for each in contenders),
+        engines=tuple(machine.card(each.name, each.engine, profiles[each.name]) for each in targets),
         runs=tuple(run if job.details else replace(run, records=()) for run in runs),
         summaries=metrics.summarise(runs),
         slo=dict(job.slo),
@@ -142,7 +144,7 @@ def _report(
     )
 
 
-def _cut_short(cut: Cut, runs: Sequence[Run], planned: int) -> str:
+def _cut_short(cut: Interruption, runs: Sequence[Run], planned: int) -> str:
     whole = sum(not run.cut_short for run in runs)
     return f"CUT SHORT ({cut.reason}): {whole} of {planned} runs came to their end"
 

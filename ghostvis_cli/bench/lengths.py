@@ -1,4 +1,4 @@
-"""Lengths and picture sizes: fixed, or drawn from a distribution, as they are typed."""
+"""Lengths and image sizes: fixed, or drawn from a distribution, as they are typed."""
 
 import math
 import re
@@ -68,7 +68,7 @@ def _bell(random: Random) -> float:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Picture sizes, (width, height) in pixels: `512x384`, `336`, `720p`, several with commas, `224-1024`."""
+    """Image sizes, (width, height) in pixels: `512x384`, `336`, `720p`, several with commas, `224-1024`."""
 
     choices: tuple[tuple[int, int], ...] = ()
     sides: tuple[int, int] | None = None  # both sides drawn, independently, from this range

@@ -129,21 +129,21 @@ def _sum(counts: Sequence[int | None]) -> float | None:
 def image_tokens_computed(done: Sequence[Record]) -> float | None:
     """Vision tokens that the cache did not hold; None where cached tokens are not reported.
 
-    A prefix cache counts all that stands before a picture too; what is cached beyond is taken for pictures.
+    A prefix cache counts all that stands before an image too; what is cached beyond is taken for images.
     """
     seeing = [record for record in done if record.image_tokens]
     if any(record.cached_tokens is None for record in seeing):
         return None
-    before = _cached_before_pictures(seeing)
+    before = _cached_before_images(seeing)
     saved = sum(min(max((record.cached_tokens or 0) - before, 0), record.image_tokens) for record in seeing)
     return float(sum(record.image_tokens for record in seeing) - saved)
 
 
-def _cached_before_pictures(seeing: Sequence[Record]) -> int:
-    """Tokens of text before a picture that the cache held, as the requests show that computed their pictures.
+def _cached_before_images(seeing: Sequence[Record]) -> int:
+    """Tokens of text before an image that the cache held, as the requests show that computed their images.
 
-    These are as many as had new pictures only, those of whom the least was cached: they need not be the ones sent
-    first, since of two that ask about a new picture together either may be computed. The middle one counts.
+    These are as many as had new images only, those of whom the least was cached: they need not be the ones sent
+    first, since of two that ask about a new image together either may be computed. The middle one counts.
     """
     cached = sorted(record.cached_tokens or 0 for record in seeing)
     computing = cached[: sum(not record.images_seen for record in seeing)]

@@ -1,13 +1,13 @@
-"""The proof of a prefix cache: the same picture asked about twice, in pairs, on one server.
+"""The proof of a prefix cache: the same image asked about twice, in pairs, on one server.
 
-    cold     a question about a picture that nobody has seen: the vision tower runs, the whole prompt is read
-    warm     another question about the same picture, right after: what came before the question may be known
+    cold     a question about an image that nobody has seen: the vision tower runs, the whole prompt is read
+    warm     another question about the same image, right after: what came before the question may be known
     flushed  with --flush, a third question after the server forgot its keys and values. SGLang's flush keeps the
-             picture's embeddings, so between cold and flushed lies the tower, between flushed and warm the reading
+             image's embeddings, so between cold and flushed lies the tower, between flushed and warm the reading
 
 Two witnesses: the server, who reports cached tokens, and our clock, which measures the time to the first token.
 The proof is that they agree. Pairs are interleaved, so what slows a machine down for a while slows both; one
-request runs at a time, so no queue is measured. In place of a picture a text works too (--text).
+request runs at a time, so no queue is measured. In place of an image a text works too (--text).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from ghostvis_cli.bench import metrics, stats
 from ghostvis_cli.bench.run import together
 from ghostvis_cli.bench.schema import Record, Report, WorkloadSummary
 from ghostvis_cli.bench.stats import Interval
-from ghostvis_cli.bench.stopping import Cut, held_up
+from ghostvis_cli.bench.stopping import Interruption, held_up
 from ghostvis_cli.bench.workload import QUESTIONS, WORDS
 from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest, Sampling
 from ghostvis_cli.errors import GhostvisError, RequestError, UsageError
@@ -31,7 +31,7 @@ from ghostvis_cli.images import EncodedImage
 from ghostvis_cli.prompt import Message
 
 if TYPE_CHECKING:
-    from ghostvis_cli.bench.job import Voice
+    from ghostvis_cli.bench.job import Reporter
     from ghostvis_cli.profile import Profile
 
 now = time.monotonic
@@ -43,7 +43,7 @@ Witness = Literal["agree", "disagree", "unknown"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to ask. `text` is the length in words of a text that stands in for the picture; 0: a picture."""
+    """How much to ask. `text` is the length in words of a text that stands in for the image; 0: an image."""
 
     pairs: int = 20
     questions: int = 10
@@ -66,7 +66,7 @@ class Flusher(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture (or text): times to the first token in seconds, tokens as the server counted them."""
+    """One image (or text): times to the first token in seconds, tokens as the server counted them."""
 
     cold_s: float
     warm_s: float
@@ -84,7 +84,7 @@ class Pair:
 
     @property
     def reused(self) -> int | None:
-        """Cached tokens beyond those that even a new picture finds, such as the chat markup before it."""
+        """Cached tokens beyond those that even a new image finds, such as the chat markup before it."""
         if self.cold_cached is None or self.warm_cached is None:
             return None
         return self.warm_cached - self.cold_cached
@@ -92,7 +92,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Round:
-    """Many questions to one picture. Vision tokens: None where the server does not report them, or none cached."""
+    """Many questions to one image. Vision tokens: None where the server does not report them, or none cached."""
 
     name: str  # "one by one", "all at once"
     questions: int
@@ -227,7 +227,7 @@ def _ttft(record: Record) -> float:
 
 
 class _Rows:
-    """Pictures and questions from the seed, none of them twice."""
+    """Images and questions from the seed, none of them twice."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -239,10 +239,10 @@ class _Rows:
     def fresh(self) -> "_Subject":
         if self.settings.text:
             return _Subject(self, None, self.words(self.settings.text))
-        from ghostvis_cli.bench import pictures
+        from ghostvis_cli.bench import images
 
         width, height = self.settings.image_size
-        content = pictures.draw(self.random, width, height, "jpeg")
+        content = images.draw(self.random, width, height, "jpeg")
         image = EncodedImage("fresh.jpeg", content, "image/jpeg", width, height)
         return _Subject(self, replace(image, encoded=image.base64()), "")  # before anything is timed
 
@@ -252,7 +252,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What several questions have in common: a picture, or a text."""
+    """What several questions have in common: an image, or a text."""
 
     rows: _Rows
     image: EncodedImage | None
@@ -262,7 +262,7 @@ class _Subject:
         """A question of its own: other words from its first one on, of the same number."""
         random = self.rows.random
         asked = f"{self.rows.words(QUESTION_WORDS)}. {random.choice(QUESTIONS)}"
-        # A copy: an engine in this process shall decode the picture anew, as a server does.
+        # A copy: an engine in this process shall decode the image anew, as a server does.
         images = [] if self.image is None else [replace(self.image)]
         text = f"{self.text}\n\n{asked}" if self.text else asked
         return GenerateRequest((Message.of("user", text, images),), sampling=self.rows.sampling)
@@ -298,7 +298,7 @@ def _verdict(saved: Interval, reused: float | None, pairs: Sequence[Pair]) -> tu
     if reused > 0:
         return "disagree", f"{claim}, but {clock}: cached tokens that save no time"
     if faster:
-        return "disagree", f"{claim}, but {clock}: something else was kept, such as the picture's embeddings"
+        return "disagree", f"{claim}, but {clock}: something else was kept, such as the image's embeddings"
     return "agree", f"nothing was reused: {claim}, and {clock}"
 
 
@@ -307,7 +307,7 @@ def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
     size = pairs[0].image_tokens
     known = [pair for pair in pairs if size and (pair.cold_cached or 0) >= size]
     if known:
-        yield f"{len(known)} of {len(pairs)} cold pictures were in the cache already: take another --seed"
+        yield f"{len(known)} of {len(pairs)} cold images were in the cache already: take another --seed"
     partly = [pair for pair in pairs if size and pair.reused is not None and 0 < pair.reused < size]
     if partly:
         yield f"{len(partly)} of {len(pairs)} warm requests reused only a part of the picture's {size} tokens"
@@ -315,15 +315,15 @@ def _doubts(pairs: Sequence[Pair], rounds: Sequence[Round]) -> Iterator[str]:
     if slower:
         yield f"in {slower} of {len(pairs)} pairs tokens were reused, and yet the warm request was not faster"
     if any(not round_.asked for round_ in rounds):
-        yield "the server does not say how many tokens a picture takes"
+        yield "the server does not say how many tokens an image takes"
 
 
 # --- the report
 
 
 async def run(
-    settings: Settings, profile: "Profile", command: str, voice: "Voice", kept: ExitStack
-) -> tuple[Report, Cut | None]:
+    settings: Settings, profile: "Profile", command: str, reporter: "Reporter", kept: ExitStack
+) -> tuple[Report, Interruption | None]:
     """The proof on the engine of a profile, as a report without runs. Cut short, of the pairs measured by then.
 
     Until `kept` is left, what would end the run waits for the report to be written.
@@ -335,11 +335,11 @@ async def run(
     watch = machine.Watch(command, settings.seed)
     async with await make_engine(profile) as engine:
         for line in engine.info.notices:
-            voice.notice(line)
+            reporter.notice(line)
         if not settings.text and engine.info.kind == "local" and not engine.info.image_tokens:
             raise UsageError("this model reads text only", hint="bench prefix --text 1000")
         flush, found = flusher(engine) if settings.flush else None, Measured()
-        async with voice.progress(lambda: f"pair {len(found.pairs)}/{settings.pairs}"):
+        async with reporter.progress(lambda: f"pair {len(found.pairs)}/{settings.pairs}"):
             cut = await held_up(_measure(engine, settings, flush, found), kept)
         if cut is not None and len(found.pairs) < LEAST_PAIRS:
             cut.take_effect()
@@ -362,8 +362,8 @@ async def run(
 def _workload(settings: Settings) -> WorkloadSummary:
     plain = json.loads(json.dumps(asdict(settings)))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    pictures = 0 if settings.text else settings.pairs
-    return WorkloadSummary("prefix", settings.seed, settings.pairs, digest, pictures, settings=plain)
+    images = 0 if settings.text else settings.pairs
+    return WorkloadSummary("prefix", settings.seed, settings.pairs, digest, images, settings=plain)
 
 
 def as_extra(proof: Proof, settings: object) -> Mapping[str, Any]:

@@ -141,7 +141,7 @@ def _cached(counts: Sequence[int | None]) -> str:
 
 
 def _round_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    head = f"{rounds[0]['questions']} questions, one picture"
+    head = f"{rounds[0]['questions']} questions, one image"
     yield head, "vision tokens asked for", "computed", "ratio", "KV memory asked for", "computed"
     for each in rounds:
         ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"

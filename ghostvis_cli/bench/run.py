@@ -54,8 +54,8 @@ class Plan:
 
 
 @dataclass
-class Contender:
-    """An engine under a name, and the pictures that were sent to it."""
+class Target:
+    """An engine under a name, and the images that were sent to it."""
 
     name: str
     engine: Engine
@@ -100,7 +100,7 @@ class Progress:
 
 
 async def measure(
-    contenders: Sequence[Contender],
+    targets: Sequence[Target],
     workload: Workload,
     plan: Plan,
     progress: Progress,
@@ -112,27 +112,27 @@ async def measure(
     """
     runs = [] if runs is None else runs
     for point, load in enumerate(plan.loads):
-        for contender in contenders:
-            progress.begin(f"{contender.name} · {load.name} · warm-up", len(workload.warm_up))
-            await warm_up(contender, workload.warm_up, load, progress)
+        for target in targets:
+            progress.begin(f"{target.name} · {load.name} · warm-up", len(workload.warm_up))
+            await warm_up(target, workload.warm_up, load, progress)
         for repeat in range(plan.repeats):
             number = point * plan.repeats + repeat
-            turn = repeat % len(contenders)
-            for contender in (*contenders[turn:], *contenders[:turn]):
+            turn = repeat % len(targets)
+            for target in (*targets[turn:], *targets[:turn]):
                 items = workload.rounds[number]
-                if not contender.in_process:
+                if not target.in_process:
                     workload.gallery.encode(url for item in items for url in item.sources)
                 total = len(items) if plan.duration_s is None else None
-                progress.begin(f"{contender.name} · {load.name} · {repeat + 1}/{plan.repeats}", total)
-                await run_once(contender, items, load, plan, repeat, progress, runs)
+                progress.begin(f"{target.name} · {load.name} · {repeat + 1}/{plan.repeats}", total)
+                await run_once(target, items, load, plan, repeat, progress, runs)
     return runs
 
 
-async def warm_up(contender: Contender, items: Sequence[Item], load: Load, progress: Progress) -> None:
+async def warm_up(target: Target, items: Sequence[Item], load: Load, progress: Progress) -> None:
     """Requests that nobody counts, as many in flight as will be. The first error where none succeeded."""
     if not items:
         return
-    client = Client(contender, progress)
+    client = Client(target, progress)
     at_once = min(load.concurrency or len(items), len(items))
     failures: list[GhostvisError] = []
     await client.closed(items, Load(concurrency=at_once), None, failures)
@@ -141,7 +141,7 @@ async def warm_up(contender: Contender, items: Sequence[Item], load: Load, progr
 
 
 async def run_once(
-    contender: Contender,
+    target: Target,
     items: Sequence[Item],
     load: Load,
     plan: Plan,
@@ -151,8 +151,8 @@ async def run_once(
 ) -> None:
     """Append one run; where it is cancelled, of the requests that had ended by then, if any."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    client, lag, gpu = Client(contender, progress), LoopWatch(), Gpu(contender.gpu_is_here)
-    server = processor_use.Watch(contender.port) if contender.port is not None else None
+    client, lag, gpu = Client(target, progress), LoopWatch(), Gpu(target.gpu_is_here)
+    server = processor_use.Watch(target.port) if target.port is not None else None
     work_s = fixed_work()
     whole = False
     try:
@@ -171,7 +171,7 @@ async def run_once(
             figures = metrics.figures(records, plan.slo) | around
             runs.append(
                 Run(
-                    engine=contender.name,
+                    engine=target.name,
                     load=load,
                     repeat=repeat,
                     started_at=started_at,
@@ -180,9 +180,9 @@ async def run_once(
                     failures=metrics.failures(records),
                     records=tuple(records),
                     notes=(
-                        *_first_failures(records, contender.name, load),
-                        *_doubts(figures, load, contender, records, len(items)),
-                        *_full_cores(uses, load, contender),
+                        *_first_failures(records, target.name, load),
+                        *_doubts(figures, load, target, records, len(items)),
+                        *_full_cores(uses, load, target),
                     ),
                     cut_short=not whole,
                 )
@@ -192,8 +192,8 @@ async def run_once(
 class Client:
     """All requests of one run. Times in records are relative to its beginning."""
 
-    def __init__(self, contender: Contender, progress: Progress) -> None:
-        self._contender, self._progress = contender, progress
+    def __init__(self, target: Target, progress: Progress) -> None:
+        self._target, self._progress = target, progress
         self._start_s = now()
         self._gone: EngineError | None = None
         self.records: list[Record] = []
@@ -255,15 +255,15 @@ class Client:
         due_s: float,
         failures: list[GhostvisError] | None = None,
     ) -> None:
-        pictures = item.pictures
-        seen = sum(picture in self._contender.seen for picture in pictures)
-        self._contender.seen.update(pictures)
-        record, error = await timed(self._contender.engine, request, due_s, self._start_s)
-        self.records.append(replace(record, id=item.id, images=len(pictures), images_seen=seen))
+        images = item.images
+        seen = sum(image in self._target.seen for image in images)
+        self._target.seen.update(images)
+        record, error = await timed(self._target.engine, request, due_s, self._start_s)
+        self.records.append(replace(record, id=item.id, images=len(images), images_seen=seen))
         if error is not None and failures is not None:
             failures.append(error)
-        self._contender.lost = self._contender.lost + 1 if isinstance(error, EngineError) else 0
-        if isinstance(error, EngineError) and self._contender.lost >= GIVE_UP:
+        self._target.lost = self._target.lost + 1 if isinstance(error, EngineError) else 0
+        if isinstance(error, EngineError) and self._target.lost >= GIVE_UP:
             self._gone = error
         self._progress.done += 1
         self._progress.failed += error is not None
@@ -283,7 +283,7 @@ async def _sleep_until(due_s: float) -> None:
 def _ready(items: Sequence[Item], *, again: bool) -> Iterator[tuple[Item, GenerateRequest]]:
     """Rows with their requests, made now; `again`: then over and over, each made anew as it comes.
 
-    None is kept: what an engine in this process decodes of a picture stays with its request.
+    None is kept: what an engine in this process decodes of an image stays with its request.
     """
     made = deque((item, item.request()) for item in items)
 
@@ -367,16 +367,16 @@ def _first_failures(records: Sequence[Record], name: str, load: Load) -> Iterato
 
 
 def _doubts(
-    figures: metrics.Figures, load: Load, contender: Contender, records: Sequence[Record], rows: int
+    figures: metrics.Figures, load: Load, target: Target, records: Sequence[Record], rows: int
 ) -> Iterator[str]:
     """What a reader must know before believing this run."""
     hidden = sum(record.hidden_tokens for record in records)
     if len(records) > rows:
         again = f"the {rows} rows of a run were asked more than once"  # how often differs from run to run
-        yield f"{contender.name} at {load.name}: {again}, and a cache may know them"
+        yield f"{target.name} at {load.name}: {again}, and a cache may know them"
     if hidden:
         unsent = f"{hidden:,} reasoning tokens were never sent"
-        yield f"{contender.name} at {load.name}: {unsent}, so ttft holds the time that they took"
+        yield f"{target.name} at {load.name}: {unsent}, so ttft holds the time that they took"
     late, busy = figures["loop_lag_p99"] or 0.0, figures["loop_busy"] or 0.0
     sent_late, ttft = figures["send_lag_p99"] or 0.0, figures["ttft_p50"] or 0.0
     on_schedule = load.request_rate is None or load.concurrency is not None
@@ -385,10 +385,10 @@ def _doubts(
     if not on_schedule and sent_late > max(SENT_LATE_S, SENT_LATE_OF_TTFT * ttft):
         signs.append(f"it sent requests {1000 * sent_late:.0f} ms late at p99")
     if signs:
-        cause = "the engine shares this process" if contender.in_process else "the client was the bottleneck"
-        yield f"{contender.name} at {load.name}: {cause.upper()}: {', '.join(signs)}"
+        cause = "the engine shares this process" if target.in_process else "the client was the bottleneck"
+        yield f"{target.name} at {load.name}: {cause.upper()}: {', '.join(signs)}"
 
 
-def _full_cores(uses: Sequence[processor_use.Use], load: Load, contender: Contender) -> Iterator[str]:
+def _full_cores(uses: Sequence[processor_use.Use], load: Load, target: Target) -> Iterator[str]:
     if found := processor_use.limit(uses):
-        yield f"{contender.name} at {load.name}: {found.message}; what helps: {found.fix}"
+        yield f"{target.name} at {load.name}: {found.message}; what helps: {found.fix}"

@@ -199,7 +199,7 @@ class WorkloadSummary:
     seed: int
     rows: int  # per run
     sha256: str
-    images: int = 0  # different pictures, per run
+    images: int = 0  # different images, per run
     settings: Mapping[str, Any] = field(default_factory=dict)  # as typed: lengths, sizes, formats
     sampling: Mapping[str, Any] = field(default_factory=dict)
     path: str | None = None  # the file that replays it

@@ -16,7 +16,7 @@ from ghostvis_cli.errors import one_line
 
 
 @dataclass(frozen=True)
-class Cut:
+class Interruption:
     """Why measuring ended early: a signal, or an error that left no point in going on, be it a bug of ours."""
 
     by: Ending | Exception
@@ -32,7 +32,7 @@ class Cut:
         endings.end(self.by)
 
 
-async def held_up(work: Coroutine[Any, Any, object], kept: ExitStack) -> Cut | None:
+async def held_up(work: Coroutine[Any, Any, object], kept: ExitStack) -> Interruption | None:
     """Do the work; None if it came to its end. Until `kept` is left, which is after the report, nothing is lost."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     came: list[Ending] = []
@@ -49,5 +49,5 @@ async def held_up(work: Coroutine[Any, Any, object], kept: ExitStack) -> Cut | N
         if not came:
             raise
     except Exception as error:
-        return Cut(error)
-    return Cut(came[0]) if came else None
+        return Interruption(error)
+    return Interruption(came[0]) if came else None

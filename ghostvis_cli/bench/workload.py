@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
 JsonRow: TypeAlias = dict[str, Any]
-TEXT_TOKENS, QUESTION_TOKENS = 128, 32  # of a prompt where nobody chose: alone, and beside a picture
+TEXT_TOKENS, QUESTION_TOKENS = 128, 32  # of a prompt where nobody chose: alone, and beside an image
 OUTPUT_TOKENS = 64
 PROMPTS = 100
 REPLY_TOKENS = 24  # of the assistant's turns in a conversation, which are part of the workload
@@ -65,7 +65,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Spec:
-    """What to draw. `images` pictures with `questions` each make images * questions requests, shuffled."""
+    """What to draw. `images` images with `questions` each make images * questions requests, shuffled."""
 
     seed: int = 42
     num_prompts: int | None = None
@@ -121,7 +121,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Item:
-    """One request to make. `pictures` are known by what is in them, not by name."""
+    """One request to make. `images` are known by what is in them, not by name."""
 
     row: Row
     gallery: "Gallery" = field(repr=False)
@@ -135,14 +135,14 @@ class Item:
         return (part.url for turn in self.row.turns for part in turn.parts if isinstance(part, ImageSource))
 
     @property
-    def pictures(self) -> tuple[str, ...]:
+    def images(self) -> tuple[str, ...]:
         return tuple(self.gallery.digest(url) for url in self.sources)
 
     def request(self) -> GenerateRequest:
         return self.row.request(self.gallery.fresh)
 
     def identity(self) -> bytes:
-        """SHA-256 of all that decides the request, pictures by their bytes."""
+        """SHA-256 of all that decides the request, images by their bytes."""
         turns = tuple(
             Turn(turn.role, tuple(self._by_content(part) for part in turn.parts)) for turn in self.row.turns
         )
@@ -153,7 +153,7 @@ class Item:
 
 
 class Gallery:
-    """Encoded pictures by name, read or drawn before anything is timed."""
+    """Encoded images by name, read or drawn before anything is timed."""
 
     def __init__(self) -> None:
         self._images: dict[str, EncodedImage] = {}
@@ -165,11 +165,11 @@ class Gallery:
         self._digests[url] = hashlib.sha256(image.data).hexdigest()
 
     def encode(self, urls: Iterable[str]) -> None:
-        """Make the base64 of these pictures, and keep no other: a server is sent it, which takes time and room."""
+        """Make the base64 of these images, and keep no other: a server is sent it, which takes time and room."""
         self._encoded = {url: self._encoded.get(url) or self._images[url].base64() for url in urls}
 
     def fresh(self, url: str) -> "EncodedImage":
-        """A picture nobody has decoded yet: an engine in this process shall pay for that as a server does."""
+        """An image nobody has decoded yet: an engine in this process shall pay for that as a server does."""
         return replace(self._images[url], encoded=self._encoded.get(url))
 
     def digest(self, url: str) -> str:
@@ -197,7 +197,7 @@ class Workload:
 
 
 def drawn(spec: Spec, sampling: Sampling, *, rounds: int, warm_up: int) -> Workload:
-    """A workload of `rounds` runs. Pictures are drawn here, before anything is timed."""
+    """A workload of `rounds` runs. Images are drawn here, before anything is timed."""
     gallery = Gallery()
     parts = [[*_rows(spec, str(n), gallery)] for n in range(rounds)]
     warming = [*_rows(_sized(spec, warm_up), WARM_UP, gallery)] if warm_up else []
@@ -229,15 +229,15 @@ def _asked(spec: Spec, round_: str, random: Random, gallery: Gallery) -> Iterato
     else:
         for number in range(spec.rows):
             text = _question(random, spec.length.draw(random), spec.vision)
-            yield {"prompt": text} | _pictures(spec, round_, number, gallery)
+            yield {"prompt": text} | _images(spec, round_, number, gallery)
 
 
 def _shared_images(spec: Spec, round_: str, random: Random, gallery: Gallery) -> Iterator[JsonRow]:
     assert spec.images is not None and spec.questions is not None
-    pairs = [(picture, question) for picture in range(spec.images) for question in range(spec.questions)]
-    for picture, _ in _shuffled(pairs, random):
+    pairs = [(image, question) for image in range(spec.images) for question in range(spec.questions)]
+    for image, _ in _shuffled(pairs, random):
         text = _question(random, spec.length.draw(random), vision=True)
-        yield {"prompt": text} | _pictures(spec, round_, picture, gallery)
+        yield {"prompt": text} | _images(spec, round_, image, gallery)
 
 
 def _conversations(spec: Spec, round_: str, random: Random, gallery: Gallery) -> Iterator[JsonRow]:
@@ -249,34 +249,34 @@ def _conversations(spec: Spec, round_: str, random: Random, gallery: Gallery) ->
         text = _question(random, spec.length.draw(random), spec.vision)
         content: list[JsonRow] = [{"type": "text", "text": text}]
         if not history:
-            urls = _pictures(spec, round_, number, gallery).get("images", ())
+            urls = _images(spec, round_, number, gallery).get("images", ())
             content = [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *content]
         history.append({"role": "user", "content": content})
         yield {"messages": list(history)}
         history.append({"role": "assistant", "content": _text(random, REPLY_TOKENS)})
 
 
-def _pictures(spec: Spec, round_: str, number: int, gallery: Gallery) -> JsonRow:
+def _images(spec: Spec, round_: str, number: int, gallery: Gallery) -> JsonRow:
     if not spec.vision:
         return {}
     url = f"{round_}-{number}.{spec.image_format}"
     if url not in gallery:
-        gallery.add(url, _picture(spec, url))
+        gallery.add(url, _image(spec, url))
     return {"images": [url]}
 
 
-def _picture(spec: Spec, url: str) -> "EncodedImage":
-    from ghostvis_cli.bench import pictures
+def _image(spec: Spec, url: str) -> "EncodedImage":
+    from ghostvis_cli.bench import images
     from ghostvis_cli.images import EncodedImage
 
     random = Random(f"{spec.seed}:{url}")
     width, height = spec.image_size.draw(random)
-    content = pictures.draw(random, width, height, spec.image_format)  # type: ignore[arg-type]
+    content = images.draw(random, width, height, spec.image_format)  # type: ignore[arg-type]
     return EncodedImage(url, content, f"image/{spec.image_format}", width, height)
 
 
 def _question(random: Random, words: int, vision: bool) -> str:
-    """Text of so many words that ends in a question; beside a picture, in one about it."""
+    """Text of so many words that ends in a question; beside an image, in one about it."""
     question = _pick(random, QUESTIONS if vision else ("What do you think?",))
     more = words - len(question.split())
     return question if more < 1 else f"{_text(random, more)} {question}"
@@ -326,7 +326,7 @@ def from_file(
     count = len(rows) if num_prompts is None else num_prompts
     runs = tuple(tuple(rows[(n * count + i) % len(rows)] for i in range(count)) for n in range(rounds))
     warming = drawn(
-        Spec(seed, with_vision=any(item.pictures for item in rows)), sampling, rounds=0, warm_up=warm_up
+        Spec(seed, with_vision=any(item.images for item in rows)), sampling, rounds=0, warm_up=warm_up
     )
     summary = replace(_summary("file", seed, runs, sampling, {}), path=path)
     notes = (
@@ -347,8 +347,8 @@ def _loader(directory: Path, limits: "ImageLimits") -> "Callable[[str], EncodedI
 
 
 def save(spec: Spec, workload: Workload, path: Path) -> Workload:
-    """Write every run's rows to `path`, one a line, and the pictures into a folder beside it."""
-    folder = path.with_name(f"{path.stem}.pictures")
+    """Write every run's rows to `path`, one a line, and the images into a folder beside it."""
+    folder = path.with_name(f"{path.stem}.images")
     rows = [row for n in range(len(workload.rounds)) for row in _rows(spec, str(n), workload.gallery)]
     lines = [json.dumps(_in_folder(row, folder.name), ensure_ascii=False) + "\n" for row in rows]
     try:
@@ -368,7 +368,7 @@ def save(spec: Spec, workload: Workload, path: Path) -> Workload:
 
 
 def _in_folder(value: Any, folder: str) -> Any:
-    """The row with its pictures' names as paths."""
+    """The row with its images' names as paths."""
     if isinstance(value, Mapping):
         moved = {key: _in_folder(each, folder) for key, each in value.items()}
         if "images" in moved:
@@ -385,7 +385,7 @@ def _summary(
     # A run of rows that another run asks too adds nothing: a file asked whole is the same work however often.
     different_runs = dict.fromkeys(b"".join(item.identity() for item in run) for run in runs)
     first = runs[0] if runs else ()
-    different = {picture for item in first for picture in item.pictures}
+    different = {image for item in first for image in item.images}
     return WorkloadSummary(
         kind=kind,
         seed=seed,

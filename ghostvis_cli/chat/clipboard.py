@@ -1,4 +1,4 @@
-"""The clipboard, by whichever program of this system reads it: a picture if it holds one, else its text."""
+"""The clipboard, by whichever program of this system reads it: an image if it holds one, else its text."""
 
 import base64
 import os
@@ -11,8 +11,8 @@ from ghostvis_cli.chat.surface import Clip
 from ghostvis_cli.errors import EngineError, InputError
 
 TIMEOUT_S = 10.0
-PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/tiff")
-POWERSHELL_PICTURE = (
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/tiff")
+POWERSHELL_IMAGE = (
     "Add-Type -AssemblyName System.Windows.Forms; $p = [Windows.Forms.Clipboard]::GetImage(); if ($p) { "
     "$m = New-Object IO.MemoryStream; $p.Save($m, [Drawing.Imaging.ImageFormat]::Png); "
     "[Convert]::ToBase64String($m.ToArray()) }"
@@ -24,7 +24,7 @@ def read() -> Clip:
     for program, is_there, reader in READERS:
         if is_there() and shutil.which(program):
             clip = reader()
-            if clip.picture or clip.text:
+            if clip.image or clip.text:
                 return clip
             raise InputError("the clipboard is empty")
     raise EngineError(
@@ -34,27 +34,27 @@ def read() -> Clip:
 
 def _wayland() -> Clip:
     types = _output("wl-paste", "--list-types").decode(errors="replace").split()
-    if kind := _picture_type(types):
-        return Clip(picture=_output("wl-paste", "--type", kind))
+    if kind := _image_type(types):
+        return Clip(image=_output("wl-paste", "--type", kind))
     return Clip(text=_text("wl-paste", "--no-newline"))
 
 
 def _x11() -> Clip:
     ask = ("xclip", "-selection", "clipboard", "-out", "-target")
-    if kind := _picture_type(_output(*ask, "TARGETS").decode(errors="replace").split()):
-        return Clip(picture=_output(*ask, kind))
+    if kind := _image_type(_output(*ask, "TARGETS").decode(errors="replace").split()):
+        return Clip(image=_output(*ask, kind))
     return Clip(text=_text("xclip", "-selection", "clipboard", "-out"))
 
 
 def _macos() -> Clip:
     found = re.search(rb"PNGf([0-9A-F]+)", _output("osascript", "-e", "the clipboard as «class PNGf»"))
-    return Clip(picture=bytes.fromhex(found[1].decode())) if found else Clip(text=_text("pbpaste"))
+    return Clip(image=bytes.fromhex(found[1].decode())) if found else Clip(text=_text("pbpaste"))
 
 
 def _windows() -> Clip:
     shell = ("powershell.exe", "-NoProfile", "-STA", "-Command")
-    if picture := _output(*shell, POWERSHELL_PICTURE).strip():
-        return Clip(picture=base64.b64decode(picture))
+    if image := _output(*shell, POWERSHELL_IMAGE).strip():
+        return Clip(image=base64.b64decode(image))
     return Clip(text=_text(*shell, "Get-Clipboard -Raw").replace("\r\n", "\n"))
 
 
@@ -67,8 +67,8 @@ READERS: Sequence[Reader] = (
 )
 
 
-def _picture_type(types: Sequence[str]) -> str | None:
-    return next((kind for kind in PICTURE_TYPES if kind in types), None)
+def _image_type(types: Sequence[str]) -> str | None:
+    return next((kind for kind in IMAGE_TYPES if kind in types), None)
 
 
 def _text(*command: str) -> str:

@@ -44,18 +44,18 @@ async def perform(conversation: Conversation, command: Command, surface: Surface
     return await ACTIONS[command.slash.name](conversation, command.rest, surface)
 
 
-# --- pictures
+# --- images
 
 
 async def image(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     if not rest:
-        surface.say("\n".join(chips(chat)) or "no picture is attached to the next message")
+        surface.say("\n".join(chips(chat)) or "no image is attached to the next message")
         return DONE
     arguments = slash.words(rest)
     if len(arguments) == 1 and (number := arguments[0].removeprefix("-")) != arguments[0]:
         if not number.isdecimal() or len(number) > 6:
             raise UsageError(
-                "stdin is not read for pictures here", hint="/image PATH, or /image -1 to take one off"
+                "stdin is not read for images here", hint="/image PATH, or /image -1 to take one off"
             )
         surface.note(f"taken off: {chat.session.detach(int(number)).name}")
     else:
@@ -65,11 +65,11 @@ async def image(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 
 async def attach(chat: Conversation, sources: list[str], surface: Surface) -> None:
-    """Put pictures on the next message: all of them, or, with an InputError, none."""
+    """Put images on the next message: all of them, or, with an InputError, none."""
     from ghostvis_cli.images import load_image
 
     if "-" in sources:
-        raise UsageError("stdin is not read for pictures here", hint="/image PATH")
+        raise UsageError("stdin is not read for images here", hint="/image PATH")
     limits = chat.profile.images
     found = [await asyncio.to_thread(load_image, source, limits=limits) for source in sources]
     if chat.file is not None:  # saving wants bytes that may have to be made: a second for a large photo
@@ -94,22 +94,22 @@ def _sources(rest: str, arguments: list[str]) -> list[str]:
 
 
 def chip(image: "EncodedImage") -> str:
-    """ "red-circle.png 224x224": how a picture is named in the prompt."""
+    """ "red-circle.png 224x224": how an image is named in the prompt."""
     return f"{printable(image.name.rsplit('/', 1)[-1])} {image.width}x{image.height}"
 
 
 def chips(chat: Conversation) -> list[str]:
-    """The pictures of the next message with the numbers that /image -N takes."""
+    """The images of the next message with the numbers that /image -N takes."""
     return [f"{number}. {chip(each)}" for number, each in enumerate(chat.session.pending, start=1)]
 
 
 async def paste(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     clip = surface.clipboard()
-    if clip.picture is None:
+    if clip.image is None:
         return Outcome(insert=clip.text or "")
     from ghostvis_cli.images import from_bytes
 
-    found = await asyncio.to_thread(from_bytes, clip.picture, "clipboard", chat.profile.images)
+    found = await asyncio.to_thread(from_bytes, clip.image, "clipboard", chat.profile.images)
     chat.session.attach([found])
     _say_attached(found, surface)
     chat.save()
@@ -118,13 +118,13 @@ async def paste(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 async def view(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     images = chat.session.images
-    number = _number(rest, len(images), "picture")
+    number = _number(rest, len(images), "image")
     if not 1 <= number <= len(images):
         some = f"1 to {len(images)}" if images else "none"
-        raise UsageError(f"there is no picture {number}; there is {some}", hint="/image PATH")
+        raise UsageError(f"there is no image {number}; there is {some}", hint="/image PATH")
     side = _tower_pixels(chat)
     seen = await asyncio.to_thread(as_seen, images[number - 1], side)
-    surface.show_picture(seen, seen_caption(images[number - 1], number, side))
+    surface.show_image(seen, seen_caption(images[number - 1], number, side))
     return DONE
 
 
@@ -145,7 +145,7 @@ def seen_caption(image: "EncodedImage", number: int, side: int | None = None) ->
     percent = int(100 * image.kept_fraction)
     part = "all of it" if percent == 100 else f"the central square, {percent} % of it"
     size = f", as {side}x{side} pixels" if side else ""
-    return f"picture {number}: {chip(image)}; the model sees {part}{size}"
+    return f"image {number}: {chip(image)}; the model sees {part}{size}"
 
 
 # --- second thoughts
@@ -222,7 +222,7 @@ async def show(chat: Conversation, rest: str, surface: Surface) -> Outcome:
         f"model: {info.model if info else '-'}",
         f"engine: {engine}",
         f"context: {context(chat)}",
-        f"messages: {len(session.turns)}{forgotten}, pictures: {len(session.images)}",
+        f"messages: {len(session.turns)}{forgotten}, images: {len(session.images)}",
         f"session: {chat.file.name if chat.file else 'not saved'}",
         f"system: {session.system or '-'}",
     ]
@@ -248,7 +248,7 @@ async def profile(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     surface.note(f"profile {chat.profile.name}: {info.model if info else ''}")
     if info and chat.session.images and not info.image_tokens and info.kind == "local":
         surface.note(
-            "this model reads text only, and there are pictures in the conversation: /clear, or /profile"
+            "this model reads text only, and there are images in the conversation: /clear, or /profile"
         )
     return DONE
 
@@ -278,7 +278,7 @@ async def save(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 async def load(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     if not rest:
-        names = store.Shelf.of_user().names()
+        names = store.SessionStore.of_user().names()
         surface.say("\n".join(names) or "there is no saved session")
         return DONE
     await chat.load(" ".join(slash.words(rest)) if not _is_file(rest) else rest)
@@ -287,12 +287,12 @@ async def load(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 
 def described(chat: Conversation) -> str:
-    """ "trip: 4 messages, 1 picture"."""
+    """ "trip: 4 messages, 1 image"."""
     session = chat.session
     name = chat.file.name if chat.file else "conversation"
-    pictures = f", {_counted(len(session.images), 'picture')}" if session.images else ""
+    images = f", {_counted(len(session.images), 'image')}" if session.images else ""
     draft = "; the last message was not answered, /regen sends it again" if session.draft else ""
-    return f"{name}: {_counted(len(session.turns), 'message')}{pictures}{draft}"
+    return f"{name}: {_counted(len(session.turns), 'message')}{images}{draft}"
 
 
 def _counted(count: int, name: str) -> str:

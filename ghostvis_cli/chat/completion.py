@@ -1,4 +1,4 @@
-"""What Tab offers on a line that begins a slash command: names, paths with pictures first, profiles, settings."""
+"""What Tab offers on a line that begins a slash command: names, paths with images first, profiles, settings."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from prompt_toolkit.document import Document
 from ghostvis_cli.chat import slash
 from ghostvis_cli.paths import expanded
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 MOST = 500  # entries of one directory that are looked at
 WHOLE = re.compile(r"""\s+|"(?:[^"\\]|\\.)*"(?=\s)|'[^']*'(?=\s)|(?:[^\s"'\\]|\\.)+(?=\s)""")
 PLAIN = re.compile(r"[\w@%+=:,./~-]+\Z")
@@ -44,7 +44,7 @@ class Completions(Completer):
         elif kind in self._names and (first or kind == "setting"):
             yield from _words(self._names[kind](), rest.split(" ")[-1])
         if kind in ("image", "file", "session") or (kind == "format" and not first):
-            yield from _paths(rest, pictures=kind == "image")
+            yield from _paths(rest, images=kind == "image")
 
 
 def _commands(typed: str) -> Iterator[Offer]:
@@ -57,11 +57,11 @@ def _words(names: Iterable[str], typed: str) -> Iterator[Offer]:
     return (Offer(name, -len(typed)) for name in names if name.startswith(typed))
 
 
-def _paths(rest: str, *, pictures: bool) -> Iterator[Offer]:
+def _paths(rest: str, *, images: bool) -> Iterator[Offer]:
     typed = _last_argument(rest)
     path = unquoted(typed)
     folder, slash_, begun = path.rpartition("/")
-    for name, is_folder in _entries(f"{folder}{slash_}", begun, pictures=pictures):
+    for name, is_folder in _entries(f"{folder}{slash_}", begun, images=images):
         yield Offer(
             quoted(f"{folder}{slash_}{name}", is_open=is_folder),
             -len(typed),
@@ -77,8 +77,8 @@ def _last_argument(rest: str) -> str:
     return rest[at:]
 
 
-def _entries(folder: str, begun: str, *, pictures: bool) -> list[tuple[str, bool]]:
-    """Names in a folder and whether each is a folder: pictures first, then folders, then the rest."""
+def _entries(folder: str, begun: str, *, images: bool) -> list[tuple[str, bool]]:
+    """Names in a folder and whether each is a folder: images first, then folders, then the rest."""
     found = []
     try:
         with os.scandir(expanded(folder or ".")) as entries:
@@ -90,7 +90,7 @@ def _entries(folder: str, begun: str, *, pictures: bool) -> list[tuple[str, bool
 
     def rank(entry: tuple[str, bool]) -> tuple[int, str]:
         name, is_folder = entry
-        wanted = not is_folder and (not pictures or name.lower().endswith(PICTURES))
+        wanted = not is_folder and (not images or name.lower().endswith(IMAGES))
         return 0 if wanted else 1 if is_folder else 2, name.lower()
 
     return sorted(((name, is_folder) for name, is_folder in found if name.isprintable()), key=rank)

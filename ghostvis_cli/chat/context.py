@@ -63,7 +63,7 @@ class TooLongError(InputError):
         elif room is not None and room.prompt_tokens < room.context_tokens:
             hint = f"/set max_tokens={room.context_tokens - room.prompt_tokens}"
         else:
-            hint = "a shorter message, or fewer pictures"
+            hint = "a shorter message, or fewer images"
         super().__init__(message, hint=hint)
         self.drop, self.room = drop, room
 

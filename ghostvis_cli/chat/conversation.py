@@ -130,7 +130,7 @@ class Conversation:
     # Messages
 
     async def send(self, text: str) -> AsyncGenerator[Chunk, None]:
-        """Ask, with the pictures attached. TooLongError where it does not fit.
+        """Ask, with the images attached. TooLongError where it does not fit.
 
         Where no word of a reply came, the message becomes the session's draft, which `regenerate` sends.
         """
@@ -150,9 +150,9 @@ class Conversation:
     def forget(self, count: int) -> None:
         """Send the model the oldest turns no more."""
         gone = self.session.forget(count)
-        pictures = sum(len(turn.images) for turn in gone)
-        and_pictures = f" with {pictures} picture{'s' * (pictures > 1)}" if pictures else ""
-        self.note(f"the model no longer sees the {_oldest(len(gone))}{and_pictures}")
+        images = sum(len(turn.images) for turn in gone)
+        and_images = f" with {images} image{'s' * (images > 1)}" if images else ""
+        self.note(f"the model no longer sees the {_oldest(len(gone))}{and_images}")
 
     async def _reply(self) -> AsyncGenerator[Chunk, None]:
         coming = _Coming()
@@ -218,16 +218,16 @@ class Conversation:
 
     async def load(self, name: str) -> None:
         """Go on with a session by its name, or with a copy of one in a file. What was said until now is saved."""
-        from ghostvis_cli.chat.store import Shelf, read_file
+        from ghostvis_cli.chat.store import SessionStore, read_file
 
-        shelf, limits = Shelf.of_user(), self.profile.images
+        sessions, limits = SessionStore.of_user(), self.profile.images
         self.save()
         if not (self.saved or self.session.empty):
             raise OutputError("what was said until now is not saved", hint="/save FILE.jsonl, then /clear")
-        if name in shelf.names():
+        if name in sessions.names():
             if self.file is not None and self.file.name == name:
                 return
-            file = shelf.open(name)
+            file = sessions.open(name)
             try:
                 session = await asyncio.to_thread(file.load, limits)
             except BaseException:
@@ -236,7 +236,7 @@ class Conversation:
             keep: SessionFile | None = file
         else:
             session = await asyncio.to_thread(read_file, Path(name), limits)
-            keep = shelf.unnamed() if self.file is not None else None
+            keep = sessions.unnamed() if self.file is not None else None
         if self.file is not None:
             self.file.close()
         self.session, self.file, self.last = session, keep, None

@@ -22,7 +22,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 
-from ghostvis_cli.chat.completion import PICTURES, Completions, Names
+from ghostvis_cli.chat.completion import IMAGES, Completions, Names
 from ghostvis_cli.paths import expanded
 
 MARK = "> "
@@ -36,7 +36,7 @@ STYLE = Style.from_dict({
 
 
 class Editor:
-    """Reads a message or command at a time. `chips` are the pictures of the next message, `bar` the bottom line."""
+    """Reads a message or command at a time. `chips` are the images of the next message, `bar` the bottom line."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ def _history(path: Path | None) -> History:
 # --- files dropped on the terminal
 
 
-def dropped_picture(line: str) -> str | None:
+def dropped_image(line: str) -> str | None:
     """The path, if the line is nothing but one: what terminals type for a file that is dropped on them."""
     text = line.strip()
     if text.startswith("file://"):
@@ -187,7 +187,7 @@ def dropped_picture(line: str) -> str | None:
         words = shlex.split(text)
     except ValueError:
         return None
-    if len(words) != 1 or "/" not in words[0] or not words[0].lower().endswith(PICTURES):
+    if len(words) != 1 or "/" not in words[0] or not words[0].lower().endswith(IMAGES):
         return None
     try:
         return words[0] if expanded(words[0]).is_file() else None

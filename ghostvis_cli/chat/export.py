@@ -1,7 +1,7 @@
-"""A conversation for reading: Markdown, HTML, or JSON in OpenAI's form. One file each, the pictures inside.
+"""A conversation for reading: Markdown, HTML, or JSON in OpenAI's form. One file each, the images inside.
 
 What people and models wrote is data. In HTML it is text and nothing else; in Markdown it stays Markdown, except
-that it can hold no HTML, fetch no picture, and leave no fence open over what follows.
+that it can hold no HTML, fetch no image, and leave no fence open over what follows.
 """
 
 import json
@@ -75,8 +75,8 @@ def as_json(session: Session, title: str) -> str:
 def _content(turn: Turn) -> str | list[dict[str, Any]]:
     if not turn.images:
         return turn.text
-    pictures = [{"type": "image_url", "image_url": {"url": image.data_url()}} for image in turn.images]
-    return [*pictures, {"type": "text", "text": turn.text}]
+    images = [{"type": "image_url", "image_url": {"url": image.data_url()}} for image in turn.images]
+    return [*images, {"type": "text", "text": turn.text}]
 
 
 # --- HTML
@@ -107,8 +107,8 @@ def html(session: Session, title: str) -> str:
 """
 
 
-def _section(role: str, name: str, text: str, pictures: str = "") -> str:
-    shown = f"\n<div>{pictures}</div>" if pictures else ""
+def _section(role: str, name: str, text: str, images: str = "") -> str:
+    shown = f"\n<div>{images}</div>" if images else ""
     return f'<section class="{role}">\n<h2>{name}</h2>{shown}\n<p>{escape(_visible(text))}</p>\n</section>'
 
 
@@ -124,8 +124,8 @@ def markdown(session: Session, title: str) -> str:
     if session.system:
         parts.append(f"## System\n\n{_closed(session.system)}")
     for turn in session.turns:
-        pictures = "".join(f"![{_label(image.name)}]({image.data_url()})\n\n" for image in turn.images)
-        parts.append(f"## You\n\n{pictures}{_closed(turn.text)}")
+        images = "".join(f"![{_label(image.name)}]({image.data_url()})\n\n" for image in turn.images)
+        parts.append(f"## You\n\n{images}{_closed(turn.text)}")
         if turn.reply is not None:
             parts.append(f"## Model\n\n{_closed(turn.reply.text)}{_closed(_cut(turn.reply))}")
     return "\n\n".join([*parts, f"---\n\n{_footer(session)}"]) + "\n"
@@ -149,7 +149,7 @@ def _closed(text: str) -> str:
 
 
 def _inert(line: str) -> str:
-    """No HTML and no picture to fetch; what stands in a code span is left as it is."""
+    """No HTML and no image to fetch; what stands in a code span is left as it is."""
     pieces, end = [], 0
     for span in _CODE_SPAN.finditer(line):
         pieces += [_inert_text(line[end : span.start()]), span[0]]

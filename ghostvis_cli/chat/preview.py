@@ -1,4 +1,4 @@
-"""A small picture on a terminal: the protocol of kitty or iTerm2, sixels, or two pixels a character.
+"""A small image on a terminal: the protocol of kitty or iTerm2, sixels, or two pixels a character.
 
 Takes pixels, gives text; `ask_terminal` is the only part that talks to one. Cells are taken to be twice as high as
 they are wide.
@@ -26,7 +26,7 @@ COLUMNS, ROWS = 24, 12  # at most
 CELL_PIXELS = (10, 20)  # for sixels, which know no cells
 SIXEL_COLORS = 64
 ANSWER_WITHIN_S = 0.3
-# Does it show kitty's pictures? And what is it? Every terminal answers the second, so nobody waits for the first.
+# Does it show kitty's images? And what is it? Every terminal answers the second, so nobody waits for the first.
 QUESTION = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
 ATTRIBUTES = re.compile(r"\x1b\[\?([\d;]*)c")
 
@@ -72,29 +72,29 @@ def _keys_unread() -> "Iterator[int]":
         termios.tcsetattr(number, termios.TCSADRAIN, before)
 
 
-def cells_of(picture: "Image.Image", room: tuple[int, int]) -> tuple[int, int]:
-    """Columns and rows for a picture, its proportions kept, in a window of `room` columns and rows."""
+def cells_of(image: "Image.Image", room: tuple[int, int]) -> tuple[int, int]:
+    """Columns and rows for an image, its proportions kept, in a window of `room` columns and rows."""
     most_columns, most_rows = max(1, min(COLUMNS, room[0])), max(1, min(ROWS, room[1] - 2))
-    scale = min(most_columns / picture.width, 2 * most_rows / picture.height)
-    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale / 2))
+    scale = min(most_columns / image.width, 2 * most_rows / image.height)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale / 2))
 
 
-def encoded(picture: "Image.Image", how: Protocol, room: tuple[int, int], *, true_color: bool = True) -> str:
-    """What to write so that the picture stands on lines of its own."""
-    columns, rows = cells_of(picture, room)
+def encoded(image: "Image.Image", how: Protocol, room: tuple[int, int], *, true_color: bool = True) -> str:
+    """What to write so that the image stands on lines of its own."""
+    columns, rows = cells_of(image, room)
     match how:
         case "kitty":
-            return kitty(picture, columns, rows)
+            return kitty(image, columns, rows)
         case "iterm2":
-            return iterm2(picture, columns, rows)
+            return iterm2(image, columns, rows)
         case "sixel":
-            return sixel(picture, columns, rows)
-    return blocks(picture, columns, rows, true_color=true_color)
+            return sixel(image, columns, rows)
+    return blocks(image, columns, rows, true_color=true_color)
 
 
-def kitty(picture: "Image.Image", columns: int, rows: int) -> str:
+def kitty(image: "Image.Image", columns: int, rows: int) -> str:
     """A PNG in pieces of 4,096 characters, silent about errors, the cursor left after its last row."""
-    text = _png(picture)
+    text = _png(image)
     pieces = [text[at : at + 4096] for at in range(0, len(text), 4096)]
     out = []
     for number, piece in enumerate(pieces):
@@ -104,15 +104,13 @@ def kitty(picture: "Image.Image", columns: int, rows: int) -> str:
     return "".join(out) + "\n"
 
 
-def iterm2(picture: "Image.Image", columns: int, rows: int) -> str:
-    return (
-        f"\x1b]1337;File=inline=1;width={columns};height={rows};preserveAspectRatio=1:{_png(picture)}\x07\n"
-    )
+def iterm2(image: "Image.Image", columns: int, rows: int) -> str:
+    return f"\x1b]1337;File=inline=1;width={columns};height={rows};preserveAspectRatio=1:{_png(image)}\x07\n"
 
 
-def sixel(picture: "Image.Image", columns: int, rows: int) -> str:
+def sixel(image: "Image.Image", columns: int, rows: int) -> str:
     """Six rows of pixels a band, one pass a colour that the band has."""
-    small = picture.convert("RGB").resize((columns * CELL_PIXELS[0], rows * CELL_PIXELS[1]))
+    small = image.convert("RGB").resize((columns * CELL_PIXELS[0], rows * CELL_PIXELS[1]))
     indexed = small.quantize(SIXEL_COLORS)
     palette = indexed.getpalette() or []
     out = [f'\x1bPq"1;1;{small.width};{small.height}']
@@ -135,9 +133,9 @@ def _band(band: list[bytes], color: int) -> str:
     return re.sub(r"(.)\1{3,}", lambda run: f"!{len(run[0])}{run[1]}", text)
 
 
-def blocks(picture: "Image.Image", columns: int, rows: int, *, true_color: bool = True) -> str:
+def blocks(image: "Image.Image", columns: int, rows: int, *, true_color: bool = True) -> str:
     """The upper half of each cell in the foreground, the lower half in the background."""
-    pixels = picture.convert("RGB").resize((columns, 2 * rows)).tobytes()
+    pixels = image.convert("RGB").resize((columns, 2 * rows)).tobytes()
     color = _true_color if true_color else _nearest_of_256
     at = [tuple(pixels[n : n + 3]) for n in range(0, len(pixels), 3)]
     out = []
@@ -160,7 +158,7 @@ def _nearest_of_256(rgb: tuple[int, ...]) -> str:
     return f"5;{16 + 36 * red + 6 * green + blue}"
 
 
-def _png(picture: "Image.Image") -> str:
+def _png(image: "Image.Image") -> str:
     file = BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -18,7 +18,7 @@ from ghostvis_cli.chat.commands import as_seen, attach, chip, described, perform
 from ghostvis_cli.chat.completion import Names, quoted
 from ghostvis_cli.chat.context import TooLongError
 from ghostvis_cli.chat.conversation import Conversation
-from ghostvis_cli.chat.editor import MARK, Editor, dropped_picture
+from ghostvis_cli.chat.editor import MARK, Editor, dropped_image
 from ghostvis_cli.chat.render import Markdown, Plain, Renderer
 from ghostvis_cli.chat.session import Reply
 from ghostvis_cli.chat.surface import Options
@@ -174,19 +174,19 @@ class Chat:
         return self._conversation.session.draft or ""
 
     async def _meant(self, line: str) -> slash.Command | slash.Message | None:
-        """A path alone is a file that was dropped on the window: it may be meant as a picture."""
-        path = dropped_picture(line)
+        """A path alone is a file that was dropped on the window: it may be meant as an image."""
+        path = dropped_image(line)
         if path is not None and await self._editor.confirm(f"Attach {_short(path)}?"):
             return slash.Command(slash.BY_NAME["image"], quoted(path))
         return slash.parse(line)
 
     async def _preview(self, before: "list[EncodedImage]") -> None:
-        """The pictures that were just attached, as the model will see them."""
+        """The images that were just attached, as the model will see them."""
         if not self._options.preview:
             return
         for image in self._conversation.session.pending:
             if image not in before:
-                self._terminal.show_picture(await asyncio.to_thread(as_seen, image))
+                self._terminal.show_image(await asyncio.to_thread(as_seen, image))
 
     async def _send(self, text: str) -> None:
         try:
@@ -200,7 +200,7 @@ class Chat:
     async def _may_drop(self, error: TooLongError) -> bool:
         self._terminal.note(error.message)
         turns = "the oldest turn" if error.drop == 1 else f"the {error.drop} oldest turns"
-        return await self._editor.confirm(f"Drop {turns}, pictures included?")
+        return await self._editor.confirm(f"Drop {turns}, images included?")
 
     # --- replies
 
@@ -301,9 +301,9 @@ def _names() -> dict[str, Names]:
         return Library(os.environ).names()
 
     def sessions() -> list[str]:
-        from ghostvis_cli.chat.store import Shelf
+        from ghostvis_cli.chat.store import SessionStore
 
-        return Shelf.of_user().names()
+        return SessionStore.of_user().names()
 
     return {
         "profile": profiles,

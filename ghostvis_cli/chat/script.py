@@ -28,7 +28,7 @@ LINE_LIMIT_BYTES = 16 * 1024**2
 
 
 class ScriptSurface:
-    """stdout for what was asked for there, stderr for all else; no pictures, no editor, no clipboard."""
+    """stdout for what was asked for there, stderr for all else; no images, no editor, no clipboard."""
 
     def say(self, text: str) -> None:
         output.notices(text.split("\n"))
@@ -39,7 +39,7 @@ class ScriptSurface:
     def note(self, text: str) -> None:
         output.notice(text)
 
-    def show_picture(self, picture: "Image.Image", caption: str) -> None:
+    def show_image(self, image: "Image.Image", caption: str) -> None:
         output.notice(caption)
 
     def edit_text(self, text: str) -> str | None:
@@ -68,7 +68,7 @@ async def _run(conversation: Conversation, options: Options) -> int:
         if not number:
             raise UsageError("stdin holds no messages", hint="echo 'What can you do?' | ghostvis chat")
         if conversation.session.pending:
-            output.notice("the last pictures were attached, and nothing was asked about them")
+            output.notice("the last images were attached, and nothing was asked about them")
     return ExitCode.OK
 
 

@@ -1,7 +1,7 @@
-"""What was said: turns with their own pictures, and the message that is being put together. Pure, no I/O.
+"""What was said: turns with their own images, and the message that is being put together. Pure, no I/O.
 
 Only the last turn may lack a reply, and only while that reply is on its way: a message that was not answered is
-taken back, its text becomes the draft and its pictures are attached to the next message again. So the turns always
+taken back, its text becomes the draft and its images are attached to the next message again. So the turns always
 make a conversation that every engine takes.
 """
 
@@ -59,7 +59,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Turn:
-    """A message, its pictures, and what was answered."""
+    """A message, its images, and what was answered."""
 
     text: str
     images: tuple["EncodedImage", ...] = ()
@@ -94,7 +94,7 @@ class Totals:
 
 @dataclass
 class Session:
-    """A conversation. `pending` are the pictures of the next message, `draft` is one that was not answered."""
+    """A conversation. `pending` are the images of the next message, `draft` is one that was not answered."""
 
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
@@ -110,18 +110,18 @@ class Session:
         self.pending.extend(images)
 
     def detach(self, number: int) -> "EncodedImage":
-        """Take the picture with this number, counted from 1, off the next message."""
+        """Take the image with this number, counted from 1, off the next message."""
         if not 1 <= number <= len(self.pending):
             some = f"1 to {len(self.pending)}" if self.pending else "none"
-            raise UsageError(f"no picture {number} is attached; there is {some}", hint="/image lists them")
+            raise UsageError(f"no image {number} is attached; there is {some}", hint="/image lists them")
         return self.pending.pop(number - 1)
 
     def begin(self, text: str) -> Turn:
-        """The message is sent: it takes the attached pictures with it."""
+        """The message is sent: it takes the attached images with it."""
         assert self.answered, "a reply is still on its way"
         well_formed(text, "the message")
         if not text.strip():
-            raise InputError("the message is empty", hint="ask something about the pictures attached")
+            raise InputError("the message is empty", hint="ask something about the images attached")
         turn = Turn(text, tuple(self.pending))
         self.turns.append(turn)
         self.pending, self.draft, self.cleared, self._before = [], None, [], None
@@ -148,7 +148,7 @@ class Session:
     def undo(self) -> Turn | None:
         """Take the last message and its reply out; where /clear came last, bring back what it took (None).
 
-        A draft is the last message; its pictures stay attached.
+        A draft is the last message; its images stay attached.
         """
         if self.draft is not None:
             turn, self.draft = Turn(self.draft), None
@@ -177,7 +177,7 @@ class Session:
         return self.draft if self.draft is not None else self._last("there is no message yet", pop=False).text
 
     def clear(self) -> None:
-        """Forget messages, pictures and draft; the system message stays."""
+        """Forget messages, images and draft; the system message stays."""
         self.cleared = self.turns or self.cleared
         self.turns, self.pending, self.draft, self.forgotten = [], [], None, 0
 
@@ -196,7 +196,7 @@ class Session:
         return self.turns[self.forgotten :]
 
     def forget(self, count: int) -> list[Turn]:
-        """Send the model `count` of the oldest turns no more, nor their pictures. A message on its way stays."""
+        """Send the model `count` of the oldest turns no more, nor their images. A message on its way stays."""
         most = len(self.sent) - (not self.answered)
         gone = self.sent[: max(0, min(count, most))]
         self.forgotten += len(gone)
@@ -214,7 +214,7 @@ class Session:
 
     @property
     def images(self) -> list["EncodedImage"]:
-        """Every picture in the order shown, those of the next message last: the numbers of /view."""
+        """Every image in the order shown, those of the next message last: the numbers of /view."""
         return [*(image for turn in self.turns for image in turn.images), *self.pending]
 
     @property

@@ -32,11 +32,9 @@ class Slash:
 
 
 TABLE: tuple[Slash, ...] = (
-    Slash(
-        "image", "PATH|URL...|-N", "Attach pictures to the next message; list them; take one off.", "image"
-    ),
+    Slash("image", "PATH|URL...|-N", "Attach images to the next message; list them; take one off.", "image"),
     Slash("paste", "", "Attach or insert what is on the clipboard."),
-    Slash("view", "[N]", "Show a picture as the model sees it."),
+    Slash("view", "[N]", "Show an image as the model sees it."),
     Slash("clear", "", "Forget the conversation; /undo brings it back."),
     Slash("undo", "[N]", "Take back the last message and its reply."),
     Slash("regen", "", "Answer the last message again."),
@@ -45,7 +43,7 @@ TABLE: tuple[Slash, ...] = (
     Slash("set", "KEY=VALUE...", "Change how the model answers, e.g. temperature=0.", "setting"),
     Slash("show", "", "Show model, settings and what is in the conversation."),
     Slash("profile", "[NAME]", "Switch to another profile and keep the conversation.", "profile"),
-    Slash("save", "[-f] [FILE]", "Write the conversation with its pictures to a file.", "file"),
+    Slash("save", "[-f] [FILE]", "Write the conversation with its images to a file.", "file"),
     Slash("load", "NAME|FILE", "Go on with an earlier conversation.", "session"),
     Slash("export", "md|json|html [-f] [FILE]", "Write the conversation for reading; - is stdout.", "format"),
     Slash("stats", "", "Show tokens, speed and context used."),

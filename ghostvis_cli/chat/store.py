@@ -1,4 +1,4 @@
-"""Sessions on disk: a directory each, with the conversation and its pictures, locked while a chat has it open.
+"""Sessions on disk: a directory each, with the conversation and its images, locked while a chat has it open.
 
     STATE/chats/NAME/session.jsonl        replaced whole, so that every moment has a complete one
     STATE/chats/NAME/images/SHA256        written once, before the line that names it; removed after
@@ -37,7 +37,7 @@ LARGEST_BYTES = 2**30
 PRIVATE = 0o600
 
 
-class Shelf:
+class SessionStore:
     """The place where sessions lie. `directory` None: there is no home, so nothing can be kept."""
 
     def __init__(self, directory: Path | None) -> None:
@@ -114,7 +114,7 @@ class SessionFile:
     def __init__(self, directory: Path, *, lazy: bool = False) -> None:
         self.directory, self.name = directory, directory.name
         self._lock: int | None = None
-        self._written: set[str] = set()  # hashes of pictures that lie there
+        self._written: set[str] = set()  # hashes of images that lie there
         self._lines: list[tuple[Turn, bytes]] = []  # as they were written last
         if not lazy:
             self._take()
@@ -156,7 +156,7 @@ class SessionFile:
         yield from (line.encode() for line in transcript.draft(session))
 
     def _sweep(self, used: Iterable[str]) -> None:
-        """Remove pictures that nothing names any more."""
+        """Remove images that nothing names any more."""
         with suppress(OSError):
             for entry in (self.directory / IMAGES).iterdir():
                 if entry.name not in used:
@@ -197,7 +197,7 @@ class SessionFile:
 
 
 def read_file(path: Path, limits: "ImageLimits", *, name: str | None = None) -> Session:
-    """A session from any file, its pictures inside or beside it."""
+    """A session from any file, its images inside or beside it."""
     name = printable(name or str(path))
 
     def beside(digest: str) -> bytes:
@@ -206,7 +206,7 @@ def read_file(path: Path, limits: "ImageLimits", *, name: str | None = None) -> 
                 return file.read(limits.max_bytes + 1)
         except OSError as error:
             raise InputError(
-                f"a picture can't be read: {IMAGES}/{digest[:12]}...: {one_line(error)}"
+                f"an image can't be read: {IMAGES}/{digest[:12]}...: {one_line(error)}"
             ) from error
 
     try:
@@ -220,7 +220,7 @@ def read_file(path: Path, limits: "ImageLimits", *, name: str | None = None) -> 
 
 
 def write_file(path: Path, session: Session, about: dict[str, str]) -> None:
-    """A session with its pictures inside."""
+    """A session with its images inside."""
     files.write(path, (line.encode() for line in transcript.lines(session, about)), mode=PRIVATE)
 
 

@@ -15,7 +15,7 @@ class Options:
     stats: bool = False  # a line of statistics after each reply
     json: bool = False  # script mode: one record per turn
     history: bool = True  # remember typed lines
-    preview: bool = True  # show pictures as they are attached
+    preview: bool = True  # show images as they are attached
     quiet: bool = False
     resumed: bool = False  # an earlier session goes on
     images: tuple[str, ...] = field(default=())  # attached before the first message
@@ -23,10 +23,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Clip:
-    """What was on the clipboard: an encoded picture or a text, whichever it holds."""
+    """What was on the clipboard: an encoded image or a text, whichever it holds."""
 
     text: str | None = None
-    picture: bytes | None = field(default=None, repr=False)
+    image: bytes | None = field(default=None, repr=False)
 
 
 class Surface(Protocol):
@@ -41,8 +41,8 @@ class Surface(Protocol):
     def note(self, text: str) -> None:
         """One line that a person may want to know."""
 
-    def show_picture(self, picture: "Image.Image", caption: str) -> None:
-        """A small RGB picture, with a line about it."""
+    def show_image(self, image: "Image.Image", caption: str) -> None:
+        """A small RGB image, with a line about it."""
 
     def edit_text(self, text: str) -> str | None:
         """Let the user change a text in an editor; None where they left without one."""

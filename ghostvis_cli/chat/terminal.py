@@ -1,6 +1,6 @@
 """The screen of a chat: what is written there, and everything a slash command asks of it.
 
-Only this file writes while a chat is on a terminal. Replies, pictures and what commands print go to stdout, remarks
+Only this file writes while a chat is on a terminal. Replies, images and what commands print go to stdout, remarks
 to stderr; nothing is ever redrawn but the one line of the spinner.
 """
 
@@ -150,14 +150,14 @@ class Terminal:
 
     # --- what commands ask for
 
-    def show_picture(self, picture: "Image.Image", caption: str = "") -> None:
+    def show_image(self, image: "Image.Image", caption: str = "") -> None:
         from ghostvis_cli.chat import preview
 
         if self.colored and self._moves:
             if self._protocol is None:
                 self._protocol = preview.protocol(os.environ, preview.ask_terminal())
             true_color = os.environ.get("COLORTERM") in ("truecolor", "24bit")
-            self.write(preview.encoded(picture, self._protocol, self.size(), true_color=true_color))
+            self.write(preview.encoded(image, self._protocol, self.size(), true_color=true_color))
         if caption:
             self.say(caption)
 

@@ -4,7 +4,7 @@
     {"text": ..., "images": [{"sha256", "name", "data"?}], "reply": {"text", "finish_reason", "usage", ...} | null}
     {"draft": ... | null, "images": [...]}                        the message being put together, where there is one
 
-A picture's bytes are base64 in the first place that names them, or lie beside the file under their hash.
+An image's bytes are base64 in the first place that names them, or lie beside the file under their hash.
 """
 
 import base64
@@ -42,7 +42,7 @@ def image_hash(image: "EncodedImage") -> str:
 
 
 def lines(session: Session, about: dict[str, str]) -> Iterator[str]:
-    """A file that needs nothing else: the pictures are inside, each once."""
+    """A file that needs nothing else: the images are inside, each once."""
     embedded: set[str] = set()
 
     def with_bytes(image: "EncodedImage") -> dict[str, str]:
@@ -59,7 +59,7 @@ def lines(session: Session, about: dict[str, str]) -> Iterator[str]:
 
 
 def named(image: "EncodedImage") -> dict[str, str]:
-    """A picture whose bytes lie elsewhere."""
+    """An image whose bytes lie elsewhere."""
     return {"sha256": image_hash(image), "name": image.name}
 
 
@@ -68,15 +68,15 @@ def head(session: Session, about: dict[str, str]) -> str:
     return _line(first | {"forgotten": session.forgotten} | about)
 
 
-def line_of(turn: Turn, picture: "Callable[[EncodedImage], dict[str, str]]" = named) -> str:
+def line_of(turn: Turn, write_image: "Callable[[EncodedImage], dict[str, str]]" = named) -> str:
     reply = asdict(turn.reply) if turn.reply else None
-    return _line({"text": turn.text, "images": [picture(image) for image in turn.images], "reply": reply})
+    return _line({"text": turn.text, "images": [write_image(image) for image in turn.images], "reply": reply})
 
 
-def draft(session: Session, picture: "Callable[[EncodedImage], dict[str, str]]" = named) -> Iterator[str]:
+def draft(session: Session, write_image: "Callable[[EncodedImage], dict[str, str]]" = named) -> Iterator[str]:
     """The message that is being put together, if there is one."""
     if session.pending or session.draft is not None:
-        yield _line({"draft": session.draft, "images": [picture(image) for image in session.pending]})
+        yield _line({"draft": session.draft, "images": [write_image(image) for image in session.pending]})
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -86,7 +86,7 @@ def _line(row: dict[str, Any]) -> str:
 def read(
     content: Iterable[bytes], name: str, limits: "ImageLimits", beside: Callable[[str], bytes]
 ) -> Session:
-    """The session of a file's lines; InputError with the line. `beside` finds a picture's bytes by their hash."""
+    """The session of a file's lines; InputError with the line. `beside` finds an image's bytes by their hash."""
     reader = _Reader(limits, beside)
     number = 0
     try:
@@ -155,18 +155,18 @@ class _Reader:
         if digest not in self.images:
             content = self._embedded(row) if "data" in row else self.beside(digest)
             if sha256(content).hexdigest() != digest:
-                raise InputError(f"the picture {name[:80]!r} is damaged")
+                raise InputError(f"the image {name[:80]!r} is damaged")
             self.images[digest] = from_bytes(content, name, self.limits)
         return self.images[digest]
 
     def _embedded(self, row: dict[str, Any]) -> bytes:
         text = _needed(row, "data")
         if len(text) > self.limits.max_bytes * 4 // 3 + 4:
-            raise InputError(f"a picture is larger than {self.limits.size}")
+            raise InputError(f"an image is larger than {self.limits.size}")
         try:
             return base64.b64decode(text, validate=True)
         except binascii.Error as error:
-            raise InputError("a picture is no base64") from error
+            raise InputError("an image is no base64") from error
 
 
 def _reply(row: dict[str, Any]) -> Reply:

@@ -469,7 +469,7 @@ class Classifier:
         return VisionConfig(tower, num_tokens, mode, depth, heads, hidden, mean, std)
 
     def resampler(self, width: int) -> tuple[ResamplerMode, int, int]:
-        """Mode, rows a picture, depth. Average pooling leaves no trace in the file: the meta must say it."""
+        """Mode, rows an image, depth. Average pooling leaves no trace in the file: the meta must say it."""
         if not any(name.startswith("vision_resampler.") for name in self.tensors):
             if self.stored.get("vision_resampler_mode") != "avgpool":
                 raise ModelError(
@@ -521,7 +521,7 @@ class Classifier:
         side = isqrt(rows - (family != "siglip"))
         if channels != 3 or patch != other or side * side != rows - (family != "siglip"):
             raise ModelError(
-                f"its vision tower is not for square pictures: {rows} positions, {patch}x{other} patches"
+                f"its vision tower is not for square images: {rows} positions, {patch}x{other} patches"
             )
         heads = self.number("vision_encoder_heads", tower_heads(width))
         if width % heads:
@@ -620,7 +620,7 @@ class Classifier:
         return f"has the wrong tensors {_some(wrong)}" if wrong else ""
 
     def layout(self) -> Layout | None:
-        """Where picture rows go, if the file records it: only files this project writes do."""
+        """Where image rows go, if the file records it: only files this project writes do."""
         stored = self.meta.get("layout", self.stored.get("layout"))
         if stored is None:
             return None

@@ -60,7 +60,7 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         metavar="LAYOUT",
-        help="Where picture rows go: auto, inline, prepend, prepend_slots, prepend_literal.",
+        help="Where image rows go: auto, inline, prepend, prepend_slots, prepend_literal.",
     ),
 ]
 
@@ -69,7 +69,7 @@ ImagesBackground = Annotated[
     typer.Option(
         "--images-background",
         metavar="COLOUR",
-        help="What shows where a picture is transparent: white (default), black, grey, #rrggbb.",
+        help="What shows where an image is transparent: white (default), black, grey, #rrggbb.",
     ),
 ]
 

@@ -11,8 +11,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("generate", "Answer a prompt, with or without pictures.", "generate"),
-    Command("chat", "Talk with a model about pictures.", "chat"),
+    Command("generate", "Answer a prompt, with or without images.", "generate"),
+    Command("chat", "Talk with a model about images.", "chat"),
     Command("serve", "Serve a model over OpenAI's routes.", "serve"),
     Command("bench", "Measure throughput and latency; compare runs.", "bench"),
     Command("convert", "Convert a checkpoint for SGLang, vLLM and transformers.", "convert"),

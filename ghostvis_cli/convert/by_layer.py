@@ -42,7 +42,7 @@ class _Case:
     """A prompt on its way through the layers, as the source has it and as the directory has it."""
 
     figures: dict[str, Any]
-    ids: Tensor  # (T,), below zero where a picture's row stands
+    ids: Tensor  # (T,), below zero where an image's row stands
     step: Step
     expected: Tensor  # (2, T, D): with the source's rotary tables, and with unrounded ones
     got: Tensor  # (1, T, D)
@@ -81,7 +81,7 @@ def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, 
 def _begin(
     source: "_Source", converted: "_Converted", compared: Compared, check: Callable[[], None]
 ) -> list[_Case]:
-    """Prompts and pictures, and what enters the first layers, of the cases that are the same on both sides."""
+    """Prompts and images, and what enters the first layers, of the cases that are the same on both sides."""
     expected = source.prompts(check)
     steps = source.steps([answer.positions for _, answer in expected])
     answers = converted.answers([case for case, _ in expected], check)
@@ -288,9 +288,9 @@ class _Converted:
         ids = torch.tensor(answer.ids)
         x = self._rows(f"{self._root}.embed_tokens.weight", ids)
         if answer.rows is not None:
-            from ghostvis_cli.hf.model import picture_places
+            from ghostvis_cli.hf.model import image_places
 
-            places = picture_places(ids[None], self._config.image_token_id, self._config.image_layout)
+            places = image_places(ids[None], self._config.image_token_id, self._config.image_layout)
             x[places[0]] = answer.rows.flatten(0, 1)
         return self._decoder.begin(x[None])
 

@@ -1,4 +1,4 @@
-"""The fixed prompts, pictures and texts that a conversion is verified with. No tensors."""
+"""The fixed prompts, images and texts that a conversion is verified with. No tensors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ghostvis_cli import demo
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.model.config import Layout
-from ghostvis_cli.prompt import Message, Part, Picture, Prompt, Text, render_for_reply, with_line_breaks
+from ghostvis_cli.prompt import ImagePart, Message, Part, Prompt, Text, render_for_reply, with_line_breaks
 
 PARAGRAPH = (
     "The harbour wakes before the town does. Nets are mended on the quay, crates of ice are dragged across wet "
@@ -29,11 +29,11 @@ class Case:
         return render_for_reply(self.messages, tokenizer, layout or "inline", num_image_tokens)
 
     def for_template(self) -> list[dict[str, Any]]:
-        """The same as OpenAI-style messages. Pictures stand as {"type": "image"}, in the order of `pictures`."""
+        """The same as OpenAI-style messages. Images stand as {"type": "image"}, in the order of `images`."""
         return [{"role": m.role, "content": _content(m)} for m in self.messages]
 
     @property
-    def pictures(self) -> tuple[EncodedImage, ...]:
+    def images(self) -> tuple[EncodedImage, ...]:
         return tuple(image for message in self.messages for image in message.images)
 
 
@@ -42,13 +42,13 @@ def _content(message: Message) -> str | list[dict[str, str]]:
     if [type(part) for part in message.parts] == [Text]:
         return message.text
     return [
-        {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": part.text}
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
         for part in message.parts
     ]
 
 
 def cases(*, vision: bool) -> list[Case]:
-    """Text for every model, pictures for those that have eyes; the first case is the cheapest."""
+    """Text for every model, images for those that have eyes; the first case is the cheapest."""
     found = [
         Case("greeting", (Message.of("user", "Hello! Who are you?"),)),
         Case(
@@ -67,26 +67,26 @@ def cases(*, vision: bool) -> list[Case]:
         ),
         Case("paragraph", (Message.of("user", PARAGRAPH),)),
     ]
-    return [*found, *_with_pictures()] if vision else found
+    return [*found, *_with_images()] if vision else found
 
 
-def _with_pictures() -> list[Case]:
+def _with_images() -> list[Case]:
     circle, shapes, striped, cross = (load_image(str(path)) for path in demo.EXAMPLES)
     photo = load_image(str(demo.PHOTO))
     between: list[Part] = [
         Text("Between "),
-        Picture(cross),
+        ImagePart(cross),
         Text(" and "),
-        Picture(photo),
+        ImagePart(photo),
         Text("choose one."),
     ]
     return [
         Case("picture", (Message.of("user", "What is in this picture?", [shapes]),)),
         Case("photograph", (Message.of("user", "Describe it.", [photo]),)),
-        Case("two pictures", (Message.of("user", "What differs?", [circle, striped]),)),
-        Case("pictures among words", (Message("user", with_line_breaks(between)),)),
+        Case("two images", (Message.of("user", "What differs?", [circle, striped]),)),
+        Case("images among words", (Message("user", with_line_breaks(between)),)),
         Case(
-            "picture, then another",
+            "image, then another",
             (
                 Message.of("user", "What colour is it?", [circle]),
                 Message.of("assistant", "Red."),

@@ -35,7 +35,7 @@ MLP_MULTIPLE = 128  # GPU kernels and tensor parallelism want even widths; zeros
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetTensor:
     """One tensor of the converted directory."""
 
     name: str
@@ -62,7 +62,7 @@ def padded_mlp_width(config: DecoderConfig) -> int:
     return -(-config.intermediate_size // MLP_MULTIPLE) * MLP_MULTIPLE
 
 
-def targets(classified: Classified, header: Mapping[str, TensorInfo]) -> list[Target]:
+def targets(classified: Classified, header: Mapping[str, TensorInfo]) -> list[TargetTensor]:
     """Every tensor of the directory, in the order in which it is written. `header` has clean names."""
     config = classified.config
     root = "model." if config.vision is None else "model.language_model."
@@ -72,11 +72,11 @@ def targets(classified: Classified, header: Mapping[str, TensorInfo]) -> list[Ta
     return found
 
 
-def _decoder(classified: Classified, root: str) -> Iterator[Target]:
+def _decoder(classified: Classified, root: str) -> Iterator[TargetTensor]:
     config, parts = classified.config.decoder, classified.parts
     table = (config.vocab_size, config.n_embd)
     qwen = config.mlp_type == "swiglu"
-    yield Target(
+    yield TargetTensor(
         f"{root}embed_tokens.weight",
         table,
         parts["decoder.wte.weight"].keys,
@@ -87,14 +87,14 @@ def _decoder(classified: Classified, root: str) -> Iterator[Target]:
         yield from _mlp(classified, i, f"{root}layers.{i}.mlp")
         if qwen:
             for norm in ("input_layernorm", "post_attention_layernorm"):
-                yield Target(f"{root}layers.{i}.{norm}.weight", (config.n_embd,), change="ones")
+                yield TargetTensor(f"{root}layers.{i}.{norm}.weight", (config.n_embd,), change="ones")
     if qwen:
-        yield Target(f"{root}norm.weight", (config.n_embd,), change="ones")
+        yield TargetTensor(f"{root}norm.weight", (config.n_embd,), change="ones")
     yield from _generation(classified, root)
-    yield Target("lm_head.weight", table, parts["decoder.lm_head.weight"].keys)
+    yield TargetTensor("lm_head.weight", table, parts["decoder.lm_head.weight"].keys)
 
 
-def _attention(classified: Classified, layer: int, root: str) -> Iterator[Target]:
+def _attention(classified: Classified, layer: int, root: str) -> Iterator[TargetTensor]:
     config, parts = classified.config.decoder, classified.parts
     h, width = config.head_dim, config.n_embd
     rotated: Change = "swap_halves" if config.mlp_type == "swiglu" else "copy"
@@ -103,29 +103,33 @@ def _attention(classified: Classified, layer: int, root: str) -> Iterator[Target
         keys = parts[f"decoder.blocks.{layer}.attn.qkv.{kind}"].keys
         for (name, rows), key in zip(shapes.items(), keys, strict=True):
             shape = (rows, width) if kind == "weight" else (rows,)
-            yield Target(f"{root}.{name}_proj.{kind}", shape, (key,), "copy" if name == "v" else rotated, h)
-    yield Target(
+            yield TargetTensor(
+                f"{root}.{name}_proj.{kind}", shape, (key,), "copy" if name == "v" else rotated, h
+            )
+    yield TargetTensor(
         f"{root}.o_proj.weight", (width, width), parts[f"decoder.blocks.{layer}.attn.proj.weight"].keys
     )
     if config.attention_bias:  # the class has a bias on all four or on none
-        yield Target(f"{root}.o_proj.bias", (width,), change="zeros")
+        yield TargetTensor(f"{root}.o_proj.bias", (width,), change="zeros")
     if config.mlp_type == "swiglu":
         for name in ("q_norm", "k_norm"):
-            yield Target(f"{root}.{name}.weight", (h,), change="ones")
+            yield TargetTensor(f"{root}.{name}.weight", (h,), change="ones")
 
 
-def _mlp(classified: Classified, layer: int, root: str) -> Iterator[Target]:
+def _mlp(classified: Classified, layer: int, root: str) -> Iterator[TargetTensor]:
     config, parts = classified.config.decoder, classified.parts
     width, inner = config.n_embd, padded_mlp_width(config)
     gated = config.mlp_type == "swiglu"
     ups = ("gate_proj", "up_proj") if gated else ("fc1",)
     for name, key in zip(ups, parts[f"decoder.blocks.{layer}.mlp.up.weight"].keys, strict=True):
-        yield Target(f"{root}.{name}.weight", (inner, width), (key,), "pad_rows")
+        yield TargetTensor(f"{root}.{name}.weight", (inner, width), (key,), "pad_rows")
     down = parts[f"decoder.blocks.{layer}.mlp.down.weight"].keys
-    yield Target(f"{root}.{'down_proj' if gated else 'fc2'}.weight", (width, inner), down, "pad_columns")
+    yield TargetTensor(
+        f"{root}.{'down_proj' if gated else 'fc2'}.weight", (width, inner), down, "pad_columns"
+    )
 
 
-def _generation(classified: Classified, root: str) -> Iterator[Target]:
+def _generation(classified: Classified, root: str) -> Iterator[TargetTensor]:
     """What nanochat's later generations added, under the names that we have for it."""
     config, parts = classified.config.decoder, classified.parts
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -141,10 +145,10 @@ def _generation(classified: Classified, root: str) -> Iterator[Target]:
         shapes |= {name: (name, (1,)) for name in ("smear_lambda", "backout_lambda")}
     for ours, (theirs, shape) in shapes.items():
         part = parts[f"decoder.{ours}"]
-        yield Target(f"{root}{theirs}", shape, part.keys, exact=part.exact)
+        yield TargetTensor(f"{root}{theirs}", shape, part.keys, exact=part.exact)
 
 
-def _vision(classified: Classified, header: Mapping[str, TensorInfo]) -> Iterator[Target]:
+def _vision(classified: Classified, header: Mapping[str, TensorInfo]) -> Iterator[TargetTensor]:
     vision = classified.config.vision
     assert vision is not None, "targets asks for vision where there is some"
     tower = vision.tower
@@ -152,7 +156,7 @@ def _vision(classified: Classified, header: Mapping[str, TensorInfo]) -> Iterato
     flat = {"vision.tower.class_token": (tower.width,), "vision.tower.position": (tower.tokens, tower.width)}
     for name, part in classified.parts.items():
         if name.startswith("vision."):
-            yield Target(f"model.{name}", flat.get(name) or _joined(part.keys, header), part.keys)
+            yield TargetTensor(f"model.{name}", flat.get(name) or _joined(part.keys, header), part.keys)
 
 
 def _joined(keys: tuple[str, ...], header: Mapping[str, TensorInfo]) -> tuple[int, ...]:

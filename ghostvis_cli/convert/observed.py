@@ -1,7 +1,7 @@
 """What a model answers to the fixed cases: the checkpoint through our network, the directory through transformers.
 
 The two are run one after the other, so that memory holds one model at a time. T positions, V vocabulary, N rows a
-picture, D width.
+image, D width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ GREEDY_TOKENS = 32
 
 @dataclass
 class Answer:
-    """One case. `ids` is the prompt, pictures' places as VISION_ROW; `greedy` what the source says next."""
+    """One case. `ids` is the prompt, images' places as VISION_ROW; `greedy` what the source says next."""
 
     ids: list[int]
     greedy: list[int]
@@ -38,8 +38,8 @@ class Answer:
         default_factory=list
     )  # (T, D) normalised: the first's input, each one's output
     logits_unrounded: Tensor | None = None  # the source's, had its rotary tables not been rounded to bfloat16
-    pixels: Tensor | None = None  # (pictures, 3, S, S)
-    rows: Tensor | None = None  # (pictures, N, D)
+    pixels: Tensor | None = None  # (images, 3, S, S)
+    rows: Tensor | None = None  # (images, N, D)
 
     @property
     def positions(self) -> int:
@@ -175,7 +175,7 @@ class Prompts:
         )
 
     def inputs(self, case: Case) -> tuple[list[int], Tensor | None]:
-        """Ids, and the pixels (pictures, 3, S, S) where there are pictures."""
+        """Ids, and the pixels (images, 3, S, S) where there are images."""
         conversation = case.for_template()
         if self.processor is None:
             ids: list[int] = self.tokenizer.apply_chat_template(
@@ -183,8 +183,8 @@ class Prompts:
             )
             return ids, None
         text = self.processor.apply_chat_template(conversation, add_generation_prompt=True)
-        pictures = [image.pil() for image in case.pictures] or None
-        inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        images = [image.pil() for image in case.images] or None
+        inputs = self.processor(images=images, text=text, return_tensors="pt")
         return inputs["input_ids"][0].tolist(), inputs.get("pixel_values")
 
 

@@ -9,7 +9,7 @@ from ghostvis_cli.checkpoint.keys import Classified, clean_names
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert import shards
-from ghostvis_cli.convert.mapping import Architecture, Target, architecture, targets
+from ghostvis_cli.convert.mapping import Architecture, TargetTensor, architecture, targets
 from ghostvis_cli.convert.shards import Shard
 from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import Layout
@@ -46,7 +46,7 @@ class Plan:
         return architecture(self.classified.config)
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def targets(self) -> tuple[TargetTensor, ...]:
         return tuple(target for shard in self.shards for target in shard.targets)
 
     @property
@@ -65,7 +65,7 @@ def make_plan(checkpoint: Checkpoint, settings: ConvertSettings) -> Plan:
     if classified.config.vision is not None and tokenizer.image_id is None:
         raise ModelError(
             f"the tokenizer {checkpoint.tokenizer_path} has no <|image|>, "
-            "so there is no id for a picture's place in a prompt",
+            "so there is no id for an image's place in a prompt",
             hint="put a tokenizer.pkl that has one beside the model file",
         )
     layout, notices = _layout(classified, settings.layout)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ghostvis_cli.convert.mapping import Target
+from ghostvis_cli.convert.mapping import TargetTensor
 from ghostvis_cli.convert.tensors import DTYPES, Source, blocks
 
 BLOCKS_BEHIND = 8
@@ -22,12 +22,12 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 @dataclass(frozen=True)
 class Shard:
     name: str
-    targets: tuple[Target, ...]
+    targets: tuple[TargetTensor, ...]
 
 
-def split(targets: Sequence[Target], dtype: str, max_bytes: int) -> list[Shard]:
+def split(targets: Sequence[TargetTensor], dtype: str, max_bytes: int) -> list[Shard]:
     """Fill shards in order; a tensor that is larger than `max_bytes` has one of its own."""
-    groups: list[list[Target]] = [[]]
+    groups: list[list[TargetTensor]] = [[]]
     size = 0
     for target in targets:
         nbytes = target.numel * ITEMSIZE[dtype_of(target, dtype)]
@@ -44,7 +44,7 @@ def split(targets: Sequence[Target], dtype: str, max_bytes: int) -> list[Shard]:
     ]
 
 
-def dtype_of(target: Target, dtype: str) -> str:
+def dtype_of(target: TargetTensor, dtype: str) -> str:
     return "float32" if target.exact else dtype
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ghostvis_cli.checkpoint.header import unwrap
 from ghostvis_cli.checkpoint.keys import clean_names
-from ghostvis_cli.convert.mapping import Target
+from ghostvis_cli.convert.mapping import TargetTensor
 from ghostvis_cli.errors import ModelError, limit_reached, one_line
 from ghostvis_cli.model.decoder import rms
 
@@ -56,7 +56,7 @@ def _map(path: Path) -> dict[str, Tensor]:
     return clean_names(unwrap(content, torch.Tensor))
 
 
-def blocks(target: Target, source: Source, dtype: torch.dtype) -> Iterator[Tensor]:
+def blocks(target: TargetTensor, source: Source, dtype: torch.dtype) -> Iterator[Tensor]:
     """The target's rows in order, as contiguous blocks of `dtype` whose elements add up to the target's."""
     if target.change in ("ones", "zeros"):
         yield (torch.ones if target.change == "ones" else torch.zeros)(target.shape, dtype=dtype)
@@ -79,13 +79,13 @@ def blocks(target: Target, source: Source, dtype: torch.dtype) -> Iterator[Tenso
         yield torch.zeros(left, dtype=dtype)
 
 
-def _row_blocks(tensor: Tensor, target: Target) -> Iterator[Tensor]:
+def _row_blocks(tensor: Tensor, target: TargetTensor) -> Iterator[Tensor]:
     step = max(1, BLOCK_BYTES // max(1, 4 * tensor[0].numel()) // target.head_dim) * target.head_dim
     for start in range(0, tensor.size(0), step):
         yield tensor[start : start + step]
 
 
-def _changed(rows: Tensor, target: Target) -> Tensor:
+def _changed(rows: Tensor, target: TargetTensor) -> Tensor:
     match target.change:
         case "rms":
             return rms(rows.float())

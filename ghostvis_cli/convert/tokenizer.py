@@ -18,7 +18,7 @@ MARKS = ((OPEN, OPEN + ITSELF), ("<", "<" + OPEN + BEHIND))  # in this order
 
 
 def image_token(layout: Layout | None) -> str:
-    """How the directory's tokenizer spells the id that a picture's rows replace."""
+    """How the directory's tokenizer spells the id that an image's rows replace."""
     return LITERAL_IMAGE_TOKEN if layout == "prepend_literal" else IMAGE_TOKEN
 
 
@@ -131,7 +131,7 @@ def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
 def chat_template(layout: Layout | None) -> str:
     """Jinja that renders a conversation to the very ids of `prompt.render` and `prompt.render_for_reply`.
 
-    Content is a string, or a list of {"type": "text"} and {"type": "image"} parts. One image token a picture: the
+    Content is a string, or a list of {"type": "text"} and {"type": "image"} parts. One image token an image: the
     processor repeats it. None is a model without eyes.
     """
     token = image_token(layout)
@@ -154,7 +154,7 @@ _AHEAD = """\
 {%- for message in messages %}{% if message.content is not string %}
 {%- for part in message.content %}{% if part.type == 'image' %}TOKEN{% endif %}{% endfor %}
 {%- endif %}{% endfor %}"""
-# A line break follows each picture that anything follows, unless that begins with one (prompt.with_line_breaks).
+# A line break follows each image that anything follows, unless that begins with one (prompt.with_line_breaks).
 _TEMPLATE = """\
 {%- macro parts(content) %}
 {%- if content is string %}{{ content ESCAPED }}{% else %}

@@ -132,12 +132,12 @@ class Compared:
         self.diverging: str | None = None
 
     def prompt(self, case: Case, expected: Answer, got: Answer) -> dict[str, Any]:
-        """Ids and pictures; the case's entry in the certificate, to be filled in where the ids are the same."""
+        """Ids and images; the case's entry in the certificate, to be filled in where the ids are the same."""
         ours = [self.plan.tokenizer.image_id if id_ < 0 else id_ for id_ in expected.ids]
         figures = {"case": case.name, "positions": expected.positions, "same_ids": ours == got.ids}
         self.rendered_otherwise += ours != got.ids
         if expected.pixels is not None and got.pixels is not None and got.rows is not None:
-            assert expected.rows is not None, "pictures that were seen have rows"
+            assert expected.rows is not None, "images that were seen have rows"
             self.pixels = max(self.pixels, _greatest(expected.pixels, got.pixels))
             self.rows = max(self.rows, _greatest(rms(expected.rows), got.rows))
         self.per_case.append(figures)

@@ -59,7 +59,7 @@ def _checks(chosen: Resolved | UsageError, *, run: bool, limit_s: float) -> list
         Check("profile", lambda: settings.profiles(chosen)),
         Check("checkpoints", lambda: checkpoints.checkpoints(resolved)),
         Check("converted", lambda: converted.converted(resolved)),
-        Check("pictures", lambda: card.pictures(profile.images if profile else DEFAULT_LIMITS)),
+        Check("pictures", lambda: card.images(profile.images if profile else DEFAULT_LIMITS)),
     ]
     if profile is not None and kind == "remote":
         request_s = limit_s / 2

@@ -67,5 +67,5 @@ def _is_red(image: "Image.Image", box: tuple[float, float, float, float]) -> boo
     return bool(red > 200 and green < 80 and blue < 80)
 
 
-def pictures(limits: "ImageLimits") -> Iterator[Finding]:
+def images(limits: "ImageLimits") -> Iterator[Finding]:
     yield sent_upright(loaded(limits))

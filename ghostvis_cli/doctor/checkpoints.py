@@ -99,7 +99,7 @@ def _chosen(checkpoint: Checkpoint, engine: EngineSettings) -> Iterator[Finding]
         yield from_error("checkpoints", "chosen", error)
         return
     config = classified.config
-    eyes = f", {config.vision.num_tokens} tokens a picture" if config.vision else ""
+    eyes = f", {config.vision.num_tokens} tokens an image" if config.vision else ""
     context = f"trained on {config.decoder.sequence_len} tokens"
     shown = f"{checkpoint.path}: {classified.kind}, {context}{eyes}"
     yield Finding("checkpoints", "chosen", "ok", shown)

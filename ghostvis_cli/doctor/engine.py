@@ -72,7 +72,7 @@ async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGen
             yield finding
         async for finding in _processor(engine.settings.base_url):
             yield finding
-        sees = await _takes_pictures(engine)
+        sees = await _takes_images(engine)
         if run:
             fix = REPORT if engine.server.kind == "sglang" else None
             async for finding in Trips(engine, profile.images, request_s, sees, report_fix=fix).run():
@@ -97,7 +97,7 @@ def _way(engine: "EngineSettings") -> Iterator[Finding]:
         fix = f"export NO_PROXY={url.hostname}, if it should be reached directly"
         yield Finding("server", "route", "note", f"{engine.base_url}, through the proxy {proxy}", fix)
     if url.scheme == "http" and not is_this_machine(url.hostname or ""):
-        message = "plain http: key, texts and pictures can be read on the way"
+        message = "plain http: key, texts and images can be read on the way"
         yield Finding("server", "tls", "warning", message, "https, or ssh -L 30000:localhost:30000 HOST")
 
 
@@ -146,7 +146,7 @@ async def _processor(url: str) -> AsyncGenerator[Finding, None]:
         yield Finding("server", "processor", "ok", f"its busiest thread has {busiest:.0%} of a core")
 
 
-async def _takes_pictures(engine: "RemoteEngine") -> bool | None:
+async def _takes_images(engine: "RemoteEngine") -> bool | None:
     """What the server says of its model: `ghostvis serve` on its card, SGLang in /model_info, others nowhere."""
     from ghostvis_cli.engines.connection import Connection, now
 

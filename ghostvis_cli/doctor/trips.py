@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from ghostvis_cli.image_limits import ImageLimits
     from ghostvis_cli.images import EncodedImage
 
-TEXT_TOKENS, PICTURE_TOKENS = 8, 16
+TEXT_TOKENS, IMAGE_TOKENS = 8, 16
 SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True)
 class Trips:
-    """An open engine and how to judge it. `takes_pictures` None: nobody knows before one was sent."""
+    """An open engine and how to judge it. `takes_images` None: nobody knows before one was sent."""
 
     engine: "Engine"
     limits: "ImageLimits"
     request_s: float
-    takes_pictures: bool | None = None
+    takes_images: bool | None = None
     report_fix: str | None = None  # what makes this engine report cached tokens
     reuse_fix: str | None = None  # what makes it reuse any
 
@@ -38,20 +38,20 @@ class Trips:
             yield from_error("trip", "text", error)
             return
         yield _text(text)
-        if self.takes_pictures is False:
-            yield Finding("trip", "picture", "note", "the model reads text only: no picture was sent")
+        if self.takes_images is False:
+            yield Finding("trip", "picture", "note", "the model reads text only: no image was sent")
             return
-        async for finding in self.pictures(text):
+        async for finding in self.images(text):
             yield finding
 
-    async def pictures(self, text: "Answer") -> AsyncGenerator[Finding, None]:
+    async def images(self, text: "Answer") -> AsyncGenerator[Finding, None]:
         upright = card.loaded(self.limits)
         try:
-            seen = await self.ask(PICTURE_TOKENS, upright)
+            seen = await self.ask(IMAGE_TOKENS, upright)
             yield self.counted(text, seen)
-            turned = await self.ask(PICTURE_TOKENS, card.loaded(self.limits, tagged=False))
+            turned = await self.ask(IMAGE_TOKENS, card.loaded(self.limits, tagged=False))
             yield self.orientation(seen, turned)
-            yield self.cached(await self.ask(PICTURE_TOKENS, upright))
+            yield self.cached(await self.ask(IMAGE_TOKENS, upright))
         except GhostvisError as error:
             yield self.refused(error)
 
@@ -73,7 +73,7 @@ class Trips:
 
     def refused(self, error: GhostvisError) -> Finding:
         """A server of which nothing is known may serve a text model, and does well to refuse."""
-        expected = self.takes_pictures is None and 400 <= getattr(error, "status", 500) < 500
+        expected = self.takes_images is None and 400 <= getattr(error, "status", 500) < 500
         return from_error("trip", "picture", error, "warning" if expected else "error")
 
     def counted(self, text: "Answer", seen: "Answer") -> Finding:
@@ -85,12 +85,12 @@ class Trips:
         added = after.image_tokens or after.prompt_tokens - before.prompt_tokens
         if after.prompt_tokens <= before.prompt_tokens:
             message = (
-                f"{after.prompt_tokens} prompt tokens with a picture as without: the server ignores pictures"
+                f"{after.prompt_tokens} prompt tokens with an image as without: the server ignores images"
             )
             return Finding(
                 "trip", "picture", "error", message, "serve a vision model, and its processor with it"
             )
-        return Finding("trip", "picture", "ok", f"{added} tokens for the picture, {_speed(seen)}")
+        return Finding("trip", "picture", "ok", f"{added} tokens for the image, {_speed(seen)}")
 
     def orientation(self, seen: "Answer", turned: "Answer") -> Finding:
         """Proven by words where the model has them, which the demo model must; else only what is known."""
@@ -98,7 +98,7 @@ class Trips:
         if _says_top(seen) and not _says_top(turned):
             return Finding("trip", "orientation", "ok", words)
         if self.engine.info.tag == demo.MODEL_TAG:
-            fix = "ghostvis generate --source demo -i PICTURE, and report what it says"
+            fix = "ghostvis generate --source demo -i IMAGE, and report what it says"
             return Finding("trip", "orientation", "error", f"the demo model sees it wrongly: {words}", fix)
         if seen.text != turned.text:
             known = "its answers differ, so the pixels arrive; that they arrive upright its words don't tell"
@@ -112,7 +112,7 @@ class Trips:
             status: Status = "warning" if self.report_fix else "note"
             return Finding("trip", "cache", status, "cached tokens are not reported", self.report_fix)
         if usage.cached_tokens == 0:
-            message = "nothing was reused when the same picture and question came again"
+            message = "nothing was reused when the same image and question came again"
             return Finding("trip", "cache", "warning", message, self.reuse_fix)
         share = f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens"
         return Finding(

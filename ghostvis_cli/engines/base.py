@@ -104,10 +104,10 @@ class GenerateRequest:
         """The sampling for a prompt of this length. ContextLengthError where the two do not fit."""
         left, asked = context_tokens - prompt_tokens, self.sampling.max_tokens
         if left < (1 if self.fit else asked):
-            pictures = f" ({image_tokens} of them for pictures)" if image_tokens else ""
+            images = f" ({image_tokens} of them for images)" if image_tokens else ""
             answer = "" if self.fit else f" and max_tokens {asked} make {prompt_tokens + asked}"
             raise ContextLengthError(
-                f"the prompt's {prompt_tokens} tokens{pictures}{answer}, the model has {context_tokens} positions",
+                f"the prompt's {prompt_tokens} tokens{images}{answer}, the model has {context_tokens} positions",
                 hint="shorten the prompt" if left < 1 else f"--max-tokens {left}",
             )
         return replace(self.sampling, max_tokens=min(asked, left)) if self.fit else self.sampling
@@ -228,7 +228,7 @@ class EngineInfo:
     dtype: str
     context_tokens: int | None
     trained_tokens: int | None = None
-    image_tokens: int = 0  # rows a picture takes; 0 for a text model
+    image_tokens: int = 0  # rows an image takes; 0 for a text model
     layout: str | None = None
     source: str | None = None
     tag: str | None = None

@@ -42,7 +42,7 @@ SPARE_FILES = 64  # file descriptors left to the rest of the process
 class RemoteSettings:
     """Where the server is and how long to wait. `ca_file` is trusted besides the system's certificates.
 
-    `crowd` is for thousands of answers open at once, which httpx2's pool can't carry (see `http1`).
+    `many_connections` is for thousands of answers open at once, which httpx2's pool can't carry (see `http1`).
     """
 
     base_url: str
@@ -52,7 +52,7 @@ class RemoteSettings:
     connect_timeout_s: float = 5.0
     timeout_s: float = 600.0  # for one request, from its start to its last byte
     retries: int = 3
-    crowd: bool = False
+    many_connections: bool = False
 
     def __post_init__(self) -> None:
         root_of(self.base_url)
@@ -219,7 +219,7 @@ class Connection:
         if self._client is None:
             key, proxy, certificates = self.settings.api_key, proxy_of(self.root), self._certificates()
             direct = None
-            if self.settings.crowd and proxy is None:
+            if self.settings.many_connections and proxy is None:
                 direct = DirectTransport(
                     certificates=certificates, most_connections=_most_connections(), keepalive_s=KEEPALIVE_S
                 )
@@ -268,7 +268,7 @@ class Connection:
             case 404:
                 hint = f"curl {self.root}/v1/models"
             case 413:
-                hint = "send fewer or smaller pictures"
+                hint = "send fewer or smaller images"
             case 429:
                 hint = "ask for less at once: --concurrency 1"
             case 503:

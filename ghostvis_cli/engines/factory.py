@@ -23,18 +23,18 @@ async def make_engine(
     *,
     report: Report | None = None,
     detail: Report | None = None,
-    crowd: bool = False,
+    many_connections: bool = False,
 ) -> Engine:
     """The engine a profile describes, loaded or connected.
 
     report takes lines for the user while that takes long (else they are among the engine's notices); detail takes
-    the log of whatever it starts. crowd: a server will be asked for thousands of answers at once.
+    the log of whatever it starts. many_connections: a server will be asked for thousands of answers at once.
     """
     kind = profile.engine.chosen_kind
     if kind == "local":
         return await _local(profile)
     if kind == "remote":
-        return await _remote(profile, crowd=crowd)
+        return await _remote(profile, many_connections=many_connections)
     from ghostvis_cli.sglang.engine import SGLangEngine
 
     return await SGLangEngine.start(profile, report=report, detail=detail)
@@ -72,7 +72,7 @@ def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
     return LocalEngine.open(checkpoint, local)
 
 
-async def _remote(profile: "Profile", *, crowd: bool) -> Engine:
+async def _remote(profile: "Profile", *, many_connections: bool) -> Engine:
     from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
     from ghostvis_cli.profile import read_api_key
 
@@ -88,6 +88,6 @@ async def _remote(profile: "Profile", *, crowd: bool) -> Engine:
             connect_timeout_s=settings.connect_timeout_s,
             timeout_s=settings.timeout_s,
             retries=settings.retries,
-            crowd=crowd,
+            many_connections=many_connections,
         )
     )

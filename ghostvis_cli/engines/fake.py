@@ -32,10 +32,8 @@ class FakeEngine:
         if self.failure is not None:
             raise self.failure
         text = request.messages[-1].text if request.messages else request.prompt or ""
-        pictures = sum(len(message.images) for message in request.messages)
-        prompt_tokens = IMAGE_TOKENS * pictures + sum(
-            len(message.text.split()) for message in request.messages
-        )
+        images = sum(len(message.images) for message in request.messages)
+        prompt_tokens = IMAGE_TOKENS * images + sum(len(message.text.split()) for message in request.messages)
         sampling, limit = request.sampling, self.info.context_tokens
         if limit is not None:
             sampling = request.fitted(prompt_tokens, limit)
@@ -50,7 +48,7 @@ class FakeEngine:
                 await asyncio.sleep(self.delay_s)
                 done += 1
                 yield Chunk(word, (len(word),))
-            usage = Usage(prompt_tokens, done, cached_tokens=0, image_tokens=IMAGE_TOKENS * pictures)
+            usage = Usage(prompt_tokens, done, cached_tokens=0, image_tokens=IMAGE_TOKENS * images)
             yield Chunk(finish_reason=reason, usage=usage)
         except (GeneratorExit, asyncio.CancelledError):
             self.aborted += 1

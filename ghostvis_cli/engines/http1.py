@@ -30,62 +30,62 @@ class DirectTransport(httpx2.AsyncBaseTransport):
     ) -> None:
         self._certificates, self._keepalive_s = certificates, keepalive_s
         self._places = asyncio.Semaphore(most_connections) if most_connections else None
-        self._idle: deque[tuple[float, _Wire]] = deque()
-        self._busy: set[_Wire] = set()
+        self._idle: deque[tuple[float, _Connection]] = deque()
+        self._busy: set[_Connection] = set()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if self._places is not None:
             await self._places.acquire()
-        wire: _Wire | None = None
+        connection: _Connection | None = None
         try:
-            wire = self._take_idle() or await self._connect(request)
-            self._busy.add(wire)
-            wire.send(_as_bytes(request), without_body=request.method == "HEAD")
-            head = await wire.head()
+            connection = self._take_idle() or await self._connect(request)
+            self._busy.add(connection)
+            connection.send(_as_bytes(request), without_body=request.method == "HEAD")
+            head = await connection.head()
         except BaseException:
-            self._give_back(wire, whole=False)
+            self._give_back(connection, whole=False)
             raise
         return httpx2.Response(
             head.status,
             headers=head.headers,
-            stream=_Body(self, wire),
+            stream=_Body(self, connection),
             extensions={"reason_phrase": head.reason},
         )
 
     async def aclose(self) -> None:
-        for _, wire in self._idle:
-            wire.close()
-        for wire in list(self._busy):
-            wire.close()
+        for _, connection in self._idle:
+            connection.close()
+        for connection in list(self._busy):
+            connection.close()
         self._idle.clear()
 
-    def _take_idle(self) -> "_Wire | None":
+    def _take_idle(self) -> "_Connection | None":
         oldest_s = asyncio.get_running_loop().time() - self._keepalive_s
         while self._idle:
-            since_s, wire = self._idle.pop()
-            if since_s >= oldest_s and wire.usable:
-                return wire
-            wire.close()
+            since_s, connection = self._idle.pop()
+            if since_s >= oldest_s and connection.usable:
+                return connection
+            connection.close()
         return None
 
-    def _give_back(self, wire: "_Wire | None", *, whole: bool) -> None:
-        if wire is not None:
-            self._busy.discard(wire)
-            if whole and wire.usable:
-                self._idle.append((asyncio.get_running_loop().time(), wire))
+    def _give_back(self, connection: "_Connection | None", *, whole: bool) -> None:
+        if connection is not None:
+            self._busy.discard(connection)
+            if whole and connection.usable:
+                self._idle.append((asyncio.get_running_loop().time(), connection))
             else:
-                wire.close()
+                connection.close()
         if self._places is not None:
             self._places.release()
 
-    async def _connect(self, request: httpx2.Request) -> "_Wire":
+    async def _connect(self, request: httpx2.Request) -> "_Connection":
         loop, url = asyncio.get_running_loop(), request.url
         secure = url.scheme == "https"
         limit_s = request.extensions.get("timeout", {}).get("connect")
         try:
             async with asyncio.timeout(limit_s):
-                _, wire = await loop.create_connection(
-                    _Wire,
+                _, connection = await loop.create_connection(
+                    _Connection,
                     url.host,
                     url.port or (443 if secure else 80),
                     ssl=self._certificates if secure else None,
@@ -94,21 +94,21 @@ class DirectTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout(str(error), request=request) from error
         except OSError as error:  # ssl.SSLError is one
             raise httpx2.ConnectError(str(error), request=request) from error
-        return wire
+        return connection
 
 
 class _Body(httpx2.AsyncByteStream):
-    def __init__(self, transport: DirectTransport, wire: "_Wire") -> None:
-        self._transport, self._wire, self._closed = transport, wire, False
+    def __init__(self, transport: DirectTransport, connection: "_Connection") -> None:
+        self._transport, self._connection, self._closed = transport, connection, False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self._wire.piece():
+        while piece := await self._connection.piece():
             yield piece
 
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True
-            self._transport._give_back(self._wire, whole=self._wire.whole)
+            self._transport._give_back(self._connection, whole=self._connection.whole)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _Head:
     headers: list[tuple[bytes, bytes]]
 
 
-class _Wire(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """One connection: one request after the other. `piece` gives what has come of a body, b"" at its end."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """A server as an engine: SGLang, `ghostvis serve`, or any other with OpenAI's routes. No torch, no PIL.
 
-Decides what a request looks like on the wire and what the events of an answer mean. Pictures arrive as bytes
+Decides what a request looks like on the wire and what the events of an answer mean. Images arrive as bytes
 and leave as `data:` URLs: the server is never given a path or an address to open for us.
 """
 
@@ -36,7 +36,7 @@ from ghostvis_cli.engines.connection import (
 )
 from ghostvis_cli.engines.text_stream import SurrogateJoiner
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, RequestError, UsageError, printable
-from ghostvis_cli.prompt import Message, Picture, Text
+from ghostvis_cli.prompt import ImagePart, Message, Text
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
@@ -58,10 +58,10 @@ REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 OUR_WORDS = ("dtype", "layout", "source", "tag")
 OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_token_bytes")
 # A gateway in front of several servers (smg, sglang-router) sends requests with one key to one of them, whose
-# cache then has the picture. 16 bits: enough to spread over any number of servers, far too few to tell by whom
+# cache then has the image. 16 bits: enough to spread over any number of servers, far too few to tell by whom
 # or about what a request is, also for who reads the gateway's log and has a guess.
 ROUTING_HEADER, ROUTING_DIGITS, ROUTING_BYTES = "X-SMG-Routing-Key", 4, 1 << 16
-PICTURE = uuid4().hex  # stands in a body for a picture's base64; no text that anybody sends can hold it
+IMAGE = uuid4().hex  # stands in a body for an image's base64; no text that anybody sends can hold it
 # Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
@@ -100,8 +100,8 @@ class RemoteEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
-        pictures = [picture for message in request.messages for picture in message.images]
-        response = await self._open(path, body, pictures, deadline, _routing(request))
+        images = [image for message in request.messages for image in message.images]
+        response = await self._open(path, body, images, deadline, _routing(request))
         answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
             try:
@@ -245,7 +245,7 @@ class RemoteEngine:
         self,
         path: str,
         body: dict[str, Any],
-        pictures: "Sequence[EncodedImage]",
+        images: "Sequence[EncodedImage]",
         deadline: float,
         headers: dict[str, str],
     ) -> httpx2.Response:
@@ -254,7 +254,7 @@ class RemoteEngine:
         if self._limit != LIMIT and LIMIT in sent and "messages" in sent:
             sent[self._limit] = sent.pop(LIMIT)
         try:
-            content = _written(sent, pictures)
+            content = _written(sent, images)
             return await self._connection.open("POST", path, content, deadline, headers)
         except RefusedError as error:
             if error.status not in (400, 422):
@@ -265,7 +265,7 @@ class RemoteEngine:
                 self._limit = NEWER_LIMIT
             else:
                 raise
-            return await self._open(path, body, pictures, deadline, headers)
+            return await self._open(path, body, images, deadline, headers)
 
     async def _events(
         self, path: str, response: httpx2.Response, deadline: float
@@ -317,7 +317,7 @@ class RemoteEngine:
             return Usage(0, 0)
         if self.server.kind == "sglang":
             if not usage.image_tokens and any(message.images for message in request.messages):
-                self._notice("images", "this server counted no tokens for a picture: it may not have seen it")
+                self._notice("images", "this server counted no tokens for an image: it may not have seen it")
             if self.server.cache_report is False:
                 # Without --enable-cache-report SGLang still writes cached_tokens: 0 beside its image_tokens.
                 usage = replace(usage, cached_tokens=None)
@@ -325,49 +325,49 @@ class RemoteEngine:
 
 
 def _routing(request: GenerateRequest) -> dict[str, str]:
-    """A header, the same for all requests that begin with the same picture, or, without one, the same words."""
-    pictures = (picture.data for message in request.messages for picture in message.images)
+    """A header, the same for all requests that begin with the same image, or, without one, the same words."""
+    images = (image.data for message in request.messages for image in message.images)
     words = (message.text.encode() for message in request.messages if message.role == "user")
-    first = next(pictures, None) or next(words, None)
+    first = next(images, None) or next(words, None)
     if first is None:
         return {}
     digest = hashlib.sha256(first[:ROUTING_BYTES])  # more would take a millisecond for each megabyte
     return {ROUTING_HEADER: digest.hexdigest()[:ROUTING_DIGITS]}
 
 
-def _written(body: dict[str, Any], pictures: "Sequence[EncodedImage]") -> bytes:
-    """The body as JSON, with its pictures. They are put in as bytes: JSON would read each of their characters."""
-    first, *others = json.dumps(body).encode().split(PICTURE.encode())
+def _written(body: dict[str, Any], images: "Sequence[EncodedImage]") -> bytes:
+    """The body as JSON, with its images. They are put in as bytes: JSON would read each of their characters."""
+    first, *others = json.dumps(body).encode().split(IMAGE.encode())
     parts = [first]
-    for picture, text in zip(pictures, others, strict=True):
-        parts += picture.base64(), text
+    for image, text in zip(images, others, strict=True):
+        parts += image.base64(), text
     return b"".join(parts)
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
-    """OpenAI's form of a turn: plain text, or parts in their order where there is a picture.
+    """OpenAI's form of a turn: plain text, or parts in their order where there is an image.
 
-    The line break after a picture belongs to the template that GhostVis was trained with, and the server's
+    The line break after an image belongs to the template that GhostVis was trained with, and the server's
     own template puts it there. So one is taken away here: sent as text, it would stand in the prompt twice.
     """
     if message.role == "system" and message.images:
-        raise InputError("a system message can't hold a picture: attach it to a user message")
+        raise InputError("a system message can't hold an image: attach it to a user message")
     parts: list[dict[str, Any]] = []
-    after_picture = False
+    after_image = False
     for part in message.parts:
-        if isinstance(part, Picture):
+        if isinstance(part, ImagePart):
             parts.append(
-                {"type": "image_url", "image_url": {"url": f"data:{part.image.mime};base64,{PICTURE}"}}
+                {"type": "image_url", "image_url": {"url": f"data:{part.image.mime};base64,{IMAGE}"}}
             )
         elif isinstance(part, Text):
-            text = part.text.removeprefix("\n") if after_picture else part.text
+            text = part.text.removeprefix("\n") if after_image else part.text
             if parts and parts[-1]["type"] == "text":
                 parts[-1]["text"] += text
             elif text:
                 parts.append({"type": "text", "text": text})
         else:
             raise RequestError("a server can't be sent tool turns: OpenAI's messages have no such part")
-        after_picture = isinstance(part, Picture)
+        after_image = isinstance(part, ImagePart)
     return parts if message.images else message.text
 
 

@@ -1,6 +1,6 @@
 """The vision model for transformers: their decoder, our vision part, and where its rows go.
 
-B rows of a batch, T positions, N rows a picture, D width, V vocabulary.
+B rows of a batch, T positions, N rows an image, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class GhostVisModel(GhostVisPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
-        """(pictures, 3, S, S) -> (pictures, N, D) float32, normalised like the embedding table's rows."""
+        """(images, 3, S, S) -> (images, N, D) float32, normalised like the embedding table's rows."""
         return rms(self.vision(pixel_values))
 
     def forward(
@@ -80,17 +80,17 @@ class GhostVisModel(GhostVisPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """`pixel_values` holds the pictures of all rows, in order; `input_ids` N image ids for each of them."""
+        """`pixel_values` holds the images of all rows, in order; `input_ids` N image ids for each of them."""
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             if input_ids is None:
-                raise ValueError("pixel_values need input_ids, which say where the pictures stand")
+                raise ValueError("pixel_values need input_ids, which say where the images stand")
             rows = self.get_image_features(pixel_values).to(inputs_embeds)
-            places = picture_places(input_ids, self.config.image_token_id, self.config.image_layout)
+            places = image_places(input_ids, self.config.image_token_id, self.config.image_layout)
             if int(places.sum()) != rows.size(0) * rows.size(1):
                 raise ValueError(
-                    f"{rows.size(0)} pictures take {rows.size(0) * rows.size(1)} positions, "
+                    f"{rows.size(0)} images take {rows.size(0) * rows.size(1)} positions, "
                     f"the prompt has {int(places.sum())}"
                 )
             inputs_embeds = inputs_embeds.masked_scatter(places[..., None], rows)
@@ -100,8 +100,8 @@ class GhostVisModel(GhostVisPreTrainedModel):
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
 
-def picture_places(input_ids: Tensor, image_token_id: int, layout: str) -> Tensor:
-    """Which positions (B, T) of a prompt the pictures' rows take.
+def image_places(input_ids: Tensor, image_token_id: int, layout: str) -> Tensor:
+    """Which positions (B, T) of a prompt the images' rows take.
 
     All that hold the image id; in prepend_slots the first half of them, since the others are ordinary tokens.
     """
@@ -172,7 +172,7 @@ class GhostVisForConditionalGeneration(GhostVisPreTrainedModel, GenerationMixin)
         )
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Pictures belong to the prompt: once it is in the cache they are not encoded again."""
+        """Images belong to the prompt: once it is in the cache they are not encoded again."""
         pixel_values = kwargs.pop("pixel_values", None)
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         cache = kwargs.get("past_key_values")

@@ -156,7 +156,7 @@ class GhostVisNanoChatMLP(nn.Module):
 
 
 class GhostVisNanoChatLayer(GradientCheckpointingLayer):
-    """`value_embed` belongs to the token; ids below zero are pictures' rows, which have none."""
+    """`value_embed` belongs to the token; ids below zero are images' rows, which have none."""
 
     def __init__(self, config: GhostVisNanoChatConfig, layer: int) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         output_hidden_states: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
-        """Value embeddings need the ids beside `inputs_embeds` too; those of pictures' rows are negative."""
+        """Value embeddings need the ids beside `inputs_embeds` too; those of images' rows are negative."""
         if input_ids is None:
             if self.config.gate_channels:
                 raise ValueError("a nanochat model with value embeddings needs input_ids")

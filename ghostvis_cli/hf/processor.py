@@ -1,4 +1,4 @@
-"""Pictures and text -> what the model takes: our own preprocessing, and N image ids in each picture's place."""
+"""Images and text -> what the model takes: our own preprocessing, and N image ids in each image's place."""
 
 from collections.abc import Iterator, Sequence
 from os.path import isfile
@@ -16,8 +16,8 @@ from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.preprocess import HALF, preprocess
 from ghostvis_cli.transparency import WHITE, on_ground
 
-# What stands in a rendered conversation for each picture: its rows' place, and in prepend_slots its slots too.
-MARKS_A_PICTURE: dict[Layout, int] = {
+# What stands in a rendered conversation for each image: its rows' place, and in prepend_slots its slots too.
+MARKS_AN_IMAGE: dict[Layout, int] = {
     "inline": 1,
     "prepend": 1,
     "prepend_slots": 2,
@@ -42,7 +42,7 @@ class GhostVisImageProcessor(BaseImageProcessor):
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
-        """Upright pictures (Pillow, path, array or tensor; nested or not) -> pixel_values (B, 3, S, S)."""
+        """Upright images (Pillow, path, array or tensor; nested or not) -> pixel_values (B, 3, S, S)."""
         mean, std = tuple(self.image_mean), tuple(self.image_std)
         pixels = [
             torch.from_numpy(preprocess(image, self.image_size, mean, std))  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def _opaque(image: Any) -> Image.Image:
 
 
 class GhostVisProcessor(ProcessorMixin):
-    """A tokenizer and an image processor. Text comes from the chat template, one image token a picture."""
+    """A tokenizer and an image processor. Text comes from the chat template, one image token an image."""
 
     attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]
 
@@ -97,21 +97,21 @@ class GhostVisProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: Any = None, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """input_ids and attention_mask (B, T), and pixel_values of all pictures where there are any."""
+        """input_ids and attention_mask (B, T), and pixel_values of all images where there are any."""
         if text is None:
             raise ValueError(
-                "there is no text: even a picture alone needs its place in a rendered conversation"
+                "there is no text: even an image alone needs its place in a rendered conversation"
             )
         texts = [text] if isinstance(text, str) else list(text)
         found = {}
-        pictures = 0
+        count = 0
         if images is not None and (flat := list(_flat(images))):
             found = dict(self.image_processor(flat, return_tensors="pt"))
-            pictures = len(flat)
+            count = len(flat)
         marks = sum(sample.count(self.image_token) for sample in texts)
-        if marks != pictures * MARKS_A_PICTURE[self.image_layout]:
+        if marks != count * MARKS_AN_IMAGE[self.image_layout]:
             raise ValueError(
-                f"{pictures} pictures need {pictures * MARKS_A_PICTURE[self.image_layout]} times "
+                f"{count} images need {count * MARKS_AN_IMAGE[self.image_layout]} times "
                 f"{self.image_token} in layout {self.image_layout}, the text has {marks}"
             )
         expanded = [

@@ -88,7 +88,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Tower, resampler and projector: a picture becomes `num_tokens` rows of the decoder's width."""
+    """Tower, resampler and projector: an image becomes `num_tokens` rows of the decoder's width."""
 
     tower: TowerConfig
     num_tokens: int

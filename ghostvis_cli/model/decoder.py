@@ -239,18 +239,18 @@ class Decoder(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def embed(self, ids: Tensor, pictures: Tensor | None = None) -> Tensor:
+    def embed(self, ids: Tensor, images: Tensor | None = None) -> Tensor:
         """Ids (B, T) -> embedded rows (B, T, ...) float32, not yet normalised.
 
-        Where pictures' rows (n, D) are given, they stand in order where ids are negative; they have no value
+        Where images' rows (n, D) are given, they stand in order where ids are negative; they have no value
         embedding.
         """
-        known = ids if pictures is None else ids.clamp(min=0)
+        known = ids if images is None else ids.clamp(min=0)
         x = self.wte(known).float()
         if self.values:
             x = torch.cat((x, *(table(known).float() for table in self.values)), dim=-1)
-        if pictures is not None:
-            x[ids < 0] = F.pad(pictures.float(), (0, x.size(-1) - pictures.size(-1)))
+        if images is not None:
+            x[ids < 0] = F.pad(images.float(), (0, x.size(-1) - images.size(-1)))
         return x
 
     def plan(

@@ -1,4 +1,4 @@
-"""A picture as the model sees it: shortest side to S, centre crop, normalise - bit for bit what training did.
+"""An image as the model sees it: shortest side to S, centre crop, normalise - bit for bit what training did.
 
 Pillow and numpy only (format specification, section 5.1), so that a server can do it without torch.
 """
@@ -20,7 +20,7 @@ def normalisation(encoder_name: str) -> tuple[tuple[float, float, float], tuple[
 
 
 def resized_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """The picture's size once its shortest side is `size`; the long side is truncated, as torchvision does."""
+    """The image's size once its shortest side is `size`; the long side is truncated, as torchvision does."""
     if width <= height:
         return size, int(size * height / width)
     return int(size * width / height), size
@@ -42,7 +42,7 @@ def crop(image: Image.Image, size: int) -> Image.Image:
 def preprocess(
     image: Image.Image, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> "NDArray[Any]":
-    """An upright picture -> (3, size, size) float32."""
+    """An upright image -> (3, size, size) float32."""
     import numpy as np
 
     pixels = np.asarray(crop(image, size), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)

@@ -4,7 +4,7 @@ One transformer serves the three tower families; the family says which norms, bi
 Upstream's oddities are kept: CLIP's last norm is stored but unused, its class token is handed on, and the
 resampler's keys are not normalised.
 
-B pictures, S image size in pixels, P tower rows, W tower width, N rows a picture, D decoder width.
+B images, S image size in pixels, P tower rows, W tower width, N rows an image, D decoder width.
 """
 
 from collections.abc import Callable

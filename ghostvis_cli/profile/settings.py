@@ -103,7 +103,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which checkpoint, and how it sees pictures. Nothing set: the newest sft checkpoint, else the demo."""
+    """Which checkpoint, and how it sees images. Nothing set: the newest sft checkpoint, else the demo."""
 
     base_dir: str | None = setting(None, "Where training put its checkpoints", is_path=True)
     source: Literal["base", "mid", "sft", "rl", "demo"] | None = setting(
@@ -122,7 +122,7 @@ class ModelSettings:
         is_path=True,
     )
     layout: Literal["auto", Layout] = setting(
-        "auto", "Where a picture's rows stand in the prompt; auto is what the checkpoint says"
+        "auto", "Where an image's rows stand in the prompt; auto is what the checkpoint says"
     )
     # What no file of nanochat's says, or not always; null is what its generation or its meta file says.
     sequence_len: int | None = setting(None, "Positions it was trained on", low=1, high=10**7)
@@ -171,13 +171,13 @@ ABOUT: dict[str, Mapping[str, Any]] = {
     "sampling.seed": {"about": "Makes the draw repeatable; null draws a new one for each request"},
     "sampling.logprobs": {"about": "Likeliest alternatives to report for each token; null reports nothing"},
     "sampling.ignore_eos": {"about": "Go on after the end of the turn, for measurements"},
-    "images.max_bytes": {"about": "Largest encoded picture, in bytes", "low": 1, "high": 2**40},
-    "images.max_pixels": {"about": "Largest picture, in pixels", "low": 1, "high": 2**40},
+    "images.max_bytes": {"about": "Largest encoded image, in bytes", "low": 1, "high": 2**40},
+    "images.max_pixels": {"about": "Largest image, in pixels", "low": 1, "high": 2**40},
     "images.max_aspect": {"about": "Longest side over the shortest", "low": 1, "high": 10**6},
-    "images.timeout_s": {"about": "Seconds to fetch a picture", "low": 0.01, "high": 86_400},
+    "images.timeout_s": {"about": "Seconds to fetch an image", "low": 0.01, "high": 86_400},
     "images.max_redirects": {"about": "Redirects to follow", "low": 0, "high": 100},
-    "images.allow_private": {"about": "Fetch pictures from loopback and private addresses too"},
-    "images.background": {"about": "What shows where a picture is transparent: white, black, grey, #rrggbb"},
+    "images.allow_private": {"about": "Fetch images from loopback and private addresses too"},
+    "images.background": {"about": "What shows where an image is transparent: white, black, grey, #rrggbb"},
     "system": {"about": "System message of every conversation; null is none"},
 }  # fmt: skip
 SECTIONS = ("engine", "model", "sampling", "images")

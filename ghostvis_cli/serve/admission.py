@@ -13,14 +13,14 @@ from ghostvis_cli.serve.api_errors import ApiError, stopping
 
 T = TypeVar("T")
 LEAST_BYTES_PER_S = 4096  # that a body must come at
-SMALL_BYTES = 2**16  # of a body, that never wait: a question need not queue behind other people's pictures
+SMALL_BYTES = 2**16  # of a body, that never wait: a question need not queue behind other people's images
 
 
 class ClientGoneError(Exception):
     """The connection was closed before the answer was complete."""
 
 
-class Gate:
+class ConcurrencyLimit:
     """Counts the requests inside and can end them all."""
 
     def __init__(self, limit: int) -> None:

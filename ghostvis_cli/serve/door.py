@@ -71,7 +71,7 @@ class Door:
         return found
 
     def _is_strange(self, headers: Headers) -> bool:
-        """From a page that is not let in. A picture's or a link's request has no origin, and tells so much."""
+        """From a page that is not let in. An image's or a link's request has no origin, and tells so much."""
         if (origin := headers.get("origin")) is not None:
             return not self._lets_in(origin)
         return headers.get("sec-fetch-site") == "cross-site"

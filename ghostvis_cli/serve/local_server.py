@@ -79,14 +79,14 @@ async def _drain(server: Server, state: ServerState, serving: asyncio.Task[None]
     """Take in nothing more, let what runs finish within the time allowed, cut the rest short."""
     state.draining = True
     server.should_exit = True
-    if state.gate.inside:
-        log.info("stopping; %d requests may still finish", len(state.gate.inside))
+    if state.limit.inside:
+        log.info("stopping; %d requests may still finish", len(state.limit.inside))
     done, _ = await asyncio.wait((serving,), timeout=state.settings.drain_timeout_s)
     if not done:
         log.warning(
-            "%d requests cut short after %g s", len(state.gate.inside), state.settings.drain_timeout_s
+            "%d requests cut short after %g s", len(state.limit.inside), state.settings.drain_timeout_s
         )
-        state.gate.close()
+        state.limit.close()
         done, _ = await asyncio.wait((serving,), timeout=CUT_S)
     if not done:  # a client that does not read
         serving.cancel()

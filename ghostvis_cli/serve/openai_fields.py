@@ -123,4 +123,4 @@ MESSAGE = Known(
 _PART_IGNORED = frozenset(("cache_control", "prompt_cache_breakpoint"))
 TEXT_PART = Known(frozenset(("type", "text")), _PART_IGNORED, {"annotations": ([],)})
 IMAGE_PART = Known(frozenset(("type", "image_url")), _PART_IGNORED, {"modalities": ("image",)})
-IMAGE_URL = Known(frozenset(("url",)), frozenset(("detail",)))  # every picture is seen at one size
+IMAGE_URL = Known(frozenset(("url",)), frozenset(("detail",)))  # every image is seen at one size

@@ -11,7 +11,7 @@ from ghostvis_cli.engines.base import MOST_TOKENS, EngineInfo, GenerateRequest, 
 from ghostvis_cli.errors import InputError
 from ghostvis_cli.fetch import is_from
 from ghostvis_cli.images import EncodedImage, load_image
-from ghostvis_cli.prompt import Message, Part, Picture, Role, Text, with_line_breaks
+from ghostvis_cli.prompt import ImagePart, Message, Part, Role, Text, with_line_breaks
 from ghostvis_cli.serve.api_errors import ApiError, too_long
 from ghostvis_cli.serve.openai_fields import (
     BODY,
@@ -31,10 +31,10 @@ T = TypeVar("T")
 MAX_N = 16
 MAX_PROMPTS = 64
 MAX_STOPS = 16
-PIXELS_PER_REQUEST = 4  # times the limit of one picture, so that many small files can't fill the memory
+PIXELS_PER_REQUEST = 4  # times the limit of one image, so that many small files can't fill the memory
 # Of text: what any body may have, and what a token may stand for, escaped as JSON can.
 SMALL_TEXT_BYTES, TOKEN_BYTES = 2**20, 128
-PICTURE = re.compile(rb'"data:[^"]{256,}"')
+IMAGE = re.compile(rb'"data:[^"]{256,}"')
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -125,7 +125,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class RequestReader:
-    """Reads bodies for one model. Blocks while pictures are decoded or fetched: call it in a thread."""
+    """Reads bodies for one model. Blocks while images are decoded or fetched: call it in a thread."""
 
     settings: ServerSettings
     served: Served
@@ -218,9 +218,9 @@ class RequestReader:
     def _chat(self, fields: Fields, sampling: Sampling) -> GenerateRequest:
         entries = fields.items("messages")
         _check_number(entries, self._context)
-        pictures = _Pictures(self.settings, self.served.engine.info)
+        images = _Images(self.settings, self.served.engine.info)
         messages = [
-            _message(Fields(entry, f"messages[{number}]", MESSAGE), pictures)
+            _message(Fields(entry, f"messages[{number}]", MESSAGE), images)
             for number, entry in enumerate(entries)
         ]
         return GenerateRequest(tuple(messages), sampling=sampling)
@@ -230,10 +230,10 @@ def parse_json(body: bytes | bytearray, context_tokens: int | None = None) -> ob
     """Strict JSON. Python's parser by itself takes NaN too, and dies of depth and length in its own ways.
 
     It also takes seconds and gigabytes for a body of millions of small things, which no model could be asked:
-    what is more text than fits the context is refused unread. Pictures are not counted.
+    what is more text than fits the context is refused unread. Images are not counted.
     """
     if context_tokens is not None:
-        text_bytes = len(body) - sum(found.end() - found.start() for found in PICTURE.finditer(body))
+        text_bytes = len(body) - sum(found.end() - found.start() for found in IMAGE.finditer(body))
         if text_bytes > SMALL_TEXT_BYTES + TOKEN_BYTES * context_tokens:
             raise too_long(f"{text_bytes:,} bytes of text can't fit the model's {context_tokens} positions")
     try:
@@ -289,7 +289,7 @@ def _choices(request: GenerateRequest, n: int) -> Iterable[GenerateRequest]:
         yield replace(request, sampling=replace(sampling, seed=seed))
 
 
-def _message(fields: Fields, pictures: "_Pictures") -> Message:
+def _message(fields: Fields, images: "_Images") -> Message:
     role = ROLES.get(fields.text("role") or "")
     if role is None:
         raise fields.fault("role", f"must be one of {', '.join(ROLES)}")
@@ -299,23 +299,23 @@ def _message(fields: Fields, pictures: "_Pictures") -> Message:
     if not isinstance(content, list):
         raise fields.fault("content", "must be a string or a list of parts")
     places = enumerate(fields.items("content"))
-    parts = [_part(Fields(entry, f"{fields.name('content')}[{at}]"), role, pictures) for at, entry in places]
+    parts = [_part(Fields(entry, f"{fields.name('content')}[{at}]"), role, images) for at, entry in places]
     return Message(role, with_line_breaks(parts))
 
 
-def _part(part: Fields, role: Role, pictures: "_Pictures") -> Part:
+def _part(part: Fields, role: Role, images: "_Images") -> Part:
     match part.values.get("type"):
         case "text":
             return Text(part.only(TEXT_PART).needed_text("text"))
         case "image_url" if role == "user":
-            return Picture(pictures.load(part.only(IMAGE_PART)))
+            return ImagePart(images.load(part.only(IMAGE_PART)))
         case "image_url":
             raise part.fault("type", "image_url belongs to a user's message")
     raise part.fault("type", "must be text or image_url")
 
 
-class _Pictures:
-    """Loads the pictures of one request, within what one request may cost."""
+class _Images:
+    """Loads the images of one request, within what one request may cost."""
 
     def __init__(self, settings: ServerSettings, info: EngineInfo) -> None:
         self.hosts = {host.lower() for host in settings.allowed_image_hosts}
@@ -349,10 +349,10 @@ class _Pictures:
     def _make_room(self, name: str) -> None:
         """Refuse before anything is decoded what the model could not hold."""
         if not self.info.image_tokens:
-            raise ApiError(400, "this model reads text only, so it can't be given a picture", param=name)
+            raise ApiError(400, "this model reads text only, so it can't be given an image", param=name)
         self.tokens += self.info.image_tokens
         if self.info.context_tokens is not None and self.tokens > self.info.context_tokens:
-            message = f"more pictures than fit the model's {self.info.context_tokens} positions"
+            message = f"more images than fit the model's {self.info.context_tokens} positions"
             raise too_long(message, name)
 
     def _allowed(self, url: str) -> bool:

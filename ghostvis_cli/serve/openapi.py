@@ -57,7 +57,7 @@ SAMPLING: Schema = {
     },
     "return_token_ids": optional("boolean", "Beyond OpenAI: token_ids in every choice."),
 }
-PICTURE_URL: Schema = {
+IMAGE_URL: Schema = {
     **STRING,
     "description": "A data: URL; http(s) only from the hosts that the server was started with.",
 }
@@ -72,7 +72,7 @@ PARTS: Schema = {
                 "type",
                 "image_url",
                 type={"const": "image_url"},
-                image_url={"anyOf": [closed(fields.IMAGE_URL, "url", url=PICTURE_URL), PICTURE_URL]},
+                image_url={"anyOf": [closed(fields.IMAGE_URL, "url", url=IMAGE_URL), IMAGE_URL]},
             )
             | {"description": "In a user's message only."},
         ]

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ghostvis_cli.errors import ContextLengthError, InputError
-from ghostvis_cli.serve.admission import Bodies, ClientGoneError, Gate, interleaved, unless_gone
+from ghostvis_cli.serve.admission import Bodies, ClientGoneError, ConcurrencyLimit, interleaved, unless_gone
 from ghostvis_cli.serve.api_errors import ApiError, as_api_error, no_route, stopping, too_long
 from ghostvis_cli.serve.door import Door, without_slash
 from ghostvis_cli.serve.metrics import Metrics, RequestMetrics
@@ -39,7 +39,7 @@ log = logging.getLogger("ghostvis.serve")
 
 OPEN_PATHS = ("/healthz", "/readyz", "/health")  # for probes, which carry no key
 NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
-READER_THREADS = 4  # pictures decoded at once; more would only cost memory
+READER_THREADS = 4  # images decoded at once; more would only cost memory
 # Of all streams together: beyond it, tokens of a stream that come soon after each other share an event. A write
 # makes the engine's thread wait for the interpreter, and with many streams that is what would slow them all.
 WRITES_PER_S = 500
@@ -53,7 +53,7 @@ class ServerState:
         self.settings = settings
         self.served: Served | None = None
         self.draining = False
-        self.gate = Gate(settings.max_waiting)
+        self.limit = ConcurrencyLimit(settings.max_waiting)
         self.bodies = Bodies(settings.max_body_bytes)  # as much as one may have, all of them together
         self.metrics = Metrics()
         self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="ghostvis-reader")
@@ -78,7 +78,7 @@ class ServerState:
 
 
 def create_app(state: ServerState) -> Starlette:
-    """The whole HTTP surface. Errors of any route leave through `Front`, in OpenAI's shape."""
+    """The whole HTTP surface. Errors of any route leave through `RequestMiddleware`, in OpenAI's shape."""
     views = _Views(state)
     return Starlette(
         routes=[
@@ -93,12 +93,12 @@ def create_app(state: ServerState) -> Starlette:
             Route("/tokenize", views.tokenize, methods=["POST"]),
             Route("/openapi.json", views.description),
         ],
-        middleware=[Middleware(Front, state=state)],
+        middleware=[Middleware(RequestMiddleware, state=state)],
         exception_handlers={HTTPException: _no_such_route},
     )
 
 
-class Front:
+class RequestMiddleware:
     """Around every request: its id, the key, one line in the log, and errors turned into answers."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
@@ -194,7 +194,7 @@ class _Views:
         served = self.state.ready()
         if served.vocabulary is None:
             raise ApiError(501, "this server's engine does not expose its tokenizer", code="not_supported")
-        with self.state.gate.admit():
+        with self.state.limit.admit():
             reader = RequestReader(self.state.settings, served)
             prompt = await _read(self.state, request.headers, request.receive, reader.read_tokenize)
             ids = await self.state.in_thread(served.vocabulary.encode, prompt)
@@ -235,7 +235,7 @@ class Generation:
         served = self.state.ready()
         stream = EventStream(send)
         try:
-            with self.state.gate.admit():
+            with self.state.limit.admit():
                 reader = RequestReader(self.state.settings, served)
                 call = await _read(self.state, Headers(scope=scope), receive, partial(reader.read, self.kind))
                 answer = answer_for(call, reader.model, served.vocabulary)
@@ -280,7 +280,7 @@ class Generation:
             await stream.end(*([answer.usage_event()] if call.include_usage else []))
 
     def _pause_s(self) -> float:
-        return min(LONGEST_PAUSE_S, len(self.state.gate.inside) / WRITES_PER_S)
+        return min(LONGEST_PAUSE_S, len(self.state.limit.inside) / WRITES_PER_S)
 
 
 class EventStream:

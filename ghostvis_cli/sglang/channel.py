@@ -1,7 +1,7 @@
-"""Messages between an engine and its process: a JSON object, and the pictures that belong to it as they are.
+"""Messages between an engine and its process: a JSON object, and the images that belong to it as they are.
 
 Both ends are ours; still nothing that comes in can run code. A frame is the sizes of its two parts, the JSON, the
-pictures one after another, their sizes under `pictures` in the JSON.
+images one after another, their sizes under `images` in the JSON.
 """
 
 import json
@@ -12,33 +12,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_SIZES = struct.Struct("!IQ")  # bytes of JSON, bytes of pictures
-_PICTURES = "pictures"
+_SIZES = struct.Struct("!IQ")  # bytes of JSON, bytes of images
+_IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class Frame:
     message: dict[str, Any]
-    pictures: tuple[bytes, ...] = ()
+    images: tuple[bytes, ...] = ()
 
 
-def packed(message: dict[str, Any], pictures: Sequence[bytes] = ()) -> bytes:
+def packed(message: dict[str, Any], images: Sequence[bytes] = ()) -> bytes:
     """Bytes of a frame."""
-    if pictures:
-        message = message | {_PICTURES: [len(picture) for picture in pictures]}
+    if images:
+        message = message | {_IMAGES: [len(image) for image in images]}
     text = json.dumps(message, separators=(",", ":")).encode()
-    return b"".join((_SIZES.pack(len(text), sum(map(len, pictures))), text, *pictures))
+    return b"".join((_SIZES.pack(len(text), sum(map(len, images))), text, *images))
 
 
 async def read(reader: StreamReader) -> Frame | None:
     """The next frame; None where the other end has gone."""
     try:
-        text_bytes, picture_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
+        text_bytes, image_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
         text = await reader.readexactly(text_bytes)
-        pictures = await reader.readexactly(picture_bytes) if picture_bytes else b""
+        images = await reader.readexactly(image_bytes) if image_bytes else b""
     except (IncompleteReadError, ConnectionError):
         return None
-    return _frame(text, pictures)
+    return _frame(text, images)
 
 
 def read_waiting(channel: socket.socket) -> Frame | None:
@@ -47,9 +47,9 @@ def read_waiting(channel: socket.socket) -> Frame | None:
         head = _exactly(file, _SIZES.size)
         if head is None:
             return None
-        text_bytes, picture_bytes = _SIZES.unpack(head)
-        text, pictures = _exactly(file, text_bytes), _exactly(file, picture_bytes)
-    return None if text is None or pictures is None else _frame(text, pictures)
+        text_bytes, image_bytes = _SIZES.unpack(head)
+        text, images = _exactly(file, text_bytes), _exactly(file, image_bytes)
+    return None if text is None or images is None else _frame(text, images)
 
 
 def _exactly(file: Any, size: int) -> bytes | None:
@@ -62,10 +62,10 @@ def _exactly(file: Any, size: int) -> bytes | None:
     return found
 
 
-def _frame(text: bytes, pictures: bytes) -> Frame:
+def _frame(text: bytes, images: bytes) -> Frame:
     message = json.loads(text)
     cut, at = [], 0
-    for size in message.pop(_PICTURES, ()):
-        cut.append(pictures[at : at + size])
+    for size in message.pop(_IMAGES, ()):
+        cut.append(images[at : at + size])
         at += size
     return Frame(message, tuple(cut))

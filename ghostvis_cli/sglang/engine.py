@@ -93,11 +93,11 @@ class SGLangEngine:
         self._look_at_penalty(request.sampling.repetition_penalty)
         prompt, sampling = await self._renderer.prompt(request)
         parameters = self._parameters(sampling)
-        pictures = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
+        images = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
         answer = _Answer(prompt, sampling, self.tokenizer)
         with self._process.request() as asked:
             ids = marked(prompt, self._image_id, self.info.image_tokens)
-            await asked.ask("generate", pictures, ids=ids, sampling=parameters, logprobs=sampling.logprobs)
+            await asked.ask("generate", images, ids=ids, sampling=parameters, logprobs=sampling.logprobs)
             while not answer.ended:
                 if (chunk := answer.read(await asked.reply())) is not None:
                     yield chunk
@@ -165,7 +165,7 @@ class SGLangEngine:
 
 
 def marked(prompt: Prompt, image_id: int, image_tokens: int) -> list[int]:
-    """A prompt's ids with one image id for a picture's N rows or slots, which the plug-in's processor repeats."""
+    """A prompt's ids with one image id for an image's N rows or slots, which the plug-in's processor repeats."""
     if not prompt.images:
         return list(prompt.ids)
     ids, at = [], 0

@@ -1,4 +1,4 @@
-"""Asking an SGLang that has just started: is it ready, is it our model, does a picture count."""
+"""Asking an SGLang that has just started: is it ready, is it our model, does an image count."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from ghostvis_cli.errors import EngineError
 from ghostvis_cli.sglang.runtime import architectures
 
 POLL_S = 0.3
-ANSWER_S = 120.0  # the first picture on a slow machine
+ANSWER_S = 120.0  # the first image on a slow machine
 QUESTION = "What is in this picture?"
 
 
@@ -52,7 +52,7 @@ class Probe:
             await asyncio.sleep(POLL_S)
 
     async def about(self, config: Mapping[str, Any]) -> About:
-        """EngineError unless it serves the model of `config` and counts a picture for one that sees."""
+        """EngineError unless it serves the model of `config` and counts an image for one that sees."""
         said = await self._get("/model_info", "/get_model_info")
         wanted, served = architectures(config), said.get("architectures")
         if served is not None and served != wanted:
@@ -62,7 +62,7 @@ class Probe:
         counted = await self._image_tokens(about.model) if "vision_config" in config else None
         if counted == 0:
             raise EngineError(
-                "SGLang does not see pictures: the ghostvis plug-in or the chat template is not in use",
+                "SGLang does not see images: the ghostvis plug-in or the chat template is not in use",
                 hint="ghostvis doctor",
             )
         return about
@@ -99,9 +99,9 @@ class Probe:
         raise EngineError(f"SGLang answers {paths[0]} with {response.status_code}", hint="ghostvis doctor")
 
     async def _image_tokens(self, model: str) -> int:
-        """Positions that a picture took. Before 0.5.23 usage may not say: then by the prompt's length."""
-        picture = base64.b64encode(demo.EXAMPLES[0].read_bytes()).decode()
-        part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+        """Positions that an image took. Before 0.5.23 usage may not say: then by the prompt's length."""
+        image = base64.b64encode(demo.EXAMPLES[0].read_bytes()).decode()
+        part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
         usage = await self._usage(model, [part])
         details = usage.get("prompt_tokens_details") or {}
         if details.get("image_tokens") is not None:
@@ -115,7 +115,7 @@ class Probe:
         response = await self._client.post("/v1/chat/completions", json=body)
         if response.status_code != 200:
             raise EngineError(
-                f"SGLang refuses a picture with {response.status_code}: {_message(response)}",
+                f"SGLang refuses an image with {response.status_code}: {_message(response)}",
                 hint="ghostvis doctor",
             )
         return dict(response.json()["usage"])

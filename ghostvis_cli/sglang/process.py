@@ -137,14 +137,14 @@ class Process:
         for request in self._requests.values():
             request.replies.put_nowait(reason)
 
-    async def _send(self, message: dict[str, Any], pictures: Sequence[bytes] = ()) -> None:
-        self._write(message, pictures)
+    async def _send(self, message: dict[str, Any], images: Sequence[bytes] = ()) -> None:
+        self._write(message, images)
         with suppress(ConnectionError):  # its end is noticed where replies are read
             await self._writer.drain()
 
-    def _write(self, message: dict[str, Any], pictures: Sequence[bytes] = ()) -> None:
+    def _write(self, message: dict[str, Any], images: Sequence[bytes] = ()) -> None:
         if not self._writer.is_closing():
-            self._writer.write(channel.packed(message, pictures))
+            self._writer.write(channel.packed(message, images))
 
 
 class Request:
@@ -155,8 +155,8 @@ class Request:
         self.replies: asyncio.Queue[Reply | GhostvisError] = asyncio.Queue()
         self.ended = False
 
-    async def ask(self, do: str, pictures: Sequence[bytes] = (), **message: Any) -> None:
-        await self._send({"do": do, "id": self.number, **message}, pictures)
+    async def ask(self, do: str, images: Sequence[bytes] = (), **message: Any) -> None:
+        await self._send({"do": do, "id": self.number, **message}, images)
 
     async def reply(self) -> Reply:
         """The next reply; the error with which the request ended."""

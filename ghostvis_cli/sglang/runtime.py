@@ -30,7 +30,7 @@ CPU_RUNNING_REQUESTS = 16
 # processor time: the first token at once, then so many together.
 STREAM_INTERVAL = 4
 HOPPER = 9  # the major compute capability of H100 and H200
-MOST_PICTURE_THREADS = 16
+MOST_IMAGE_THREADS = 16
 NANOCHAT = "ghostvis_nanochat"  # the model_type of its generations of 2026
 STOCK, OURS = "Qwen3ForCausalLM", "GhostVisForCausalLM"  # a converted swiglu text model, elsewhere and here
 Value = str | int | float | bool
@@ -123,7 +123,7 @@ def weights_dtype(profile: "Profile") -> WeightsDtype:
 def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -> dict[str, Value]:
     """SGLang's server arguments for a converted directory, by their names in Python.
 
-    `lpm` and not SGLang's first come, first served: waiting questions about one picture then follow each other
+    `lpm` and not SGLang's first come, first served: waiting questions about one image then follow each other
     while its positions are cached, instead of evicting each other's.
     """
     engine, config = profile.engine, model_config(directory)
@@ -180,7 +180,7 @@ def _device(profile: "Profile", config: Mapping[str, Any]) -> dict[str, Value | 
 
 
 def _prefill_graphs(profile: "Profile", config: Mapping[str, Any]) -> str:
-    """How prefill becomes CUDA graphs, which SGLang leaves off for models with pictures that it does not know.
+    """How prefill becomes CUDA graphs, which SGLang leaves off for models with images that it does not know.
 
     `full`: one launch instead of some 500, on Hopper, whose FlashAttention-3 can be captured with prompts of any
     lengths in a batch; seen running with 0.5.17, and left to the user with later ones. `breakable`, SGLang's own
@@ -223,7 +223,7 @@ def environment(profile: "Profile") -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",  # everything is in the directory
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "SGLANG_MM_BUFFER_SIZE_MB": "0",  # for hashing pictures on the GPU, and ours come with their identities
+        "SGLANG_MM_BUFFER_SIZE_MB": "0",  # for hashing images on the GPU, and ours come with their identities
     }
     if not is_cpu(profile.engine.device):
         return found | _unless_set(_for_threads())
@@ -238,7 +238,7 @@ def environment(profile: "Profile") -> dict[str, str]:
 
 def _for_threads() -> dict[str, str]:
     """One thread for each small copy of the main process: a team of OpenMP's spins on all cores after each."""
-    readers = min(MOST_PICTURE_THREADS, len(os.sched_getaffinity(0)))
+    readers = min(MOST_IMAGE_THREADS, len(os.sched_getaffinity(0)))
     return {"OMP_NUM_THREADS": "1", "SGLANG_IO_WORKERS": str(readers)}
 
 

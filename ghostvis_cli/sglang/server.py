@@ -38,7 +38,7 @@ from ghostvis_cli.sglang.plugin import (
     BACKGROUND_VARIABLE,
     GRAPHS_VARIABLE,
     HOSTS_VARIABLE,
-    PICTURE_KEY_VARIABLE,
+    IMAGE_KEY_VARIABLE,
     WORKERS_VARIABLE,
 )
 from ghostvis_cli.sglang.probe import About, Probe
@@ -118,7 +118,7 @@ class Launch:
         if self.sglang.has(NO_GRAPHS):
             ours[GRAPHS_VARIABLE] = "0"
         if self.sglang.tokenizer_workers > 1:
-            ours |= {WORKERS_VARIABLE: "1", PICTURE_KEY_VARIABLE: token_hex(32)}
+            ours |= {WORKERS_VARIABLE: "1", IMAGE_KEY_VARIABLE: token_hex(32)}
             ours[PATIENCE_VARIABLE] = os.environ.get(PATIENCE_VARIABLE, WORKERS_PATIENCE_S)
         return {**kept, **runtime.environment(self.profile), **ours}
 

@@ -109,7 +109,7 @@ class Worker:
         try:
             stream = await self._engine.async_generate(
                 input_ids=message["ids"],
-                image_data=list(frame.pictures) or None,
+                image_data=list(frame.images) or None,
                 sampling_params=message["sampling"],
                 return_logprob=with_logprobs,
                 top_logprobs_num=message["logprobs"] or 0,

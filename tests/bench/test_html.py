@@ -220,6 +220,6 @@ def test_a_browser_renders_the_page_without_a_complaint_or_a_request(
     assert "CONSOLE" not in done.stderr
     from PIL import Image
 
-    picture = Image.open(tmp_path / "page.png").convert("RGB")
-    colours = {colour for _, colour in picture.getcolors(1 << 24) or []}
+    image = Image.open(tmp_path / "page.png").convert("RGB")
+    colours = {colour for _, colour in image.getcolors(1 << 24) or []}
     assert {(37, 99, 201), (194, 87, 12)} <= colours  # the first two series were drawn

@@ -63,7 +63,7 @@ def test_cached_tokens_that_one_answer_does_not_report_are_not_reported() -> Non
     assert metrics.figures([record(), record(cached_tokens=0)])["cache_hit_rate"] == 0.2
 
 
-def test_the_text_before_a_picture_is_not_taken_for_pixels() -> None:
+def test_the_text_before_an_image_is_not_taken_for_pixels() -> None:
     new = record(cached_tokens=6, image_tokens=64, images=1)
     seen = record(cached_tokens=70, image_tokens=64, images=1, images_seen=1)
     partly = record(cached_tokens=38, image_tokens=64, images=1, images_seen=1)
@@ -72,7 +72,7 @@ def test_the_text_before_a_picture_is_not_taken_for_pixels() -> None:
     assert metrics.image_tokens_computed([new, record(image_tokens=64, cached_tokens=None)]) is None
 
 
-def test_a_new_picture_that_another_request_computed_first_counts_as_cached() -> None:
+def test_a_new_image_that_another_request_computed_first_counts_as_cached() -> None:
     def cached(tokens: int, seen: int) -> Record:
         return record(cached_tokens=tokens, image_tokens=64, images=1, images_seen=seen)
 
@@ -81,7 +81,7 @@ def test_a_new_picture_that_another_request_computed_first_counts_as_cached() ->
     assert metrics.image_tokens_computed([cached(67, 0), cached(3, 1)]) == 64
 
 
-def test_the_first_request_of_all_does_not_make_a_shared_text_look_like_pictures() -> None:
+def test_the_first_request_of_all_does_not_make_a_shared_text_look_like_images() -> None:
     first, *others = (record(cached_tokens=n, image_tokens=64, images=1) for n in (0, 500, 500))
     assert metrics.image_tokens_computed([first, *others]) == 3 * 64
 

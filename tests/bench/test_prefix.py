@@ -43,7 +43,7 @@ def pairs(warm_s: float, *, reused: int | None, cold_s: float = 0.1, count: int 
 
 
 class Recorder(FakeEngine):
-    """Keeps what it was asked, and says that it saw cached tokens from the second question to a picture on."""
+    """Keeps what it was asked, and says that it saw cached tokens from the second question to an image on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Recorder(FakeEngine):
 # --- what is asked
 
 
-async def test_every_pair_is_a_new_picture_and_two_questions_about_it() -> None:
+async def test_every_pair_is_a_new_image_and_two_questions_about_it() -> None:
     engine = Recorder()
     await prove(engine, replace(SMALL, questions=2))
     digests = [request.messages[0].images[0].digest for request in engine.asked]
@@ -150,9 +150,9 @@ def test_a_server_that_does_not_report_leaves_the_clock_alone(warm_s: float) -> 
     assert "--enable-cache-report" in proof.verdict
 
 
-def test_a_picture_the_server_knew_before_is_no_cold_one() -> None:
+def test_an_image_the_server_knew_before_is_no_cold_one() -> None:
     known = [replace(pair, cold_cached=66) for pair in pairs(0.03, reused=64)]
-    assert "10 of 10 cold pictures were in the cache already: take another --seed" in judged(known, []).doubts
+    assert "10 of 10 cold images were in the cache already: take another --seed" in judged(known, []).doubts
 
 
 def test_the_saving_is_the_median_over_pairs_within_its_interval() -> None:
@@ -161,7 +161,7 @@ def test_the_saving_is_the_median_over_pairs_within_its_interval() -> None:
     assert proof.saved.estimate == pytest.approx(0.5, abs=0.03)  # times vary by up to 4 %
 
 
-# --- ten questions, one picture
+# --- ten questions, one image
 
 
 def test_memory_is_tokens_times_the_models_bytes_per_token() -> None:
@@ -178,7 +178,7 @@ def test_what_is_not_known_is_not_shown_as_zero() -> None:
     assert (round_.ratio, round_.kv_bytes(640)) == (None, None)
 
 
-async def test_of_questions_sent_at_once_any_may_be_the_one_that_computed_the_picture() -> None:
+async def test_of_questions_sent_at_once_any_may_be_the_one_that_computed_the_image() -> None:
     class LastComputes(Recorder):
         async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
             self.asked.append(request)
@@ -187,7 +187,7 @@ async def test_of_questions_sent_at_once_any_may_be_the_one_that_computed_the_pi
                 for each in self.asked
             )
             async for chunk in FakeEngine.generate(self, request):
-                cached = 2 if same == 3 else 6  # a picture is 4 tokens here
+                cached = 2 if same == 3 else 6  # an image is 4 tokens here
                 yield (
                     replace(chunk, usage=replace(chunk.usage, cached_tokens=cached)) if chunk.usage else chunk
                 )
@@ -203,7 +203,7 @@ async def demo() -> Any:
     return await make_engine(resolve(None, flags={"model.source": "demo", "engine.kind": "local"}).profile)
 
 
-async def test_the_demo_model_reuses_a_picture_whole() -> None:
+async def test_the_demo_model_reuses_an_image_whole() -> None:
     async with await demo() as engine:
         proof = await prove(engine, SMALL)
     assert all(pair.reused is not None and pair.reused >= 64 for pair in proof.pairs)
@@ -220,7 +220,7 @@ async def test_without_its_cache_the_demo_model_reuses_nothing() -> None:
     assert proof.rounds[0].computed == 192
 
 
-async def test_a_text_can_stand_in_for_the_picture() -> None:
+async def test_a_text_can_stand_in_for_the_image() -> None:
     async with await demo() as engine:
         proof = await prove(engine, replace(SMALL, text=100))
     assert all(pair.reused is not None and pair.reused >= 100 for pair in proof.pairs)
@@ -244,7 +244,7 @@ def test_our_own_server_is_proven_over_http_and_tells_its_bytes_per_token() -> N
 
 
 class Claims(FakeEngine):
-    """Reports a picture it has seen before as cached, and takes its time over it."""
+    """Reports an image it has seen before as cached, and takes its time over it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,19 +283,19 @@ def test_a_report_whose_pairs_are_not_of_one_kind_is_refused(change: dict[str, f
 
 
 async def test_a_server_that_tells_no_image_tokens_has_computed_none_that_are_known() -> None:
-    class CountsNoPictures(Recorder):
+    class CountsNoImages(Recorder):
         async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
             async for chunk in super().generate(request):
                 usage = replace(chunk.usage, image_tokens=0) if chunk.usage else None
                 yield replace(chunk, usage=usage)
 
-    engine = CountsNoPictures()
+    engine = CountsNoImages()
     engine.info = replace(engine.info, image_tokens=0)
     proof = await prove(engine, SMALL)
     assert [(each.asked, each.computed, each.ratio) for each in proof.rounds] == [(None, None, None)] * 2
     (row,) = [line for line in prefix_lines(as_extra(proof, SMALL)) if "one by one" in line]
     assert row.split("  ", 2)[2].count("not reported") == 3
-    assert "the server does not say how many tokens a picture takes" in proof.doubts
+    assert "the server does not say how many tokens an image takes" in proof.doubts
 
 
 @pytest.mark.parametrize(

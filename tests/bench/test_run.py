@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ghostvis_cli.bench.lengths import Sizes
-from ghostvis_cli.bench.run import GIVE_UP, Contender, Plan, Progress, measure
+from ghostvis_cli.bench.run import GIVE_UP, Plan, Progress, Target, measure
 from ghostvis_cli.bench.schema import Load, Run
 from ghostvis_cli.bench.workload import Gallery
 from ghostvis_cli.engines.base import Chunk, GenerateRequest
@@ -219,7 +219,7 @@ def test_runs_that_ended_outlive_an_error_that_ends_the_benchmark() -> None:
     engine = TimedEngine(failing=gone_later)
     runs: list[Run] = []
     with pytest.raises(EngineError, match="gone"):
-        run(measure([Contender("a", engine)], work, Plan((Load(1), Load(2))), Progress(), runs))
+        run(measure([Target("a", engine)], work, Plan((Load(1), Load(2))), Progress(), runs))
     assert [(each.load, each.figures["requests"], each.cut_short) for each in runs] == [(Load(1), 4, False)]
 
 
@@ -229,7 +229,7 @@ def test_a_run_that_is_cancelled_keeps_the_requests_that_had_ended() -> None:
     async def cancelled() -> None:
         plan = Plan((Load(2),))
         task = asyncio.ensure_future(
-            measure([Contender("a", TimedEngine())], workload(20), plan, Progress(), runs)
+            measure([Target("a", TimedEngine())], workload(20), plan, Progress(), runs)
         )
         await asyncio.sleep(0.7)  # of the virtual clock: three answers of 0.2 s by each of two clients
         task.cancel()
@@ -249,7 +249,7 @@ def test_a_bug_is_raised_at_once_and_loses_no_request_that_had_ended(load: Load)
 
     engine, runs = TimedEngine(first_s=0.05, failing=failing), list[Run]()
     with pytest.raises(ValueError, match="a bug"):
-        run(measure([Contender("a", engine)], workload(200), Plan((load,)), Progress(), runs))
+        run(measure([Target("a", engine)], workload(200), Plan((load,)), Progress(), runs))
     (found,) = runs
     assert found.cut_short and engine.running == 0
     in_flight = engine.most_running if load.concurrency is None else load.concurrency
@@ -277,7 +277,7 @@ def test_an_answer_that_just_stops_has_failed() -> None:
 
 
 class Slow(Gallery):
-    """A picture that takes a while to get ready, on the virtual clock."""
+    """An image that takes a while to get ready, on the virtual clock."""
 
     def fresh(self, url: str) -> EncodedImage:
         asyncio.get_running_loop()._jumping.clock_s += 0.02  # type: ignore[attr-defined]
@@ -303,7 +303,7 @@ def test_a_request_is_made_ready_before_its_time(load: Load) -> None:
     assert [image.encoded for image in sent] == [b64encode(image.data) for image in sent] and len(sent) == 8
 
 
-def test_no_more_pictures_are_kept_encoded_than_a_run_sends() -> None:
+def test_no_more_images_are_kept_encoded_than_a_run_sends() -> None:
     work = workload(4, rounds=2, with_vision=True, image_size=Sizes(choices=((32, 32),)))
     measured(Plan((Load(1),), repeats=2), work, TimedEngine())
     kept = [
@@ -318,7 +318,7 @@ def test_a_server_that_is_gone_for_good_ends_the_benchmark(load: Load) -> None:
     runs: list[Run] = []
     plan = Plan((load,), duration_s=1e6)
     with pytest.raises(EngineError, match="gone"):
-        run(measure([Contender("a", engine)], workload(8), plan, Progress(), runs))
+        run(measure([Target("a", engine)], workload(8), plan, Progress(), runs))
     (found,) = runs
     assert found.cut_short
     assert GIVE_UP <= found.failures["engine"] < GIVE_UP + 20  # those in flight

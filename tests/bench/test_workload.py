@@ -66,21 +66,21 @@ def test_a_place_that_no_row_could_name_is_refused_before_anything_is_written(tm
 
 
 @pytest.mark.parametrize("kind", SPECS)
-def test_no_run_repeats_a_prompt_or_a_picture_of_another_or_of_the_warm_up(kind: str) -> None:
+def test_no_run_repeats_a_prompt_or_an_image_of_another_or_of_the_warm_up(kind: str) -> None:
     work = make(SPECS[kind])
     parts = [*work.rounds, work.warm_up]
     prompts = [{item.request().messages[-1].text for item in items} for items in parts]
-    pictures = [{picture for item in items for picture in item.pictures} for items in parts]
+    images = [{image for item in items for image in item.images} for items in parts]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not prompts[a] & prompts[b]
-        assert not pictures[a] & pictures[b]
+        assert not images[a] & images[b]
 
 
-def test_every_question_is_asked_of_every_picture_in_no_order() -> None:
+def test_every_question_is_asked_of_every_image_in_no_order() -> None:
     (items,) = make(Spec(images=3, questions=4, image_size=SMALL), rounds=1).rounds
-    pictures = [item.pictures[0] for item in items]
-    assert sorted(pictures.count(picture) for picture in set(pictures)) == [4, 4, 4]
-    assert pictures != sorted(pictures)
+    images = [item.images[0] for item in items]
+    assert sorted(images.count(image) for image in set(images)) == [4, 4, 4]
+    assert images != sorted(images)
 
 
 def test_a_shared_prefix_is_the_system_prompt_of_every_request() -> None:
@@ -98,10 +98,10 @@ def test_a_turn_holds_the_turns_before_it() -> None:
         for before, after in pairwise(turns):
             assert after[: len(before)] == before
             assert [turn.role for turn in after[len(before) :]] == ["assistant", "user"]
-    assert all(len(item.pictures) == 1 for item in items)
+    assert all(len(item.images) == 1 for item in items)
 
 
-def test_every_request_brings_a_picture_that_nobody_has_decoded() -> None:
+def test_every_request_brings_an_image_that_nobody_has_decoded() -> None:
     (items,) = make(SPECS["vision"], rounds=1).rounds
     first, second = (items[0].request().messages[-1].images[0] for _ in range(2))
     assert first.data == second.data
@@ -110,7 +110,7 @@ def test_every_request_brings_a_picture_that_nobody_has_decoded() -> None:
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("jpeg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
-def test_pictures_have_the_size_and_format_asked_for_and_much_in_them(kind: str, mode: str) -> None:
+def test_images_have_the_size_and_format_asked_for_and_much_in_them(kind: str, mode: str) -> None:
     spec = Spec(num_prompts=1, with_vision=True, image_format=kind, image_size=Sizes(choices=((320, 200),)))
     image = make(spec, rounds=1).rounds[0][0].request().messages[-1].images[0]
     opened = Image.open(BytesIO(image.data))

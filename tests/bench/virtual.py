@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from ghostvis_cli.bench import run as bench_run
 from ghostvis_cli.bench.lengths import Length
-from ghostvis_cli.bench.run import Contender, Plan, Progress, measure
+from ghostvis_cli.bench.run import Plan, Progress, Target, measure
 from ghostvis_cli.bench.schema import Run
 from ghostvis_cli.bench.workload import Spec, Workload, drawn
 from ghostvis_cli.engines.base import Chunk, EngineInfo, GenerateRequest, Sampling, Usage
@@ -117,9 +117,9 @@ def measured(plan: Plan, work: Workload, *engines: TimedEngine) -> list[Run]:
     """Every run, in the order they were made; engines are called a, b, c."""
 
     async def all_runs() -> list[Run]:
-        contenders = [
-            Contender(name, engine, gpu_is_here=False) for name, engine in zip("abc", engines, strict=False)
+        targets = [
+            Target(name, engine, gpu_is_here=False) for name, engine in zip("abc", engines, strict=False)
         ]
-        return await measure(contenders, work, plan, Progress())
+        return await measure(targets, work, plan, Progress())
 
     return run(all_runs())

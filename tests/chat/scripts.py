@@ -25,7 +25,7 @@ def records(done: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-PICTURES = lines(
+IMAGES = lines(
     f"/image {RED}",
     "What is in this picture?",
     "What color is it?",

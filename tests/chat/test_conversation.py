@@ -20,7 +20,7 @@ from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.script import ScriptSurface
 from ghostvis_cli.chat.session import Reply, Session
 from ghostvis_cli.chat.slash import BY_NAME, Command, parse
-from ghostvis_cli.chat.store import SessionFile, Shelf
+from ghostvis_cli.chat.store import SessionFile, SessionStore
 from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Chunk, GenerateRequest, Usage
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import EngineError, GhostvisError, InputError, OutputError, RequestError, UsageError
@@ -48,8 +48,8 @@ class Surface(ScriptSurface):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def show_picture(self, picture: Any, caption: str) -> None:
-        self.shown.append((picture.size, caption))
+    def show_image(self, image: Any, caption: str) -> None:
+        self.shown.append((image.size, caption))
 
     def edit_text(self, text: str) -> str | None:
         self.said.append(text)
@@ -147,7 +147,7 @@ async def test_stopped_before_the_first_word_the_message_is_the_draft() -> None:
     assert (conversation.session.draft, conversation.session.turns) == ("wait", [])
 
 
-async def test_a_failure_gives_message_and_pictures_back() -> None:
+async def test_a_failure_gives_message_and_images_back() -> None:
     conversation, surface = talking(FakeEngine(failure=RequestError("no"))), Surface()
     await attach(conversation, [RED], surface)
     with pytest.raises(RequestError):
@@ -176,7 +176,7 @@ async def test_the_server_s_refusal_says_how_much_would_have_to_go() -> None:
     assert await heard(conversation.regenerate()) == wordy(70)
 
 
-async def test_the_oldest_turns_go_with_their_pictures_where_that_was_allowed() -> None:
+async def test_the_oldest_turns_go_with_their_images_where_that_was_allowed() -> None:
     notes: list[str] = []
     conversation = talking(FakeEngine(context_tokens=300), overflow="drop-oldest", note=notes.append)
     await attach(conversation, [RED], Surface())
@@ -185,7 +185,7 @@ async def test_the_oldest_turns_go_with_their_pictures_where_that_was_allowed() 
     session = conversation.session
     assert session.forgotten > 0 and len(session.turns) == 8
     assert not any(message.images for message in session.messages())
-    assert any("no longer sees the oldest turn with 1 picture" in note for note in notes)
+    assert any("no longer sees the oldest turn with 1 image" in note for note in notes)
 
 
 async def test_a_message_too_long_by_itself_is_refused_whatever_is_dropped() -> None:
@@ -197,7 +197,7 @@ async def test_a_message_too_long_by_itself_is_refused_whatever_is_dropped() -> 
 
 
 async def test_other_refusals_are_not_taken_for_a_full_context() -> None:
-    conversation = talking(FakeEngine(failure=InputError("the picture is too dark")), overflow="drop-oldest")
+    conversation = talking(FakeEngine(failure=InputError("the image is too dark")), overflow="drop-oldest")
     conversation.session = Session()
     with pytest.raises(InputError, match="too dark"):
         await heard(conversation.send("x"))
@@ -364,7 +364,7 @@ async def test_what_can_not_be_done_is_said_and_changes_nothing(
     assert conversation.session.empty and names_in(tmp_path) == []
 
 
-async def test_view_shows_the_square_that_the_model_sees_of_any_picture_so_far() -> None:
+async def test_view_shows_the_square_that_the_model_sees_of_any_image_so_far() -> None:
     conversation, surface = talking(), Surface()
     await do(conversation, f"/image {demo.PHOTO}", surface)
     await do(conversation, "what?", surface)
@@ -466,8 +466,8 @@ def test_any_arguments_work_or_are_refused_with_a_message(
 
 
 async def test_every_change_is_on_disk_at_once(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path)
-    conversation, surface = talking(file=shelf.open("trip")), Surface()
+    sessions = SessionStore(tmp_path)
+    conversation, surface = talking(file=sessions.open("trip")), Surface()
 
     def on_disk() -> Session:
         return SessionFile(tmp_path / "trip", lazy=True).load(DEFAULT_LIMITS)
@@ -488,19 +488,22 @@ async def test_loading_another_session_leaves_both_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GHOSTVIS_STATE_DIR", str(tmp_path))
-    shelf, surface = Shelf.of_user(), Surface()
-    first = talking(file=shelf.open("first"))
+    sessions, surface = SessionStore.of_user(), Surface()
+    first = talking(file=sessions.open("first"))
     await do(first, "in the first", surface)
     await first.aclose()
-    second = talking(file=shelf.open("second"))
+    second = talking(file=sessions.open("second"))
     await do(second, "in the second", surface)
     await do(second, "/load", surface)
     assert surface.said[-1].splitlines() == ["second", "first"]
     await do(second, "/load first", surface)
     await do(second, "more", surface)
-    assert [turn.text for turn in shelf.open("second").load(DEFAULT_LIMITS).turns] == ["in the second"]
+    assert [turn.text for turn in sessions.open("second").load(DEFAULT_LIMITS).turns] == ["in the second"]
     await second.aclose()
-    assert [turn.text for turn in shelf.open("first").load(DEFAULT_LIMITS).turns] == ["in the first", "more"]
+    assert [turn.text for turn in sessions.open("first").load(DEFAULT_LIMITS).turns] == [
+        "in the first",
+        "more",
+    ]
 
 
 @pytest.mark.parametrize("command", ["/save -f", "/export md -f"])
@@ -521,7 +524,7 @@ async def test_what_is_no_regular_file_is_written_straight_and_stays(tmp_path: P
 
 
 async def test_a_disk_that_can_not_be_written_costs_one_notice(tmp_path: Path) -> None:
-    file = Shelf(tmp_path).open("trip")
+    file = SessionStore(tmp_path).open("trip")
     notes: list[str] = []
     conversation = talking(file=file, note=notes.append)
     await heard(conversation.send("one"))
@@ -535,8 +538,8 @@ async def test_a_disk_that_can_not_be_written_costs_one_notice(tmp_path: Path) -
 
 
 async def test_what_is_not_on_disk_is_never_called_saved_nor_left_for_another_session(tmp_path: Path) -> None:
-    shelf, surface = Shelf(tmp_path), Surface()
-    conversation = talking(file=shelf.open("trip"))
+    sessions, surface = SessionStore(tmp_path), Surface()
+    conversation = talking(file=sessions.open("trip"))
     await do(conversation, "precious", surface)
     await do(conversation, f"/save {tmp_path / 'other.jsonl'}", surface)
     (tmp_path / "trip").rename(tmp_path / "gone")

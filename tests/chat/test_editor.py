@@ -15,7 +15,7 @@ from prompt_toolkit.output import DummyOutput
 
 from ghostvis_cli.chat import slash
 from ghostvis_cli.chat.completion import Completions, quoted, unquoted
-from ghostvis_cli.chat.editor import Editor, dropped_picture
+from ghostvis_cli.chat.editor import Editor, dropped_image
 
 NAMES = {
     "profile": lambda: ["demo", "lab"],
@@ -116,7 +116,7 @@ def test_tab_completes_commands_profiles_and_settings(line: str, expected: list[
     assert offers(line) == expected
 
 
-def test_pictures_are_offered_first_then_folders_then_the_rest(
+def test_images_are_offered_first_then_folders_then_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,16 +148,16 @@ def test_half_a_quoted_path_means_its_beginning(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_dropped_picture_is_known_however_the_terminal_quotes_it(name: str, tmp_path: Path) -> None:
+def test_a_dropped_image_is_known_however_the_terminal_quotes_it(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.touch()
     escaped = "".join(char if char.isalnum() or char in "/._-" else f"\\{char}" for char in str(file))
     for line in (shlex.quote(str(file)), f"{shlex.quote(str(file))} ", escaped, file.as_uri()):
-        assert dropped_picture(line) == str(file), line
+        assert dropped_image(line) == str(file), line
 
 
 @pytest.mark.parametrize(
     "line", ["", "/image x.png", "what is /tmp/x.png", "x.png", "'", "/tmp/none.png", "file://"]
 )
-def test_other_lines_are_no_dropped_pictures(line: str) -> None:
-    assert dropped_picture(line) is None
+def test_other_lines_are_no_dropped_images(line: str) -> None:
+    assert dropped_image(line) is None

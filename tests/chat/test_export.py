@@ -46,7 +46,7 @@ class Page(HTMLParser):
 KNOWN = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "section", "p", "div", "img", "footer"}
 
 
-def test_html_shows_everything_and_holds_its_pictures() -> None:
+def test_html_shows_everything_and_holds_its_images() -> None:
     page = Page(html(a_session(), "Conversation with vlm_tiny"))
     for text in ("Conversation with vlm_tiny", "Be brief.", "What?", "A red circle.", "It is\n\n(stopped)"):
         assert text in page.text
@@ -89,7 +89,7 @@ def test_markdown_closes_a_fence_that_the_model_left_open() -> None:
     assert "~~~\n<b>\n~~~~ x\n~~~\n&lt;i>" in markdown(session, "T")
 
 
-def test_a_picture_s_name_can_not_leave_its_label() -> None:
+def test_an_image_s_name_can_not_leave_its_label() -> None:
     assert r"![a\](http://evil)\[.png](data:" in markdown(a_session(name="a](http://evil)[.png"), "T")
 
 
@@ -103,8 +103,8 @@ def test_json_can_be_sent_to_a_server_as_it_stands() -> None:
         "user",
         "assistant",
     ]
-    picture, text = whole["messages"][1]["content"]
-    assert picture["image_url"]["url"].startswith("data:image/png;base64,") and text["text"] == EVIL
+    image, text = whole["messages"][1]["content"]
+    assert image["image_url"]["url"].startswith("data:image/png;base64,") and text["text"] == EVIL
     assert whole["tokens"] == {"prompt": 75, "image": 64, "cached": 0, "completion": 8}
 
 

@@ -1,4 +1,4 @@
-"""Pictures on a terminal: what is written decodes to the picture again, and suits the terminal that was asked."""
+"""Images on a terminal: what is written decodes to the image again, and suits the terminal that was asked."""
 
 import base64
 import re
@@ -18,10 +18,10 @@ ROOM = (80, 24)
 @pytest.fixture
 def quarters() -> Image.Image:
     """Red and green above blue and white."""
-    picture = Image.new("RGB", (40, 40), "white")
+    image = Image.new("RGB", (40, 40), "white")
     for color, corner in (("red", (0, 0)), ("lime", (20, 0)), ("blue", (0, 20))):
-        picture.paste(color, (*corner, corner[0] + 20, corner[1] + 20))
-    return picture
+        image.paste(color, (*corner, corner[0] + 20, corner[1] + 20))
+    return image
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_proportions_are_kept(size: tuple[int, int], cells: tuple[int, int]) -> 
     assert preview.cells_of(Image.new("RGB", size), ROOM) == cells
 
 
-def test_a_small_window_gets_a_small_picture() -> None:
+def test_a_small_window_gets_a_small_image() -> None:
     columns, rows = preview.cells_of(Image.new("RGB", (400, 400)), (10, 6))
     assert columns <= 10 and rows <= 4
 
@@ -70,7 +70,7 @@ def test_iterm2_gets_a_png_with_its_size_in_cells(quarters: Image.Image) -> None
     assert written and Image.open(BytesIO(base64.b64decode(written[1]))).tobytes() == quarters.tobytes()
 
 
-def test_sixels_paint_the_picture(quarters: Image.Image) -> None:
+def test_sixels_paint_the_image(quarters: Image.Image) -> None:
     painted = decoded_sixels(preview.encoded(quarters, "sixel", ROOM))
     assert painted.size == (240, 240)
     for at in ((60, 60), (180, 60), (60, 180), (180, 180)):
@@ -105,7 +105,7 @@ def decoded_sixels(text: str) -> Image.Image:
     """A reader of as much of the format as is in use here."""
     head = re.match(r'\x1bPq"1;1;(\d+);(\d+)', text)
     assert head and text.endswith("\x1b\\\n")
-    picture = Image.new("RGB", (int(head[1]), int(head[2])))
+    image = Image.new("RGB", (int(head[1]), int(head[2])))
     palette: dict[str, tuple[int, ...]] = {}
     color, x, y = "0", 0, 0
     for token in re.finditer(
@@ -122,6 +122,6 @@ def decoded_sixels(text: str) -> Image.Image:
             for _ in range(int(count or 1)):
                 for bit in range(6):
                     if (ord(repeated or single) - 63) >> bit & 1:
-                        picture.putpixel((x, y + bit), palette[color])
+                        image.putpixel((x, y + bit), palette[color])
                 x += 1  # noqa: SIM113 - a run moves it as well
-    return picture
+    return image

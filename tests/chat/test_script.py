@@ -12,7 +12,7 @@ import pytest
 
 from ghostvis_cli import demo
 from ghostvis_cli.engines.fake import FakeEngine
-from tests.chat.scripts import ANSWERS, DEMO, PICTURES, RED, THREE, lines, records, run
+from tests.chat.scripts import ANSWERS, DEMO, IMAGES, RED, THREE, lines, records, run
 from tests.commands import processes
 from tests.commands.processes import at, hanging, saying, scripted
 from tests.engines.scripted import Reply, ending, refusal, usage
@@ -31,10 +31,10 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def local_turns(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return records(run(PICTURES, *DEMO, "--json"))
+    return records(run(IMAGES, *DEMO, "--json"))
 
 
-def test_questions_two_turns_later_and_about_earlier_pictures_are_answered(
+def test_questions_two_turns_later_and_about_earlier_images_are_answered(
     local_turns: list[dict[str, Any]],
 ) -> None:
     assert [turn["text"] for turn in local_turns] == ANSWERS
@@ -48,7 +48,7 @@ def test_the_same_script_says_the_same_over_a_server(local_turns: list[dict[str,
 
     engine = LocalEngine.open(locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), LocalSettings())
     with running(engine, vocabulary=engine.tokenizer) as server:
-        over_server = records(run(PICTURES, "--base-url", server.url, "-t", "0", "--json"))
+        over_server = records(run(IMAGES, "--base-url", server.url, "-t", "0", "--json"))
     for here, there in zip(local_turns, over_server, strict=True):
         assert (there["text"], there["finish_reason"]) == (here["text"], here["finish_reason"])
         ours, theirs = dict(here["usage"]), dict(there["usage"])
@@ -69,7 +69,7 @@ def test_from_the_second_turn_on_what_was_said_before_is_cached(local_turns: lis
     assert local_turns[1]["usage"]["cached_tokens"] > local_turns[1]["usage"]["prompt_tokens"] // 2
 
 
-def test_image_tokens_are_counted_for_every_picture_so_far(local_turns: list[dict[str, Any]]) -> None:
+def test_image_tokens_are_counted_for_every_image_so_far(local_turns: list[dict[str, Any]]) -> None:
     assert [turn["usage"]["image_tokens"] for turn in local_turns] == [64, 64, 64, 128, 128, 128, 128]
 
 
@@ -228,7 +228,7 @@ def test_without_a_message_nothing_is_loaded() -> None:
         (["--session", "../x"], "no name of a session"),
         (["--continue"], "no earlier session"),
         (["--timeout", "0"], "--timeout"),
-        (["--image", "-"], "stdin is not read for pictures"),
+        (["--image", "-"], "stdin is not read for images"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(args: list[str], says: str) -> None:
@@ -447,7 +447,7 @@ def test_many_lines_are_answered_one_by_one() -> None:
     assert done.stdout.splitlines() == [f"line {number}" for number in range(120)]
 
 
-def test_pictures_that_nobody_asked_about_are_mentioned() -> None:
+def test_images_that_nobody_asked_about_are_mentioned() -> None:
     with scripted(saying("ok")) as server:
         done = run(lines("hi", f"/image {RED}"), *at(server))
     assert done.exit_code == 0 and "nothing was asked about them" in done.stderr

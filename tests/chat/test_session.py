@@ -1,4 +1,4 @@
-"""Turns, pictures and second thoughts, without an engine, a terminal or a disk."""
+"""Turns, images and second thoughts, without an engine, a terminal or a disk."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_a_turn_is_made_into_messages_once_however_often_it_is_sent() -> None:
     assert len(after) == 5 and all(a is b for a, b in zip(before, after, strict=False))
 
 
-def test_pictures_stay_with_the_message_they_were_attached_to(red: EncodedImage, three: EncodedImage) -> None:
+def test_images_stay_with_the_message_they_were_attached_to(red: EncodedImage, three: EncodedImage) -> None:
     session = talk("hello")
     session.attach([red])
     session.begin("what?")
@@ -62,7 +62,7 @@ def test_pictures_stay_with_the_message_they_were_attached_to(red: EncodedImage,
     assert session.pending == [] and session.images == [red, three]
 
 
-def test_a_picture_is_taken_off_by_its_number(red: EncodedImage, three: EncodedImage) -> None:
+def test_an_image_is_taken_off_by_its_number(red: EncodedImage, three: EncodedImage) -> None:
     session = Session(pending=[red, three])
     assert session.detach(1) is red and session.pending == [three]
     for number in (0, 2, -1):
@@ -70,7 +70,7 @@ def test_a_picture_is_taken_off_by_its_number(red: EncodedImage, three: EncodedI
             session.detach(number)
 
 
-def test_an_unanswered_message_becomes_the_draft_and_keeps_its_pictures(
+def test_an_unanswered_message_becomes_the_draft_and_keeps_its_images(
     red: EncodedImage, three: EncodedImage
 ) -> None:
     session = talk("hello")
@@ -82,14 +82,14 @@ def test_an_unanswered_message_becomes_the_draft_and_keeps_its_pictures(
     assert session.reopen().images == (red, three) and session.draft is None
 
 
-def test_another_message_instead_of_the_draft_takes_its_pictures(red: EncodedImage) -> None:
+def test_another_message_instead_of_the_draft_takes_its_images(red: EncodedImage) -> None:
     session = Session(pending=[red])
     session.begin("lost")
     session.take_back()
     assert session.begin("another").images == (red,) and session.draft is None
 
 
-def test_undo_takes_message_reply_and_picture_out(red: EncodedImage) -> None:
+def test_undo_takes_message_reply_and_image_out(red: EncodedImage) -> None:
     session = talk("one")
     session.attach([red])
     session.begin("two")
@@ -135,7 +135,7 @@ def test_a_reply_asked_for_again_stays_until_there_is_another() -> None:
     assert roles(session)[-1] == ("assistant", "better", 0)
 
 
-def test_an_edited_message_keeps_its_pictures_and_loses_its_reply(red: EncodedImage) -> None:
+def test_an_edited_message_keeps_its_images_and_loses_its_reply(red: EncodedImage) -> None:
     session = Session(pending=[red])
     session.begin("waht?")
     session.answer(said())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ghostvis_cli import demo
 from ghostvis_cli.chat import store
 from ghostvis_cli.chat.session import Reply, Session, Turn
-from ghostvis_cli.chat.store import Shelf, read_file, write_file
+from ghostvis_cli.chat.store import SessionStore, read_file, write_file
 from ghostvis_cli.chat.transcript import lines
 from ghostvis_cli.engines.base import Usage
 from ghostvis_cli.errors import InputError, LockedError, UsageError
@@ -43,7 +43,7 @@ def a_session() -> Session:
 
 
 def said(session: Session) -> Any:
-    """All of it, pictures by their pixels."""
+    """All of it, images by their pixels."""
     return (
         session.system,
         [(turn.text, [image.digest for image in turn.images], turn.reply) for turn in session.turns],
@@ -54,26 +54,26 @@ def said(session: Session) -> Any:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "state" / "chats")
+def sessions(tmp_path: Path) -> SessionStore:
+    return SessionStore(tmp_path / "state" / "chats")
 
 
-def kept(shelf: Shelf, name: str = "trip", session: Session | None = None) -> Path:
+def kept(sessions: SessionStore, name: str = "trip", session: Session | None = None) -> Path:
     """A session written and let go; its directory."""
-    file = shelf.open(name)
+    file = sessions.open(name)
     file.save(session or a_session(), ABOUT)
     file.close()
     return file.directory
 
 
-def test_a_session_comes_back_as_it_was(shelf: Shelf) -> None:
+def test_a_session_comes_back_as_it_was(sessions: SessionStore) -> None:
     session = a_session()
-    kept(shelf, session=session)
-    assert said(shelf.open("trip").load(DEFAULT_LIMITS)) == said(session)
+    kept(sessions, session=session)
+    assert said(sessions.open("trip").load(DEFAULT_LIMITS)) == said(session)
 
 
-def test_what_is_saved_again_and_again_is_what_was_said_last(shelf: Shelf) -> None:
-    file, session = shelf.open("trip"), a_session()
+def test_what_is_saved_again_and_again_is_what_was_said_last(sessions: SessionStore) -> None:
+    file, session = sessions.open("trip"), a_session()
 
     def saved() -> Any:
         file.save(session, ABOUT)
@@ -96,7 +96,7 @@ def test_what_is_saved_again_and_again_is_what_was_said_last(shelf: Shelf) -> No
     assert saved() == said(session)
 
 
-def test_a_file_with_its_pictures_inside_needs_nothing_else(tmp_path: Path) -> None:
+def test_a_file_with_its_images_inside_needs_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "copy.jsonl"
     write_file(path, a_session(), ABOUT)
     assert said(read_file(path, DEFAULT_LIMITS)) == said(a_session())
@@ -115,18 +115,18 @@ def test_what_can_not_be_sent_as_it_is_comes_back_with_the_same_pixels(tmp_path:
     assert (back.digest, back.width, back.height) == (session.pending[0].digest, 20, 40)
 
 
-def test_a_message_whose_reply_was_lost_comes_back_as_the_draft(shelf: Shelf) -> None:
+def test_a_message_whose_reply_was_lost_comes_back_as_the_draft(sessions: SessionStore) -> None:
     session = a_session()
     session.begin("lost?")
-    kept(shelf, session=session)
-    back = shelf.open("trip").load(DEFAULT_LIMITS)
+    kept(sessions, session=session)
+    back = sessions.open("trip").load(DEFAULT_LIMITS)
     assert (back.draft, len(back.pending), len(back.turns), back.answered) == ("lost?", 2, 2, True)
 
 
-def test_everything_is_for_its_owner_alone(shelf: Shelf) -> None:
+def test_everything_is_for_its_owner_alone(sessions: SessionStore) -> None:
     before = os.umask(0)
     try:
-        directory = kept(shelf)
+        directory = kept(sessions)
     finally:
         os.umask(before)
     found = [directory, *directory.rglob("*")]
@@ -134,8 +134,8 @@ def test_everything_is_for_its_owner_alone(shelf: Shelf) -> None:
     assert modes == {(True, 0o700), (False, 0o600)} and len(found) == 5
 
 
-def test_pictures_are_written_once_and_removed_when_nothing_shows_them(shelf: Shelf) -> None:
-    file, session = shelf.open("trip"), a_session()
+def test_images_are_written_once_and_removed_when_nothing_shows_them(sessions: SessionStore) -> None:
+    file, session = sessions.open("trip"), a_session()
     file.save(session, ABOUT)
     images = {path.name: path.stat().st_ino for path in (file.directory / "images").iterdir()}
     assert len(images) == 2
@@ -149,58 +149,58 @@ def test_pictures_are_written_once_and_removed_when_nothing_shows_them(shelf: Sh
     assert said(file.load(DEFAULT_LIMITS))[1] == said(a_session())[1]
 
 
-def test_names_come_newest_first_and_only_those_that_hold_something(shelf: Shelf) -> None:
-    assert shelf.names() == []
+def test_names_come_newest_first_and_only_those_that_hold_something(sessions: SessionStore) -> None:
+    assert sessions.names() == []
     for number, name in enumerate(("old", "new", "middle")):
-        path = kept(shelf, name) / "session.jsonl"
+        path = kept(sessions, name) / "session.jsonl"
         os.utime(path, (0, (0, 9, 5)[number]))
-    shelf.open("empty")
-    assert shelf.names() == ["new", "middle", "old"]
-    assert shelf.newest().name == "new"
+    sessions.open("empty")
+    assert sessions.names() == ["new", "middle", "old"]
+    assert sessions.newest().name == "new"
 
 
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "x" * 65, "-x", "a\nb", "é"]
 )
-def test_a_name_is_never_a_path(shelf: Shelf, name: str) -> None:
+def test_a_name_is_never_a_path(sessions: SessionStore, name: str) -> None:
     with pytest.raises(UsageError, match="no name of a session"):
-        shelf.open(name)
+        sessions.open(name)
 
 
-def test_two_chats_never_have_one_session_open(shelf: Shelf) -> None:
-    first = shelf.open("trip")
+def test_two_chats_never_have_one_session_open(sessions: SessionStore) -> None:
+    first = sessions.open("trip")
     with pytest.raises(LockedError, match="another chat has the session trip open"):
-        shelf.open("trip")
+        sessions.open("trip")
     first.close()
-    shelf.open("trip").close()
+    sessions.open("trip").close()
 
 
-def test_a_session_that_stayed_empty_leaves_nothing_behind(shelf: Shelf) -> None:
-    shelf.open("trip").close()
-    unnamed = shelf.unnamed()
+def test_a_session_that_stayed_empty_leaves_nothing_behind(sessions: SessionStore) -> None:
+    sessions.open("trip").close()
+    unnamed = sessions.unnamed()
     unnamed.save(Session(system="x"), ABOUT)
     unnamed.close()
-    assert list((shelf.directory or Path()).iterdir()) == []
+    assert list((sessions.directory or Path()).iterdir()) == []
 
 
 def test_the_oldest_unnamed_sessions_go_and_named_and_open_ones_stay(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "UNNAMED_KEPT", 2)
     session = Session(turns=[Turn("a", (), Reply("b", "stop"))])
     for number in range(5):
-        path = kept(shelf, f"20260101-00000{number}-7", session) / "session.jsonl"
+        path = kept(sessions, f"20260101-00000{number}-7", session) / "session.jsonl"
         os.utime(path, (0, number))
-    os.utime(kept(shelf, "named", session) / "session.jsonl", (0, 0))
-    still_open = shelf.open("20260101-000000-7")
-    shelf.prune()
-    assert shelf.names() == ["20260101-000004-7", "20260101-000003-7", "named", "20260101-000000-7"]
+    os.utime(kept(sessions, "named", session) / "session.jsonl", (0, 0))
+    still_open = sessions.open("20260101-000000-7")
+    sessions.prune()
+    assert sessions.names() == ["20260101-000004-7", "20260101-000003-7", "named", "20260101-000000-7"]
     still_open.close()
 
 
-def test_what_killed_chats_left_goes_whichever_session_is_opened_next(shelf: Shelf) -> None:
+def test_what_killed_chats_left_goes_whichever_session_is_opened_next(sessions: SessionStore) -> None:
     """Temporary files in other sessions, and unnamed ones that were killed before they held anything."""
-    trip, home = kept(shelf), shelf.directory or Path()
+    trip, home = kept(sessions), sessions.directory or Path()
     begun, mine = home / "20260101-000000-7", home / "mine"
     for folder in (begun, mine):
         (folder / "images").mkdir(parents=True)
@@ -212,7 +212,7 @@ def test_what_killed_chats_left_goes_whichever_session_is_opened_next(shelf: She
     ]
     for path in (*left, mine / "images" / "notes"):
         path.write_text("half of it")
-    shelf.prune()
+    sessions.prune()
     assert not any(path.exists() for path in (*left, begun))
     assert (mine / "images" / "notes").exists() and said(read_file(trip / "session.jsonl", DEFAULT_LIMITS))
 
@@ -220,8 +220,8 @@ def test_what_killed_chats_left_goes_whichever_session_is_opened_next(shelf: She
 # When the disk says no
 
 
-def test_a_full_disk_loses_the_change_and_not_the_session(shelf: Shelf) -> None:
-    file, session = shelf.open("trip"), a_session()
+def test_a_full_disk_loses_the_change_and_not_the_session(sessions: SessionStore) -> None:
+    file, session = sessions.open("trip"), a_session()
     file.save(session, ABOUT)
     session.begin("x" * 50_000)
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -238,7 +238,7 @@ def test_a_full_disk_loses_the_change_and_not_the_session(shelf: Shelf) -> None:
 
 
 def test_without_a_home_there_is_no_place_and_an_os_error_says_so() -> None:
-    nowhere = Shelf(None)
+    nowhere = SessionStore(None)
     assert nowhere.names() == []
     for attempt in (lambda: nowhere.open("trip"), nowhere.unnamed):
         with pytest.raises(OSError, match="there is no home directory"):
@@ -252,8 +252,8 @@ def test_killed_at_any_moment_the_session_is_the_one_before_or_after(steps: int,
 import os, sys
 from pathlib import Path
 from tests.chat.test_store import ABOUT, a_session
-from ghostvis_cli.chat.store import Shelf
-file, one, two = Shelf(Path({str(tmp_path)!r})).open("trip"), a_session(), a_session()
+from ghostvis_cli.chat.store import SessionStore
+file, one, two = SessionStore(Path({str(tmp_path)!r})).open("trip"), a_session(), a_session()
 two.clear()
 file.save(one, ABOUT)
 left = {steps}
@@ -270,11 +270,13 @@ while True:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=60)
     assert done.returncode == -signal.SIGKILL
-    back = said(Shelf(tmp_path).open("trip").load(DEFAULT_LIMITS))  # the dead child's lock is gone, too
+    back = said(
+        SessionStore(tmp_path).open("trip").load(DEFAULT_LIMITS)
+    )  # the dead child's lock is gone, too
     two = a_session()
     two.clear()
     assert back in (said(a_session()), said(two))
-    Shelf(tmp_path).prune()
+    SessionStore(tmp_path).prune()
     assert not list(tmp_path.rglob(".*"))
 
 
@@ -326,7 +328,7 @@ PNG = sha256(Path(RED).read_bytes()).hexdigest()
         ([HEAD, {"text": "a", "images": ["x"]}], "line 2: an image is no JSON object"),
         ([HEAD, {"text": "a", "images": {"sha256": PNG}}], "line 2: images is no list"),
         ([HEAD, {"text": "a", "images": [{"sha256": "../../etc/passwd", "name": "x"}]}], "sha256 is none"),
-        ([HEAD, {"text": "a", "images": [{"sha256": PNG, "name": "x"}]}], "a picture can't be read"),
+        ([HEAD, {"text": "a", "images": [{"sha256": PNG, "name": "x"}]}], "an image can't be read"),
         ([HEAD, {"text": "a", "images": [{"sha256": PNG, "name": "x", "data": "!"}]}], "no base64"),
         ([HEAD, {"text": "a", "images": [{"sha256": PNG, "name": "x", "data": "aGk="}]}], "is damaged"),
         ([HEAD, {"text": "a", "images": [{"sha256": PNG, "name": "x", "data": "A" * 10**7}]}], "larger than"),
@@ -352,7 +354,7 @@ def test_a_hostile_file_is_refused_with_its_line(rows: list[Any], says: str, tmp
 
 
 def test_a_file_names_no_other_file(tmp_path: Path) -> None:
-    """A link in the place of a picture leads to bytes with another hash."""
+    """A link in the place of an image leads to bytes with another hash."""
     secret = tmp_path / "secret"
     secret.write_text("hush")
     (tmp_path / "images").mkdir()

@@ -22,8 +22,8 @@ from tests.chat.window import CTRL_C, CTRL_D, ENTER, TAB, Window, chat
 from tests.commands.processes import at, hanging, saying, scripted
 from tests.engines.serving import Recorder, eventually, running
 
-PICTURES = Path(demo.__file__).parent
-RED_CIRCLE, THREE_SHAPES = PICTURES / "red-circle.png", PICTURES / "three-shapes.jpg"
+IMAGES = Path(demo.__file__).parent
+RED_CIRCLE, THREE_SHAPES = IMAGES / "red-circle.png", IMAGES / "three-shapes.jpg"
 GREEDY = ("--temperature", "0", "--no-preview")
 
 
@@ -67,10 +67,10 @@ def last_turn(state: Path) -> dict[str, Any]:
     return {"text": turn.text, "reply": turn.reply.text if turn.reply else None}
 
 
-# Pictures
+# Images
 
 
-def test_a_picture_is_still_known_two_turns_later_and_beside_a_second_one(demo_url: str, state: Path) -> None:
+def test_an_image_is_still_known_two_turns_later_and_beside_a_second_one(demo_url: str, state: Path) -> None:
     with chat("--base-url", demo_url, *GREEDY, state=state) as window:
         assert "attached: red-circle.png 320x320" in window.ask(f"/image {RED_CIRCLE}")
         assert window.ask("What is in this picture?") == "A red circle on a white background."
@@ -92,7 +92,7 @@ def test_the_model_loads_in_the_process_itself_while_the_message_is_typed(state:
         )
 
 
-def test_undo_and_regen_ask_again_with_the_same_picture(demo_url: str, state: Path) -> None:
+def test_undo_and_regen_ask_again_with_the_same_image(demo_url: str, state: Path) -> None:
     with chat("--base-url", demo_url, *GREEDY, "-i", str(RED_CIRCLE), state=state) as window:
         first = window.ask("What is in this picture?")
         assert window.ask("/regen") == first
@@ -105,14 +105,14 @@ def test_undo_and_regen_ask_again_with_the_same_picture(demo_url: str, state: Pa
     "name", ['it\'s a "photo".png', "two  blanks.png", "résumé (1).png", "$HOME `x`.png"]
 )
 def test_tab_completes_any_name_so_that_it_is_found(name: str, state: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / name)
     (folder / "a.txt").touch()
     with running() as server, chat(*with_server(server), state=state, cwd=folder) as window:
         window.prompts()
         window.keys("/image ", TAB)
-        window.shows("a.txt")  # the menu: pictures, then folders, then the rest
+        window.shows("a.txt")  # the menu: images, then folders, then the rest
         window.keys(TAB, ENTER, ENTER)
         window.shows("8x8]")
 
@@ -140,7 +140,7 @@ def test_a_file_dropped_on_the_window_is_attached_if_one_says_so(state: Path) ->
         window.shows("\\ photo.png", times=2)  # a message like any other: the model repeats it
 
 
-def test_pictures_that_are_missing_or_broken_cost_a_line_each(state: Path, tmp_path: Path) -> None:
+def test_images_that_are_missing_or_broken_cost_a_line_each(state: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(RED_CIRCLE.read_bytes()[:300])
     with running() as server, chat(*with_server(server), state=state, cwd=tmp_path) as window:
         assert "error: missing.png:" in window.ask("/image missing.png")
@@ -148,7 +148,7 @@ def test_pictures_that_are_missing_or_broken_cost_a_line_each(state: Path, tmp_p
         assert window.ask("still here") == "still here"
 
 
-def test_an_attached_picture_is_shown_in_two_pixels_a_character(state: Path) -> None:
+def test_an_attached_image_is_shown_in_two_pixels_a_character(state: Path) -> None:
     with running() as server, chat("--base-url", server.url, state=state) as window:
         assert window.ask(f"/image {RED_CIRCLE}").count("▀" * 24) == 12
 
@@ -389,7 +389,7 @@ def test_edit_opens_the_editor_and_answers_the_changed_message(state: Path) -> N
         assert last_turn(state) == {"text": "two hat", "reply": "two hat"}
 
 
-def test_paste_attaches_a_picture_or_inserts_text(state: Path, tmp_path: Path) -> None:
+def test_paste_attaches_an_image_or_inserts_text(state: Path, tmp_path: Path) -> None:
     tools, clip = tmp_path / "tools", tmp_path / "clip"
     tools.mkdir()
     script = f"""#!/bin/sh

@@ -96,7 +96,7 @@ def test_what_it_is_and_what_it_came_from_is_read_off_the_directory(pair: tuple[
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pictures_are_seen_in_every_layout_as_before_conversion(layout: Any, tmp_path: Path) -> None:
+def test_images_are_seen_in_every_layout_as_before_conversion(layout: Any, tmp_path: Path) -> None:
     checkpoint = Reference("vlm_clip_hf").checkpoint()
     place = converted(checkpoint, tmp_path / "made", layout=layout)
     image = Reference("vlm_clip_hf").base_dir / "image.png"

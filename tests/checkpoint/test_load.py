@@ -77,7 +77,7 @@ def vision(copy: Copy) -> Vision:
 
 
 def encoded(copy: Copy) -> torch.Tensor:
-    """What the model makes of one picture."""
+    """What the model makes of one image."""
     pixels = torch.linspace(-1, 1, 3 * 56 * 56).reshape(1, 3, 56, 56)
     with torch.inference_mode():
         return load_model(copy.checkpoint).model.encode_images(pixels)

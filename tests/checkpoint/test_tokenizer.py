@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.errors import ModelError
-from ghostvis_cli.prompt import Message, Picture, Text, Tool, render, render_for_reply
+from ghostvis_cli.prompt import ImagePart, Message, Text, Tool, render, render_for_reply
 from tests.conftest import DATA
 
 CASES = sorted(path.parent.name for path in DATA.glob("*/tokenizer_reference.json"))
@@ -45,7 +45,7 @@ def test_every_recorded_conversation_renders_to_the_recorded_ids(case: str) -> N
         messages = [as_message(message) for message in vector["conversation"]["messages"]]
         if tokenizer.image_id is None and any(message.images for message in messages):
             continue
-        rows = vector.get("num_vision_tokens", 0)  # nanochat knows no pictures
+        rows = vector.get("num_vision_tokens", 0)  # nanochat knows no images
         prompt = render(messages, tokenizer, "inline", rows)
         ids = [tokenizer.image_id if id_ == -1 else id_ for id_ in prompt.ids]
         assert ids == vector["ids"]
@@ -56,17 +56,17 @@ def test_every_recorded_conversation_renders_to_the_recorded_ids(case: str) -> N
     assert rendered or not reference.get("render")
 
 
-PICTURE: Any = None  # the ids do not depend on which it is
+IMAGE: Any = None  # the ids do not depend on which it is
 
 
 def as_message(message: dict) -> Message:
-    """Training data marks pictures in the text; people attach them. This is the only place that reads marks."""
+    """Training data marks images in the text; people attach them. This is the only place that reads marks."""
     content = message["content"]
     if isinstance(content, str):
         pieces = content.split("<|image|>")
         parts: list[Any] = [Text(pieces[0])]
         for piece in pieces[1:]:
-            parts += [Picture(PICTURE), Text(piece)]
+            parts += [ImagePart(IMAGE), Text(piece)]
         return Message(message["role"], tuple(parts))
     kinds: dict[str, Any] = {"python": "python", "python_output": "output"}
     return Message(

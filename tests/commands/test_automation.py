@@ -16,7 +16,7 @@ from tests.commands.processes import GHOSTVIS, PATIENCE_S, environment, hanging,
 from tests.conftest import DATA
 
 PAGE = (Path(__file__).parents[2] / "docs" / "automation.md").read_text()
-PICTURES = demo.BASE_DIR.parent
+IMAGES = demo.BASE_DIR.parent
 
 
 def examples(language: str) -> list[str]:
@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Path:
     """What the page calls /srv/ghostvis."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ghostvis").symlink_to(GHOSTVIS)
-    shutil.copy(PICTURES / "three-shapes.jpg", tmp_path / "today.jpg")
+    shutil.copy(IMAGES / "three-shapes.jpg", tmp_path / "today.jpg")
     return tmp_path
 
 
@@ -88,11 +88,11 @@ def test_the_service_and_its_timer(site: Path) -> None:
 
 def test_the_shell_loop(site: Path) -> None:
     [script] = examples("bash")
-    (site / "pictures").mkdir()
+    (site / "images").mkdir()
     (site / "descriptions").mkdir()
-    shutil.copy(PICTURES / "red-circle.png", site / "pictures" / "1.png")
-    (site / "pictures" / "2.png").write_text("no picture")
-    shutil.copy(PICTURES / "three-shapes.jpg", site / "pictures" / "3.jpg")
+    shutil.copy(IMAGES / "red-circle.png", site / "images" / "1.png")
+    (site / "images" / "2.png").write_text("no image")
+    shutil.copy(IMAGES / "three-shapes.jpg", site / "images" / "3.jpg")
     (site / "descriptions" / "3.jpg.txt").write_text("has one")
     with scripted(hanging("Hel"), saying("A circle.")) as server:
         env = environment(GHOSTVIS_BASE_URL=server.url, TIMEOUT="2", PAUSE="0")
@@ -105,16 +105,16 @@ def test_the_shell_loop(site: Path) -> None:
         "1.png.txt": "A circle.\n",
         "3.jpg.txt": "has one",
     }
-    assert (site / "unusable.txt").read_text() == "pictures/2.png\n"
+    assert (site / "unusable.txt").read_text() == "images/2.png\n"
     assert run.stderr.count("ghostvis: error:") == 2
 
 
 def test_the_shell_loop_stops_at_a_mistake_of_its_own(site: Path) -> None:
     [script] = examples("bash")
-    (site / "pictures").mkdir()
+    (site / "images").mkdir()
     (site / "descriptions").mkdir()
     for number in (1, 2):
-        shutil.copy(PICTURES / "red-circle.png", site / "pictures" / f"{number}.png")
+        shutil.copy(IMAGES / "red-circle.png", site / "images" / f"{number}.png")
     env = environment(GHOSTVIS_TEMPERATURE="warm", NANOCHAT_BASE_DIR=str(DATA / "text_swiglu"))
     run = subprocess.run(["bash", "-c", script], cwd=site, env=env, capture_output=True, text=True)
     assert run.returncode == 2

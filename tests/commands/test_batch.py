@@ -38,7 +38,7 @@ from tests.engines import serving
 from tests.engines.scripted import Reply, ending, lines, refusal, usage, words
 
 LOCAL = ("--source", "demo", "--temperature", "0")
-PICTURE = Path(demo.__file__).parent / "red-circle.png"
+IMAGE = Path(demo.__file__).parent / "red-circle.png"
 WORD_S = 0.004  # the server's time for a word: a run of 36 rows lasts long enough to be killed in the middle
 
 
@@ -111,7 +111,7 @@ def test_killed_at_random_moments_every_row_is_there_once_as_in_a_calm_run(
 
 
 def test_a_model_in_this_process_survives_kills_too(tmp_path: Path) -> None:
-    images = {"images": [str(PICTURE)]}
+    images = {"images": [str(IMAGE)]}
     questions = [{"prompt": f"How many shapes? {n}", **(images if n % 3 else {})} for n in range(24)]
     path = write(tmp_path / "rows.jsonl", *questions)
     assert generate(path, tmp_path / "calm", *LOCAL).returncode == 0
@@ -123,9 +123,9 @@ def test_a_model_in_this_process_survives_kills_too(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_are_found_beside_the_rows_and_a_missing_one_is_code_8(tmp_path: Path) -> None:
+def test_images_are_found_beside_the_rows_and_a_missing_one_is_code_8(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.png").write_bytes(PICTURE.read_bytes())
+    (tmp_path / "sub" / "a.png").write_bytes(IMAGE.read_bytes())
     parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What is it?"}]
     path = write(
         tmp_path / "sub" / "rows.jsonl",
@@ -159,10 +159,10 @@ def test_without_an_output_results_go_to_stdout_and_nothing_else_does(
     assert found == {1: 0, "two": 1}
 
 
-def test_a_shells_streams_are_read_and_written_and_pictures_are_found_from_where_it_was_typed(
+def test_a_shells_streams_are_read_and_written_and_images_are_found_from_where_it_was_typed(
     tmp_path: Path, server: tuple[str, ...]
 ) -> None:
-    (tmp_path / "a.png").write_bytes(PICTURE.read_bytes())
+    (tmp_path / "a.png").write_bytes(IMAGE.read_bytes())
     write(tmp_path / "rows.jsonl", {"prompt": "Hi", "images": ["a.png"]}, {"prompt": "Ho"})
     typed = f"ghostvis generate {' '.join(server)} --quiet --input"
     process = (

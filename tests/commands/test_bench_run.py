@@ -48,14 +48,14 @@ def test_the_seeds_spellings_run_bare_and_as_bench_run() -> None:
         assert "--ignore-eos" in result.stderr
 
 
-def test_with_vision_every_prompt_has_a_picture() -> None:
+def test_with_vision_every_prompt_has_an_image() -> None:
     report = reported("--num-prompts", "3", "--with-vision", *DEMO)
     figures = report["runs"][0]["figures"]
     assert figures["image_tokens"] == figures["image_tokens_computed"] == 3 * 64
     assert report["workload"]["images"] == 3
 
 
-def test_ten_questions_to_a_picture_compute_it_once() -> None:
+def test_ten_questions_to_an_image_compute_it_once() -> None:
     report = reported("--images", "2", "--questions", "5", "--concurrency", "1", *DEMO)
     figures = report["runs"][0]["figures"]
     assert (figures["image_tokens"], figures["image_tokens_computed"]) == (10 * 64, 2 * 64)

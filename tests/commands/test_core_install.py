@@ -113,7 +113,7 @@ def test_without_extras_what_runs_no_model_works(args: list[str], words: str, in
     assert (done.returncode, words in done.stdout) == (0, True), done.stderr
 
 
-def test_without_extras_a_server_is_asked_about_a_picture(installed: Path) -> None:
+def test_without_extras_a_server_is_asked_about_an_image(installed: Path) -> None:
     with running() as server:
         done = ghostvis(installed, "generate", "--base-url", server.url, "-i", str(RED), "What is it?")
     assert (done.returncode, done.stdout.strip()) == (0, "What is it?"), done.stderr

@@ -76,7 +76,7 @@ def errors(findings: list[Finding]) -> list[Finding]:
 def test_the_demo_model_answers_and_tells_up_from_down() -> None:
     code, findings = examined("--source", "demo")
     assert (code, errors(findings)) == (0, [])
-    assert one(findings, "trip", "picture").message.startswith("64 tokens for the picture")
+    assert one(findings, "trip", "picture").message.startswith("64 tokens for the image")
     orientation = one(findings, "trip", "orientation")
     assert orientation.status == "ok"
     assert 'upright: "The red circle is at the top."' in orientation.message
@@ -114,10 +114,10 @@ def test_without_a_run_no_model_is_loaded() -> None:
     assert not [each for each in findings if each.area in ("model", "trip")]
 
 
-def test_a_text_model_is_not_shown_a_picture() -> None:
+def test_a_text_model_is_not_shown_an_image() -> None:
     code, findings = examined("--base-dir", str(TEXT_MODEL), "--source", "base")
     assert code == 0
-    assert one(findings, "trip", "picture").message == "the model reads text only: no picture was sent"
+    assert one(findings, "trip", "picture").message == "the model reads text only: no image was sent"
 
 
 def test_a_model_without_words_for_it_leaves_the_orientation_unproven() -> None:
@@ -129,7 +129,7 @@ def test_a_model_without_words_for_it_leaves_the_orientation_unproven() -> None:
 
 
 @pytest.mark.parametrize(("tagged", "status"), [(True, "ok"), (False, "error")])
-def test_a_picture_that_leaves_on_its_side_is_found_out(tagged: bool, status: str) -> None:
+def test_an_image_that_leaves_on_its_side_is_found_out(tagged: bool, status: str) -> None:
     assert card.sent_upright(card.loaded(DEFAULT_LIMITS, tagged=tagged)).status == status
 
 
@@ -175,7 +175,7 @@ SGLANG: dict[str, Any] = {"v1__models": {"data": [CARD | {"owned_by": "sglang"}]
 
 
 class Blind(FakeEngine):
-    """Counts a picture as nothing, as a server does that drops it."""
+    """Counts an image as nothing, as a server does that drops it."""
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         texts = tuple(Message.of(message.role, message.text.strip()) for message in request.messages)
@@ -184,7 +184,7 @@ class Blind(FakeEngine):
 
 
 class Turning:
-    """The demo model behind somebody who turns every picture."""
+    """The demo model behind somebody who turns every image."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self.engine, self.info, self.aclose = engine, engine.info, engine.aclose
@@ -218,7 +218,7 @@ def test_a_server_of_ours_passes() -> None:
     assert one(findings, "trip", "cache").status == "ok"
 
 
-def test_a_server_that_turns_pictures_is_found_out() -> None:
+def test_a_server_that_turns_images_is_found_out() -> None:
     with running(Turning(demo_engine())) as server:
         code, findings = examined("--base-url", server.url)
     assert code == 9
@@ -226,15 +226,15 @@ def test_a_server_that_turns_pictures_is_found_out() -> None:
     assert "at the bottom" in errors(findings)[0].message
 
 
-def test_a_server_that_ignores_pictures_is_found_out() -> None:
+def test_a_server_that_ignores_images_is_found_out() -> None:
     with running(Blind()) as server:
         code, findings = examined("--base-url", server.url)
     assert code == 9
     assert [(each.area, each.name) for each in errors(findings)] == [("trip", "picture")]
-    assert "ignores pictures" in errors(findings)[0].message
+    assert "ignores images" in errors(findings)[0].message
 
 
-def test_an_answer_that_says_nothing_of_the_picture_proves_nothing() -> None:
+def test_an_answer_that_says_nothing_of_the_image_proves_nothing() -> None:
     with running(FakeEngine()) as server:
         code, findings = examined("--base-url", server.url)
     assert code == 0
@@ -244,8 +244,8 @@ def test_an_answer_that_says_nothing_of_the_picture_proves_nothing() -> None:
 
 def test_sglang_that_does_not_report_cached_tokens_is_told_how() -> None:
     about = {"version": "0.5.23", "enable_cache_report": False, "dtype": "bfloat16"}
-    picture = reply(prompt_tokens=71, prompt_tokens_details={"cached_tokens": 0, "image_tokens": 64})
-    with scripted(reply(), picture, **SGLANG, server_info=about) as url:
+    image = reply(prompt_tokens=71, prompt_tokens_details={"cached_tokens": 0, "image_tokens": 64})
+    with scripted(reply(), image, **SGLANG, server_info=about) as url:
         code, findings = examined("--base-url", url)
     assert code == 0
     assert one(findings, "server", "identity").message == "SGLang 0.5.23"
@@ -256,7 +256,7 @@ def test_sglang_that_does_not_report_cached_tokens_is_told_how() -> None:
         assert "--enable-cache-report" in str(cache.fix)
 
 
-def test_sglang_that_says_its_model_has_no_eyes_is_sent_no_picture() -> None:
+def test_sglang_that_says_its_model_has_no_eyes_is_sent_no_image() -> None:
     with scripted(**SGLANG, model_info={"has_image_understanding": False}) as url:
         code, findings = examined("--base-url", url)
     assert code == 0
@@ -264,7 +264,7 @@ def test_sglang_that_says_its_model_has_no_eyes_is_sent_no_picture() -> None:
 
 
 @pytest.mark.parametrize(("status", "found"), [(400, "warning"), (500, "error")])
-def test_an_unknown_server_may_refuse_a_picture_but_not_break_on_it(status: int, found: str) -> None:
+def test_an_unknown_server_may_refuse_an_image_but_not_break_on_it(status: int, found: str) -> None:
     refused = Reply((b'{"error": {"message": "no eyes"}}',), status, {"Content-Type": "application/json"})
     with scripted(Reply((HELLO,)), refused, v1__models={"data": [CARD]}) as url:
         code, findings = examined("--base-url", url)

@@ -17,7 +17,7 @@ from tests.commands.processes import at, hanging, saying, scripted
 from tests.conftest import DATA
 from tests.engines.scripted import Reply, ScriptedServer, ending, lines, refusal, usage
 
-PICTURE = str(demo.BASE_DIR.parent / "red-circle.png")
+IMAGE = str(demo.BASE_DIR.parent / "red-circle.png")
 FAULTS = DATA / "faults"
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
 
@@ -77,25 +77,25 @@ def test_utf_16_without_a_byte_order_mark_is_refused() -> None:
     assert "hint: iconv -f UTF-16LE -t UTF-8" in done.stderr
 
 
-def test_pictures_go_to_every_prompt() -> None:
+def test_images_go_to_every_prompt() -> None:
     with scripted(saying("a circle")) as server:
-        done = run(*at(server), "-i", PICTURE, "what?", "where?")
+        done = run(*at(server), "-i", IMAGE, "what?", "where?")
     assert done.exit_code == 0
     for [(_, content)] in asked(server):
         assert [part["type"] for part in content] == ["image_url", "text"]
 
 
-def sent_picture(server: ScriptedServer) -> Image.Image:
-    """What a server makes of the picture it was sent, alpha dropped."""
+def sent_image(server: ScriptedServer) -> Image.Image:
+    """What a server makes of the image it was sent, alpha dropped."""
     [part, _] = server.posts[-1].json["messages"][-1]["content"]
     return Image.open(BytesIO(b64decode(part["image_url"]["url"].partition(",")[2]))).convert("RGB")
 
 
 @pytest.mark.parametrize(("options", "corner"), [([], 255), (["--images-background", "#010203"], 1)])
-def test_a_transparent_picture_is_sent_on_its_ground(options: list[str], corner: int) -> None:
+def test_a_transparent_image_is_sent_on_its_ground(options: list[str], corner: int) -> None:
     with scripted(saying("a circle")) as server:
         quiet = run(*at(server), *options, "-i", str(FAULTS / "black_icon.png"), "what?")
-        assert sent_picture(server).getpixel((0, 0))[0] == corner  # type: ignore[index]
+        assert sent_image(server).getpixel((0, 0))[0] == corner  # type: ignore[index]
         loud = run(*at(server), "-v", "-i", str(FAULTS / "black_icon.png"), "what?")
     assert "transparent" not in quiet.stderr
     assert (
@@ -120,7 +120,7 @@ def test_an_animation_is_announced_as_its_first_frame() -> None:
         (["-", "-"], 2, "there is one stdin"),
         (["a", "b", "--json"], 2, "--json prints one object, and there are 2 prompts"),
         (["a", "--json", "--jsonl"], 2, "exclude each other"),
-        (["a", "--raw", "--image", "x.png"], 2, "--raw takes no pictures"),
+        (["a", "--raw", "--image", "x.png"], 2, "--raw takes no images"),
         (["a", "--color", "mauve"], 2, "--color"),
         (["a", "--timeout", "0"], 2, "--timeout"),
         (["a", "--temperature", "-1"], 2, "temperature"),
@@ -258,13 +258,13 @@ def test_logprobs_are_in_the_record() -> None:
     assert [len(entry["top"]) for entry in entries] == [3, 3]
 
 
-def test_a_picture_for_a_text_model_is_refused() -> None:
-    done = run("what?", "--image", PICTURE, *TEXT_MODEL)
+def test_an_image_for_a_text_model_is_refused() -> None:
+    done = run("what?", "--image", IMAGE, *TEXT_MODEL)
     assert (done.exit_code, done.stdout) == (6, "")
 
 
 def test_without_a_checkpoint_the_built_in_model_answers_and_says_so() -> None:
-    done = run("What is in this picture?", "--image", PICTURE, "--temperature", "0")
+    done = run("What is in this picture?", "--image", IMAGE, "--temperature", "0")
     assert done.exit_code == 0
     assert "circle" in done.stdout and done.stdout.count("\n") == 1
     assert "the built-in demo model answers" in done.stderr

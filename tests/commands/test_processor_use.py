@@ -96,7 +96,7 @@ def test_a_main_process_on_many_cores_is_told_to_use_one_thread() -> None:
     assert found is not None
     assert found.message == "the server's main process (7) takes 9.0 cores for what one thread does"
     assert found.fix == "OMP_NUM_THREADS=1 in its environment"
-    assert limit([replace(crowd, one_thread=True)]) is None  # threads that read pictures
+    assert limit([replace(crowd, one_thread=True)]) is None  # threads that read images
 
 
 def test_who_fills_a_core_while_it_waits_is_not_blamed() -> None:

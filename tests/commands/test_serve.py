@@ -62,7 +62,7 @@ def run(*args: str) -> Result:
     return CliRunner().invoke(build(), ["serve", *args], prog_name="ghostvis")
 
 
-def picture_question() -> list[Any]:
+def image_question() -> list[Any]:
     data = base64.b64encode((DATA / "vlm_clip_hf" / "image.png").read_bytes()).decode()
     parts = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
@@ -78,7 +78,7 @@ def test_it_prints_its_address_serves_the_model_and_leaves_with_0() -> None:
             assert httpx2.get(server.url + path, trust_env=False).status_code == 200
         (model,) = server.client().models.list().data
         answers = [
-            server.client().chat.completions.create(model=model.id, messages=picture_question())
+            server.client().chat.completions.create(model=model.id, messages=image_question())
             for _ in range(2)
         ]
         code, out, err = server.end()

@@ -83,7 +83,7 @@ def test_over_the_same_positions_the_logits_differ_by_the_same(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("layout", ["inline", "prepend", "prepend_slots", "prepend_literal"])
-def test_pictures_stand_where_they_belong_in_every_layout(tmp_path: Path, layout: str) -> None:
+def test_images_stand_where_they_belong_in_every_layout(tmp_path: Path, layout: str) -> None:
     source = checkpoint("vlm_clip_hf")
     place = converted(source, tmp_path / "out", layout=layout)
     found = verified(source, place, by_layer=True, layout=layout)

@@ -174,14 +174,14 @@ def test_a_vision_model_on_a_later_decoder_passes_its_own_certificate(
     )
 
 
-ALONE_WITH_PICTURES = """
+ALONE_WITH_IMAGES = """
 import sys
 sys.modules["ghostvis_cli"] = None
 from transformers import AutoModelForImageTextToText, AutoProcessor
-directory, picture = sys.argv[1:]
+directory, image = sys.argv[1:]
 model = AutoModelForImageTextToText.from_pretrained(directory, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
-content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]
+content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": content}],
     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -208,9 +208,9 @@ def test_a_vision_model_on_a_later_decoder_answers_alone_as_the_local_engine_doe
     rows = loaded.model.config.vision.num_tokens
     message = Message.of("user", "What is it?", [load_image(str(demo.EXAMPLES[0]))])
     prompt = render_for_reply([message], loaded.tokenizer, "inline", rows)
-    pictures = pixels_of(prompt, loaded.model.config)
-    assert pictures is not None
-    pixels = list(pictures.numpy())
+    images = pixels_of(prompt, loaded.model.config)
+    assert images is not None
+    pixels = list(images.numpy())
     sequence = Sequence.start(prompt, pixels, Sampling(max_tokens=12, temperature=0, ignore_eos=True), rows)
     scheduler = Scheduler(loaded.model, loaded.tokenizer)
     with torch.inference_mode():
@@ -218,7 +218,7 @@ def test_a_vision_model_on_a_later_decoder_answers_alone_as_the_local_engine_doe
         while scheduler.busy:
             scheduler.step()
     answer = subprocess.run(
-        [sys.executable, "-c", ALONE_WITH_PICTURES, str(directory), str(demo.EXAMPLES[0])],
+        [sys.executable, "-c", ALONE_WITH_IMAGES, str(directory), str(demo.EXAMPLES[0])],
         env=os.environ | {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -173,7 +173,7 @@ def test_the_chat_template_refuses_what_no_model_was_trained_on(
         theirs.apply_chat_template([{"role": r, "content": t} for r, t in turns])
 
 
-def test_a_text_models_template_refuses_pictures(directory: Path) -> None:
+def test_a_text_models_template_refuses_images(directory: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     with pytest.raises(Exception, match="reads text only"):
         theirs.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])

@@ -37,9 +37,9 @@ def loaded(directory: Path):
     return model, transformers.AutoProcessor.from_pretrained(directory)
 
 
-def asking(question: str, pictures: list[Path]) -> list[dict]:
+def asking(question: str, images: list[Path]) -> list[dict]:
     content = [
-        *({"type": "image", "image": str(path)} for path in pictures),
+        *({"type": "image", "image": str(path)} for path in images),
         {"type": "text", "text": question},
     ]
     return [{"role": "user", "content": content}]
@@ -64,8 +64,8 @@ def generated(loaded, *conversations: list[dict]) -> list[list[int]]:
 def answered_locally(requests: list[tuple[str, list[Path]]]) -> list[list[int]]:
     from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 
-    async def ask(engine: LocalEngine, question: str, pictures: list[Path]) -> list[int]:
-        message = Message.of("user", question, [load_image(str(path)) for path in pictures])
+    async def ask(engine: LocalEngine, question: str, images: list[Path]) -> list[int]:
+        message = Message.of("user", question, [load_image(str(path)) for path in images])
         request = GenerateRequest(messages=(message,), sampling=Sampling(max_tokens=TOKENS, temperature=0))
         return [id_ async for chunk in engine.generate(request) for id_ in chunk.token_ids]
 
@@ -78,7 +78,7 @@ def answered_locally(requests: list[tuple[str, list[Path]]]) -> list[list[int]]:
 
 
 def test_generate_gives_the_local_engines_greedy_tokens(loaded) -> None:
-    requests = [(question, [picture]) for picture in demo.EXAMPLES for question in QUESTIONS]
+    requests = [(question, [image]) for image in demo.EXAMPLES for question in QUESTIONS]
     requests += [("What differs?", [demo.EXAMPLES[0], demo.EXAMPLES[2]]), ("Who are you?", [])]
     expected = answered_locally(requests)
     assert [generated(loaded, asking(*request))[0] for request in requests] == expected
@@ -93,7 +93,7 @@ def test_a_batch_of_unequal_conversations_is_answered_like_each_alone(loaded) ->
     assert generated(loaded, *conversations) == [generated(loaded, one)[0] for one in conversations]
 
 
-def test_the_pipeline_describes_a_picture(directory: Path) -> None:
+def test_the_pipeline_describes_an_image(directory: Path) -> None:
     import ghostvis_cli.hf  # noqa: F401
 
     pipe = transformers.pipeline("image-text-to-text", model=str(directory))
@@ -124,34 +124,34 @@ def test_sub_configs_are_real_ones(loaded) -> None:
     assert config.get_text_config() is config.text_config
 
 
-def test_pictures_and_their_places_must_be_as_many(loaded) -> None:
+def test_images_and_their_places_must_be_as_many(loaded) -> None:
     model, processor = loaded
-    picture = Image.open(demo.EXAMPLES[0])
-    with pytest.raises(ValueError, match="1 pictures need 1 times"):
-        processor(text="no place", images=[picture])
-    with pytest.raises(ValueError, match="0 pictures need 0 times"):
+    image = Image.open(demo.EXAMPLES[0])
+    with pytest.raises(ValueError, match="1 images need 1 times"):
+        processor(text="no place", images=[image])
+    with pytest.raises(ValueError, match="0 images need 0 times"):
         processor(text="<|image|>")
-    inputs = processor(text="<|image|>", images=picture, return_tensors="pt")
+    inputs = processor(text="<|image|>", images=image, return_tensors="pt")
     with pytest.raises(ValueError, match="take 64 positions, the prompt has 63"):
         model(input_ids=inputs["input_ids"][:, 1:], pixel_values=inputs["pixel_values"])
 
 
 def test_in_prepend_slots_the_first_half_of_a_rows_image_ids_are_places() -> None:
-    from ghostvis_cli.hf.model import picture_places
+    from ghostvis_cli.hf.model import image_places
 
     ids = torch.tensor([[9, 9, 1, 9, 9, 2], [9, 1, 2, 9, 3, 4]])
-    assert picture_places(ids, 9, "prepend_slots").int().tolist() == [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
-    assert picture_places(ids, 9, "inline").sum() == 6
+    assert image_places(ids, 9, "prepend_slots").int().tolist() == [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert image_places(ids, 9, "inline").sum() == 6
 
 
 WITHOUT_US = """
 import sys
 sys.modules["ghostvis_cli"] = None  # any import of it fails
 from transformers import AutoModelForImageTextToText, AutoProcessor
-directory, picture = sys.argv[1:]
+directory, image = sys.argv[1:]
 model = AutoModelForImageTextToText.from_pretrained(directory, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
-content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is in this picture?"}]
+content = [{"type": "image", "image": image}, {"type": "text", "text": "What is in this picture?"}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": content}],
     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",

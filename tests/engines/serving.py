@@ -153,7 +153,7 @@ def eventually(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> N
         time.sleep(0.01)
 
 
-def picture(size: tuple[int, int] = (8, 8)) -> str:
+def image_url_of(size: tuple[int, int] = (8, 8)) -> str:
     file = io.BytesIO()
     Image.new("RGB", size, "red").save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

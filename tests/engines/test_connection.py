@@ -96,7 +96,7 @@ def test_a_secret_in_the_address_is_refused_and_not_repeated(url: str) -> None:
             "/v1/chat/completions with 404: model",
             "/v1/models",
         ),
-        (413, b"", 6, "with 413: ", "smaller pictures"),
+        (413, b"", 6, "with 413: ", "smaller images"),
         (429, {"error": {"message": "slow down"}}, 6, "with 429: slow down", "--concurrency"),
         (500, b"<h1>oops</h1>", 6, "with 500: <h1>oops</h1>", None),
         (503, {"error": {"message": "Loading model"}}, 5, "with 503: Loading model", "wait"),

@@ -72,7 +72,7 @@ def in_work(started: tuple[Engine, InWork]) -> InWork:
     return started[1]
 
 
-def picture(color: str | tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> EncodedImage:
+def an_image(color: str | tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> EncodedImage:
     from PIL import Image
 
     return load_image(Image.new("RGB", size, color))
@@ -100,14 +100,14 @@ async def test_max_tokens_ends_an_answer_with_length(engine: Engine) -> None:
     assert (done.finish_reason, done.usage.completion_tokens, len(done.token_ids)) == ("length", 2, 2)
 
 
-async def test_a_picture_takes_the_tokens_that_info_says(engine: Engine) -> None:
-    done = await complete(engine, ask("what is it", picture("red"), picture("blue")))
+async def test_an_image_takes_the_tokens_that_info_says(engine: Engine) -> None:
+    done = await complete(engine, ask("what is it", an_image("red"), an_image("blue")))
     assert done.usage.image_tokens == 2 * engine.info.image_tokens > 0
 
 
 async def test_requests_run_at_the_same_time_and_answer_as_if_alone(engine: Engine) -> None:
     requests = [
-        ask(f"question number {i}", picture(c)) for i, c in enumerate(("red", "lime", "blue", "gray") * 3)
+        ask(f"question number {i}", an_image(c)) for i, c in enumerate(("red", "lime", "blue", "gray") * 3)
     ]
     alone = [await complete(engine, request) for request in requests]
     together = await asyncio.gather(*(complete(engine, request) for request in requests))

@@ -30,7 +30,7 @@ from ghostvis_cli.errors import (
 from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message, Prompt
 from tests.conftest import Reference
-from tests.engines.test_contract import ask, picture
+from tests.engines.test_contract import an_image, ask
 from tests.engines.tiny import IMAGE_TOKENS, TOKENIZER, tiny_model
 
 CPU = LocalSettings(device="cpu")
@@ -94,17 +94,17 @@ async def test_greedy_tokens_of_every_layout_equal_the_recorded_ones(
     assert list(done.token_ids) == recorded
 
 
-async def test_a_repeated_picture_is_computed_once(engine: LocalEngine) -> None:
-    red = picture("red")
+async def test_a_repeated_image_is_computed_once(engine: LocalEngine) -> None:
+    red = an_image("red")
     first = await complete(engine, ask("what colour is it", red))
     second = await complete(engine, ask("how many are there", red))
-    other = await complete(engine, ask("how many are there", picture("blue")))
+    other = await complete(engine, ask("how many are there", an_image("blue")))
     assert first.usage.cached_tokens == 0
     assert second.usage.cached_tokens is not None and second.usage.cached_tokens >= IMAGE_TOKENS + 2
-    assert other.usage.cached_tokens == 2  # BOS and user_start: another picture shares no row
+    assert other.usage.cached_tokens == 2  # BOS and user_start: another image shares no row
 
 
-async def test_the_same_pixels_from_another_file_format_are_the_same_picture(engine: LocalEngine) -> None:
+async def test_the_same_pixels_from_another_file_format_are_the_same_image(engine: LocalEngine) -> None:
     import io
 
     from PIL import Image
@@ -120,8 +120,8 @@ async def test_the_same_pixels_from_another_file_format_are_the_same_picture(eng
     assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
 
 
-async def test_ten_questions_on_one_picture_at_once_compute_its_rows_once(engine: LocalEngine) -> None:
-    red = picture("red")
+async def test_ten_questions_on_one_image_at_once_compute_its_rows_once(engine: LocalEngine) -> None:
+    red = an_image("red")
     answers = await asyncio.gather(*(complete(engine, ask(f"question {i}", red)) for i in range(10)))
     cached = sorted(done.usage.cached_tokens or 0 for done in answers)
     assert cached[0] == 0
@@ -129,7 +129,7 @@ async def test_ten_questions_on_one_picture_at_once_compute_its_rows_once(engine
 
 
 async def test_caches_change_no_token() -> None:
-    requests = [ask(f"tell me {i % 3}", picture(("red", "blue")[i % 2]), max_tokens=20) for i in range(12)]
+    requests = [ask(f"tell me {i % 3}", an_image(("red", "blue")[i % 2]), max_tokens=20) for i in range(12)]
     async with LocalEngine(tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0)) as engine:
         without = [(await complete(engine, request)) for request in requests]
     async with LocalEngine(tiny_model(), CPU) as engine:
@@ -145,7 +145,7 @@ async def test_the_size_of_prefill_chunks_changes_no_token(prefill_tokens: int) 
         tiny_model(), LocalSettings(device="cpu", prefill_tokens=prefill_tokens)
     ) as engine:
         requests = [
-            ask(f"tell me about {i}", picture("red"), picture("lime"), max_tokens=9) for i in range(4)
+            ask(f"tell me about {i}", an_image("red"), an_image("lime"), max_tokens=9) for i in range(4)
         ]
         answers = await asyncio.gather(*(complete(engine, request) for request in requests))
     async with LocalEngine(tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0)) as engine:
@@ -227,7 +227,7 @@ async def test_the_least_recently_used_prefix_goes_first() -> None:
 
 
 async def test_a_conversation_reuses_its_earlier_turns(engine: LocalEngine) -> None:
-    red = picture("red")
+    red = an_image("red")
     turns = [Message.of("user", "what is it", [red])]
     first = await complete(
         engine, GenerateRequest(tuple(turns), sampling=Sampling(temperature=0, max_tokens=5))
@@ -239,15 +239,15 @@ async def test_a_conversation_reuses_its_earlier_turns(engine: LocalEngine) -> N
     assert (second.usage.cached_tokens or 0) >= first.usage.prompt_tokens
 
 
-async def test_a_picture_for_a_text_model_is_refused() -> None:
+async def test_an_image_for_a_text_model_is_refused() -> None:
     async with LocalEngine(tiny_model(vision=False), CPU) as engine:
         with pytest.raises(RequestError, match="text only"):
-            await complete(engine, ask("what is it", picture("red")))
+            await complete(engine, ask("what is it", an_image("red")))
 
 
 async def test_the_context_limit_is_explained_with_numbers_and_a_flag_to_type(engine: LocalEngine) -> None:
     with pytest.raises(InputError, match=r"make 7\d\d, the model has 640 positions") as refused:
-        await complete(engine, ask("hi", picture("red"), max_tokens=700))
+        await complete(engine, ask("hi", an_image("red"), max_tokens=700))
     assert "--max-tokens 6" in str(refused.value.hint)
     with pytest.raises(InputError) as too_long:
         await complete(engine, ask("word " * 700))
@@ -331,7 +331,7 @@ async def test_compiled_decoding_changes_no_token() -> None:
     """The built-in model, whose matrices are large enough to be packed where nothing is compiled."""
     checkpoint = locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG)
     requests = [
-        ask(question, picture("red"), max_tokens=6) for question in ("What is it?", "How many are there?")
+        ask(question, an_image("red"), max_tokens=6) for question in ("What is it?", "How many are there?")
     ]
     answers = []
     for compile_it in (False, True):
@@ -567,21 +567,21 @@ async def test_the_coldest_temperatures_are_greedy(engine: LocalEngine) -> None:
         assert (await complete(engine, ask("tell me", temperature=temperature))).token_ids == greedy.token_ids
 
 
-async def test_a_picture_forgotten_before_its_turn_came_is_still_seen() -> None:
+async def test_an_image_forgotten_before_its_turn_came_is_still_seen() -> None:
     colors = [(i, 255 - i, 7 * i % 256) for i in range(200)]
     async with LocalEngine(
         tiny_model(), LocalSettings(device="cpu", prefix_cache_mb=0, max_batch=2)
     ) as engine:
-        first = ask("what", picture(colors[0]), max_tokens=1)
+        first = ask("what", an_image(colors[0]), max_tokens=1)
         expected = await complete(engine, first)
-        requests = [*(ask("what", picture(color), max_tokens=1) for color in colors[1:]), first]
+        requests = [*(ask("what", an_image(color), max_tokens=1) for color in colors[1:]), first]
         done = await asyncio.gather(*(complete(engine, request) for request in requests))
     assert done[-1].token_ids == expected.token_ids
 
 
-async def test_closing_while_a_picture_is_prepared_ends_the_request() -> None:
+async def test_closing_while_an_image_is_prepared_ends_the_request() -> None:
     engine = LocalEngine(tiny_model(), CPU)
-    waiting = asyncio.create_task(complete(engine, ask("what", picture("red", (3000, 3000)))))
+    waiting = asyncio.create_task(complete(engine, ask("what", an_image("red", (3000, 3000)))))
     await asyncio.sleep(0.002)
     await engine.aclose()
     with pytest.raises(EngineError, match="closed"):

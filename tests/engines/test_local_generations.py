@@ -117,8 +117,8 @@ def vision_of(model: LoadedModel) -> VisionConfig:
 
 @pytest.mark.parametrize("layout", ["inline", "prepend"])
 @pytest.mark.parametrize("name", ["n4", "n7"])
-def test_pictures_go_before_a_later_decoder_and_their_last_row_is_a_neighbour(name, layout, tmp_path) -> None:
-    """Nobody has trained one: that pictures' rows have no value embedding, and are smeared, is ours to say."""
+def test_images_go_before_a_later_decoder_and_their_last_row_is_a_neighbour(name, layout, tmp_path) -> None:
+    """Nobody has trained one: that images' rows have no value embedding, and are smeared, is ours to say."""
     model = load_model(write(tmp_path, name, EYES, eyes=Eyes()))
     image = load_image(str(demo.EXAMPLES[0]))
     vision = vision_of(model)
@@ -131,7 +131,7 @@ def test_pictures_go_before_a_later_decoder_and_their_last_row_is_a_neighbour(na
     for _ in range(6):
         state = torch.load(tmp_path / "base_checkpoints" / "d3" / "model_000010.pt", weights_only=True)
         wanted.append(int(plain_logits(state, name, EYES, wanted, rows)[-1].argmax()))
-    for prefill in (3, 512):  # 3: chunks end within and right behind the picture
+    for prefill in (3, 512):  # 3: chunks end within and right behind the image
         sampling = Sampling(max_tokens=6, temperature=0, ignore_eos=True)
         scheduler = Scheduler(model.model, model.tokenizer, prefill_tokens=prefill)
         for _ in range(2):
@@ -141,8 +141,8 @@ def test_pictures_go_before_a_later_decoder_and_their_last_row_is_a_neighbour(na
 
 
 @pytest.mark.parametrize("name", ["n7"])
-def test_a_picture_in_the_cache_is_the_neighbour_of_the_text_behind_it(name, tmp_path) -> None:
-    """The cut is right behind the picture: its row is looked up again, not computed as a token's."""
+def test_an_image_in_the_cache_is_the_neighbour_of_the_text_behind_it(name, tmp_path) -> None:
+    """The cut is right behind the image: its row is looked up again, not computed as a token's."""
     model = load_model(write(tmp_path, name, EYES, eyes=Eyes()))
     vision = vision_of(model)
     image = load_image(str(demo.EXAMPLES[0]))
@@ -158,7 +158,7 @@ def test_a_picture_in_the_cache_is_the_neighbour_of_the_text_behind_it(name, tmp
 
     scheduler = Scheduler(model.model, model.tokenizer)
     run(scheduler, asked("first"))
-    again = asked("second")  # without its first token: nothing but the picture is shared
+    again = asked("second")  # without its first token: nothing but the image is shared
     given = run(scheduler, again)
     assert again.cached_tokens == vision.num_tokens
     assert given == run(Scheduler(model.model, model.tokenizer, prefix_cache_bytes=0), asked("second"))

@@ -40,7 +40,7 @@ from tests.engines.serving import (
     Running,
     WithLogprobs,
     image_part,
-    picture,
+    image_url_of,
     running,
     user,
 )
@@ -189,7 +189,11 @@ def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
         {"role": "developer", "content": "Be brief."},
         {
             "role": "user",
-            "content": [{"type": "text", "text": "a"}, image_part(picture()), image_part(picture())],
+            "content": [
+                {"type": "text", "text": "a"},
+                image_part(image_url_of()),
+                image_part(image_url_of()),
+            ],
         },
         {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
         {"role": "user", "content": "c", "name": "someone"},
@@ -198,12 +202,12 @@ def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
         answer = server.client().chat.completions.create(model="fake", messages=messages)
     system, first, reply, last = engine.requests[-1].messages
     assert [system.role, first.role, reply.role, last.role] == ["system", "user", "assistant", "user"]
-    assert [type(part).__name__ for part in first.parts] == ["Text", "Picture", "Text", "Picture"]
+    assert [type(part).__name__ for part in first.parts] == ["Text", "ImagePart", "Text", "ImagePart"]
     assert (first.text, [image.width for image in first.images]) == ("a\n", [8, 8])
     assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == 2 * IMAGE_TOKENS
 
 
-def test_a_transparent_picture_of_a_request_is_laid_on_white() -> None:
+def test_a_transparent_image_of_a_request_is_laid_on_white() -> None:
     engine, icon = Recorder(), BytesIO()
     Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(icon, "PNG")
     part = image_part("data:image/png;base64," + b64encode(icon.getvalue()).decode())
@@ -312,7 +316,7 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
     from tests.engines.tiny import IMAGE_TOKENS as ROWS
     from tests.engines.tiny import TOKENIZER, tiny_model
 
-    url, text = picture((30, 20)), "What is it?"
+    url, text = image_url_of((30, 20)), "What is it?"
     sampling = Sampling(max_tokens=8, temperature=1.0, seed=5, ignore_eos=True, logprobs=2)
     question = Message.of("user", text, [load_image(url)])
     async with LocalEngine(tiny_model(), LocalSettings(device="cpu")) as engine:
@@ -414,7 +418,10 @@ def test_what_clients_send_along_is_no_reason_to_refuse(server: Running) -> None
     """The fields of the openai client's own answers, sent back as they came, and those of its callers."""
     said = server.client().chat.completions.create(model="fake", messages=USER).choices[0].message
     turn = {**said.model_dump(), "annotations": [], "provider_specific_fields": None, "reasoning_content": ""}
-    parts = [{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}, image_part(picture())]
+    parts = [
+        {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}},
+        image_part(image_url_of()),
+    ]
     status, _ = server.chat(
         messages=[*USER, turn, {"role": "user", "content": parts}],
         stream_options={"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": False},

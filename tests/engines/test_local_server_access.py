@@ -1,4 +1,4 @@
-"""Whom and what the local server lets in: pictures, keys, limits, clients that leave; and what it counts."""
+"""Whom and what the local server lets in: images, keys, limits, clients that leave; and what it counts."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ from tests.engines.serving import (
     Running,
     eventually,
     image_part,
-    picture,
+    image_url_of,
     running,
     user,
 )
@@ -45,7 +45,7 @@ def address(server: Running) -> tuple[str, int]:
     return connection.host, connection.port
 
 
-# --- pictures
+# --- images
 
 
 @pytest.mark.parametrize(
@@ -60,29 +60,29 @@ def address(server: Running) -> tuple[str, int]:
         "",
     ],
 )
-def test_pictures_come_by_data_url_only(server: Running, url: str) -> None:
+def test_images_come_by_data_url_only(server: Running, url: str) -> None:
     status, body = server.chat(messages=user(image_part(url)))
     assert (status, body["error"]["code"]) == (400, "invalid_image_url")
     assert body["error"]["param"] == "messages[0].content[0].image_url"
 
 
-def test_broken_and_too_many_pictures_are_refused() -> None:
+def test_broken_and_too_many_images_are_refused() -> None:
     with running(image_limits=ImageLimits(max_pixels=100)) as server:
         assert server.chat(messages=user(image_part("data:image/png;base64,AAAA")))[0] == 400
-        assert server.chat(messages=user(*[image_part(picture((10, 10)))] * 4))[0] == 200
-        status, body = server.chat(messages=user(*[image_part(picture((10, 10)))] * 5))
+        assert server.chat(messages=user(*[image_part(image_url_of((10, 10)))] * 4))[0] == 200
+        status, body = server.chat(messages=user(*[image_part(image_url_of((10, 10)))] * 5))
         assert (status, body["error"]["param"]) == (400, "messages[0].content[4].image_url")
     with running(FakeEngine(context_tokens=IMAGE_TOKENS * 2)) as server:
-        status, body = server.chat(messages=user(*[image_part(picture())] * 3))
+        status, body = server.chat(messages=user(*[image_part(image_url_of())] * 3))
         assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
     text_only = FakeEngine()
     text_only.info = replace(text_only.info, image_tokens=0)
     with running(text_only) as server:
-        status, body = server.chat(messages=user(image_part(picture())))
+        status, body = server.chat(messages=user(image_part(image_url_of())))
         assert (status, "reads text only" in body["error"]["message"]) == (400, True)
 
 
-class _Pictures(BaseHTTPRequestHandler):
+class _Images(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/elsewhere":
             self.send_response(302)
@@ -91,14 +91,14 @@ class _Pictures(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(base64.b64decode(picture().partition(",")[2]))
+        self.wfile.write(base64.b64decode(image_url_of().partition(",")[2]))
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 def test_an_allowed_host_is_asked_and_its_redirects_are_not_followed() -> None:
-    with HTTPServer(("127.0.0.1", 0), _Pictures) as host:
+    with HTTPServer(("127.0.0.1", 0), _Images) as host:
         threading.Thread(target=host.serve_forever, daemon=True).start()
         limits = ImageLimits(allow_private=True)
         url = f"http://127.0.0.1:{host.server_port}"

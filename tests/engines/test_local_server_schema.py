@@ -65,7 +65,7 @@ def test_no_request_is_answered_with_a_5xx_or_otherwise_than_described(
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: schemathesis.Case) -> None:
-        # A body may fit the description and still be too much, or hold no picture where it names one.
+        # A body may fit the description and still be too much, or hold no image where it names one.
         statuses[case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code] += 1
 
     check()

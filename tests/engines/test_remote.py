@@ -16,7 +16,7 @@ from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings, Server
 from ghostvis_cli.errors import EngineError, ExitCode, InputError, RequestError, UsageError
 from ghostvis_cli.images import EncodedImage, load_image
-from ghostvis_cli.prompt import Message, Picture, Text, Tool, with_line_breaks
+from ghostvis_cli.prompt import ImagePart, Message, Text, Tool, with_line_breaks
 from tests.engines.scripted import (
     CARD,
     HELLO,
@@ -44,9 +44,11 @@ DOG = EncodedImage("https://internal.example/dog.jpg", b"\xff\xd8 dog", "image/j
 # What is sent
 
 
-async def test_pictures_stay_in_their_places_and_go_as_bytes(serve: Serve) -> None:
+async def test_images_stay_in_their_places_and_go_as_bytes(serve: Serve) -> None:
     server = await serve()
-    parts = with_line_breaks([Text("Compare "), Picture(CAT), Text(" with "), Picture(DOG), Text("please")])
+    parts = with_line_breaks(
+        [Text("Compare "), ImagePart(CAT), Text(" with "), ImagePart(DOG), Text("please")]
+    )
     request = GenerateRequest((Message("user", parts),), sampling=QUICK)
     async with engine_for(server) as engine:
         await complete(engine, request)
@@ -122,14 +124,14 @@ async def test_reasoning_tokens_are_what_the_server_counts(
 @pytest.mark.parametrize(
     ("parts", "sent"),
     [
-        ((Picture(CAT), Text("\nWhat?")), ["image_url", "What?"]),
-        ((Picture(CAT), Text("\n"), Text("What?")), ["image_url", "What?"]),
-        ((Picture(CAT), Text("\n"), Text("\nWhat?")), ["image_url", "\nWhat?"]),
-        ((Picture(CAT), Text("\n"), Picture(DOG), Text("\n")), ["image_url", "image_url"]),
-        ((Text("a\n"), Picture(CAT)), ["a\n", "image_url"]),
+        ((ImagePart(CAT), Text("\nWhat?")), ["image_url", "What?"]),
+        ((ImagePart(CAT), Text("\n"), Text("What?")), ["image_url", "What?"]),
+        ((ImagePart(CAT), Text("\n"), Text("\nWhat?")), ["image_url", "\nWhat?"]),
+        ((ImagePart(CAT), Text("\n"), ImagePart(DOG), Text("\n")), ["image_url", "image_url"]),
+        ((Text("a\n"), ImagePart(CAT)), ["a\n", "image_url"]),
     ],
 )
-async def test_the_line_break_after_a_picture_is_left_to_the_servers_template(
+async def test_the_line_break_after_an_image_is_left_to_the_servers_template(
     parts: Any, sent: list[str], serve: Serve
 ) -> None:
     server = await serve()
@@ -139,7 +141,7 @@ async def test_the_line_break_after_a_picture_is_left_to_the_servers_template(
     assert [part.get("text", part["type"]) for part in content] == sent
 
 
-async def test_turns_without_pictures_are_plain_text_and_keep_their_roles(serve: Serve) -> None:
+async def test_turns_without_images_are_plain_text_and_keep_their_roles(serve: Serve) -> None:
     server = await serve()
     turns = [("system", "Be brief."), ("user", "\nhi"), ("assistant", "Hello."), ("user", "more")]
     messages = tuple(Message.of(role, text) for role, text in turns)  # type: ignore[arg-type]
@@ -218,7 +220,7 @@ def routing_key(server: ScriptedServer, number: int) -> str | None:
     return server.posts[number].headers.get("x-smg-routing-key")
 
 
-async def test_questions_about_one_picture_carry_one_routing_key(serve: Serve) -> None:
+async def test_questions_about_one_image_carry_one_routing_key(serve: Serve) -> None:
     server = await serve()
     later = (Message.of("user", "What?", [CAT]), Message.of("assistant", "A."), Message.of("user", "", [DOG]))
     async with engine_for(server) as engine:
@@ -317,7 +319,7 @@ async def test_what_no_server_can_be_sent_is_refused_before_anything_is_sent(ser
             await complete(engine, GenerateRequest((tool,)))
         with pytest.raises(InputError, match="must end with a user message"):
             await complete(engine, GenerateRequest((Message.of("user", "a"), Message.of("assistant", "b"))))
-        with pytest.raises(InputError, match="a system message can't hold a picture"):
+        with pytest.raises(InputError, match="a system message can't hold an image"):
             await complete(
                 engine, GenerateRequest((Message.of("system", "a", [CAT]), Message.of("user", "b")))
             )
@@ -506,7 +508,7 @@ async def test_cached_tokens_that_nobody_counted_are_none_and_not_zero(
         assert engine.info.notices == ()
 
 
-async def test_a_picture_that_sglang_counted_no_tokens_for_is_told_of(serve: Serve) -> None:
+async def test_an_image_that_sglang_counted_no_tokens_for_is_told_of(serve: Serve) -> None:
     async with engine_for(await serve(), "sglang") as engine:
         await complete(engine, ask("what?"))
         assert engine.info.notices == ()
@@ -803,10 +805,10 @@ async def test_a_key_that_is_refused_is_noticed_at_once(serve: Serve) -> None:
 async def test_our_own_server_answers_as_the_engine_behind_it() -> None:
     from PIL import Image
 
-    engine, picture = FakeEngine(), load_image(Image.new("RGB", (40, 30), "red"))
+    engine, image = FakeEngine(), load_image(Image.new("RGB", (40, 30), "red"))
     requests = [
         ask("one two three"),
-        ask("what is it?", picture, picture),
+        ask("what is it?", image, image),
         ask("one two three", max_tokens=2),
         GenerateRequest(prompt="to be continued", sampling=QUICK),
     ]

@@ -21,8 +21,8 @@ QUESTIONS = ("What is in this picture?", "How many shapes are there?", "What col
 
 
 async def answers(device: str, dtype: str, *, together: bool) -> list[Completion]:
-    pictures = [load_image(path) for path in demo.EXAMPLES]
-    requests = [ask(question, picture, max_tokens=40) for picture in pictures for question in QUESTIONS]
+    images = [load_image(path) for path in demo.EXAMPLES]
+    requests = [ask(question, image, max_tokens=40) for image in images for question in QUESTIONS]
     async with await LocalEngine.load(CHECKPOINT, LocalSettings(device=device, dtype=dtype)) as engine:
         if together:
             return list(await asyncio.gather(*(complete(engine, request) for request in requests)))

@@ -43,26 +43,26 @@ def compute(request: pytest.FixtureRequest) -> object:
 
 
 def crops(count: int) -> torch.Tensor:
-    pictures = torch.randint(0, 256, (count, 1, SIZE, SIZE, 3), dtype=torch.uint8)
-    return uploaded([picture.numpy() for picture in pictures], CUDA)
+    images = torch.randint(0, 256, (count, 1, SIZE, SIZE, 3), dtype=torch.uint8)
+    return uploaded([image.numpy() for image in images], CUDA)
 
 
-def test_a_graphs_rows_are_those_of_the_plain_way_for_every_number_of_pictures(compute) -> None:
+def test_a_graphs_rows_are_those_of_the_plain_way_for_every_number_of_images(compute) -> None:
     graphs = VisionGraphs(compute, SIZE, LARGEST, CUDA)
     for _ in range(3):
         for count in (1, LARGEST, 2, 3, 4):
-            pictures = crops(count)
-            assert torch.equal(graphs.run(pictures), compute(pictures))
+            images = crops(count)
+            assert torch.equal(graphs.run(images), compute(images))
 
 
-def test_rows_stay_as_they_are_when_other_pictures_follow(compute) -> None:
-    graphs, pictures = VisionGraphs(compute, SIZE, LARGEST, CUDA), crops(2)
-    rows = graphs.run(pictures)
+def test_rows_stay_as_they_are_when_other_images_follow(compute) -> None:
+    graphs, images = VisionGraphs(compute, SIZE, LARGEST, CUDA), crops(2)
+    rows = graphs.run(images)
     before = rows.clone()
     graphs.run(crops(2))
     assert torch.equal(rows, before)
 
 
-def test_more_pictures_than_were_captured_have_no_graph(compute) -> None:
+def test_more_images_than_were_captured_have_no_graph(compute) -> None:
     graphs = VisionGraphs(compute, SIZE, LARGEST, CUDA)
     assert graphs.has(LARGEST) and not graphs.has(LARGEST + 1)

@@ -86,8 +86,8 @@ RECORDED_PIXELS = np.load(DATA / "_preproc" / "reference.npz")
 
 @pytest.mark.parametrize("name", RECORDED_PIXELS.files)
 def test_pixels_equal_the_recorded_ones_exactly(name: str) -> None:
-    picture, encoder, size = name.split("/")
-    image = Image.open(DATA / "_preproc" / f"{picture}.png")
+    file, encoder, size = name.split("/")
+    image = Image.open(DATA / "_preproc" / f"{file}.png")
     assert (preprocess(image, int(size), *normalisation(encoder)) == RECORDED_PIXELS[name]).all()
 
 

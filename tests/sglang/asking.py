@@ -1,4 +1,4 @@
-"""Checkpoints, conversations about pictures, and the same requests to the local engine and to a server."""
+"""Checkpoints, conversations about images, and the same requests to the local engine and to a server."""
 
 import asyncio
 import io
@@ -23,16 +23,16 @@ from tests.sglang.servers import Server
 from tools.train_demo import questions, scenes
 
 DEMO = locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG)
-ROWS = 64  # positions that a picture takes in the demo model
+ROWS = 64  # positions that an image takes in the demo model
 TOKENS = 64
 GREEDY = Sampling(max_tokens=TOKENS, temperature=0, ignore_eos=True)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture that no other test has, and three questions about it."""
+    """An image that no other test has, and three questions about it."""
 
-    picture: EncodedImage
+    image: EncodedImage
     questions: tuple[str, str, str]
 
 
@@ -44,14 +44,14 @@ def scenes_from(seed: int) -> Iterator[Scene]:
         yield Scene(encoded(scenes.render(scene, rng)), (asked[0], asked[1], asked[2]))
 
 
-def encoded(picture: Image.Image) -> EncodedImage:
+def encoded(image: Image.Image) -> EncodedImage:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return load_image(file.getvalue())
 
 
-def asked(question: str, *pictures: EncodedImage, **changes: Any) -> GenerateRequest:
-    return GenerateRequest((Message.of("user", question, pictures),), sampling=replace(GREEDY, **changes))
+def asked(question: str, *images: EncodedImage, **changes: Any) -> GenerateRequest:
+    return GenerateRequest((Message.of("user", question, images),), sampling=replace(GREEDY, **changes))
 
 
 def conversation(*turns: tuple[str, Sequence[EncodedImage]] | str) -> GenerateRequest:
@@ -63,20 +63,20 @@ def conversation(*turns: tuple[str, Sequence[EncodedImage]] | str) -> GenerateRe
     return GenerateRequest(tuple(messages), sampling=GREEDY)
 
 
-def about_pictures(seed: int, pictures: int) -> list[GenerateRequest]:
-    """Three questions a picture; several turns, later pictures, two and three in a turn, and none."""
+def about_images(seed: int, images: int) -> list[GenerateRequest]:
+    """Three questions an image; several turns, later images, two and three in a turn, and none."""
     drawn = scenes_from(seed)
-    many = [next(drawn) for _ in range(pictures)]
-    a, b, c = (scene.picture for scene in many[:3])
+    many = [next(drawn) for _ in range(images)]
+    a, b, c = (scene.image for scene in many[:3])
     return [
-        *(asked(question, scene.picture) for scene in many for question in scene.questions),
+        *(asked(question, scene.image) for scene in many for question in scene.questions),
         asked("What is different?", a, b),
         asked("What is different?", b, a),
         asked("Is it the same picture?", a, a),
         asked("Which picture is the brightest?", c, a, b),
-        conversation(("What is this?", [a]), "A picture.", ("How many shapes are there?", [])),
-        conversation(("What is this?", [a]), "A picture.", ("And this?", [b])),
-        conversation(("Hello!", []), "Hi.", ("What is this?", [a]), "A picture.", ("And these?", [b, a])),
+        conversation(("What is this?", [a]), "An image.", ("How many shapes are there?", [])),
+        conversation(("What is this?", [a]), "An image.", ("And this?", [b])),
+        conversation(("Hello!", []), "Hi.", ("What is this?", [a]), "An image.", ("And these?", [b, a])),
         asked("Who are you?"),
     ]
 

@@ -70,13 +70,13 @@ class Server:
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.read().decode())
 
-    def generate(self, prompt: str | Sequence[int], *pictures: str, tokens: int = 1, **fields: Any) -> Answer:
+    def generate(self, prompt: str | Sequence[int], *images: str, tokens: int = 1, **fields: Any) -> Answer:
         """SGLang's own route, greedy: a text, or ids as they are."""
         asked = {"text": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
         sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
         sampling |= fields.pop("sampling", {})
         body = {**asked, "sampling_params": sampling, **fields}
-        return self.send("/generate", body | ({"image_data": list(pictures)} if pictures else {}))
+        return self.send("/generate", body | ({"image_data": list(images)} if images else {}))
 
     def chat(self, messages: list[dict[str, Any]], tokens: int = 16, **fields: Any) -> Answer:
         body = {"model": "default", "messages": messages, "temperature": 0, "max_tokens": tokens, **fields}
@@ -150,9 +150,9 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def data_url(picture: Image.Image, form: str = "PNG", **options: Any) -> str:
+def data_url(image: Image.Image, form: str = "PNG", **options: Any) -> str:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return of_bytes(file.getvalue(), form.lower())
 
 

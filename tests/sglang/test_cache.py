@@ -1,6 +1,6 @@
-"""What RadixAttention keeps of a picture, counted by the server itself. Page size 1: a count is exact.
+"""What RadixAttention keeps of an image, counted by the server itself. Page size 1: a count is exact.
 
-A prompt of one picture is BOS, user_start, 64 rows, a line break and the question, user_end, assistant_start. The
+A prompt of one image is BOS, user_start, 64 rows, a line break and the question, user_end, assistant_start. The
 last token of a prompt is always computed, so that there is something to sample from.
 """
 
@@ -35,7 +35,7 @@ def server(demo_server: Server) -> Server:
 
 def cached(server: Server, *requests: tuple[str, tuple[EncodedImage, ...]]) -> list[int]:
     """Cached tokens of each, asked one after the other."""
-    answers = in_order(server, [asked(question, *pictures, max_tokens=1) for question, pictures in requests])
+    answers = in_order(server, [asked(question, *images, max_tokens=1) for question, images in requests])
     counts = [answer.usage.cached_tokens for answer in answers]
     assert None not in counts
     return [count or 0 for count in counts]
@@ -46,86 +46,86 @@ def length(answer: Completion) -> int:
 
 
 @pytest.mark.xdist_group("demo")
-def test_ten_questions_on_a_picture_compute_its_positions_once(server: Server) -> None:
-    picture = next(scenes_from(101)).picture
-    answers = in_order(server, [asked(question, picture, max_tokens=4) for question in QUESTIONS])
+def test_ten_questions_on_an_image_compute_its_positions_once(server: Server) -> None:
+    image = next(scenes_from(101)).image
+    answers = in_order(server, [asked(question, image, max_tokens=4) for question in QUESTIONS])
     assert sum(answer.usage.image_tokens for answer in answers) == 10 * ROWS
-    # The line break behind the picture is cached with it.
+    # The line break behind the image is cached with it.
     assert [answer.usage.cached_tokens for answer in answers] == [AHEAD, *[AHEAD + ROWS + 1] * 9]
-    from_pictures = [min((answer.usage.cached_tokens or 0) - AHEAD, ROWS) for answer in answers]
-    assert 10 * ROWS - sum(from_pictures) == ROWS
+    from_images = [min((answer.usage.cached_tokens or 0) - AHEAD, ROWS) for answer in answers]
+    assert 10 * ROWS - sum(from_images) == ROWS
 
 
 @pytest.mark.xdist_group("demo")
 def test_a_repeated_prompt_computes_its_last_token_alone(server: Server) -> None:
-    picture = next(scenes_from(102)).picture
-    first, second = in_order(server, [asked("What is it?", picture, max_tokens=1)] * 2)
+    image = next(scenes_from(102)).image
+    first, second = in_order(server, [asked("What is it?", image, max_tokens=1)] * 2)
     assert first.usage.cached_tokens == AHEAD
     assert second.usage.cached_tokens == length(second) - 1
     assert first.token_ids == second.token_ids
 
 
-def file_of(picture: Image.Image, form: str, **options: Any) -> EncodedImage:
+def file_of(image: Image.Image, form: str, **options: Any) -> EncodedImage:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     content = file.getvalue()
     as_sent = replace(load_image(content), original=content)
     assert as_sent.data == content, "the server must get this file, and no PNG made of it"
     return as_sent
 
 
-def rotated(picture: Image.Image) -> EncodedImage:
+def rotated(image: Image.Image) -> EncodedImage:
     """A file of other pixels, whose EXIF says how to turn them to these."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 270 degrees
-    return file_of(picture.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    return file_of(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
 
 
-def see_through(picture: Image.Image) -> EncodedImage:
-    picture = picture.copy()
-    picture.putalpha(255)
-    return file_of(picture, "PNG")
+def see_through(image: Image.Image) -> EncodedImage:
+    image = image.copy()
+    image.putalpha(255)
+    return file_of(image, "PNG")
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        lambda picture: file_of(picture, "PNG", compress_level=1),
-        lambda picture: file_of(picture, "BMP"),
+        lambda image: file_of(image, "PNG", compress_level=1),
+        lambda image: file_of(image, "BMP"),
         see_through,
         rotated,
     ],
     ids=["png", "bmp", "rgba", "exif"],
 )
 @pytest.mark.xdist_group("demo")
-def test_the_same_pixels_in_other_bytes_are_the_same_picture(
+def test_the_same_pixels_in_other_bytes_are_the_same_image(
     server: Server, other: Callable[[Image.Image], EncodedImage]
 ) -> None:
-    picture = next(scenes_from(103)).picture
-    again = other(picture.pil())
-    assert again.data != picture.data
-    assert cached(server, ("What?", (picture,)), ("Really?", (again,))) == [AHEAD, AHEAD + ROWS + 1]
+    image = next(scenes_from(103)).image
+    again = other(image.pil())
+    assert again.data != image.data
+    assert cached(server, ("What?", (image,)), ("Really?", (again,))) == [AHEAD, AHEAD + ROWS + 1]
 
 
 @pytest.mark.xdist_group("demo")
-def test_another_picture_is_never_taken_for_one_seen(server: Server) -> None:
+def test_another_image_is_never_taken_for_one_seen(server: Server) -> None:
     drawn = scenes_from(104)
-    first = next(drawn).picture
+    first = next(drawn).image
     nearly = first.pil().copy()
     center = (nearly.width // 2, nearly.height // 2)
     red, green, blue = nearly.getpixel(center)  # type: ignore[misc]
     nearly.putpixel(center, (red ^ 0x80, green, blue))
-    others = [encoded(nearly), *(next(drawn).picture for _ in range(3))]
-    requests = [("What?", (picture,)) for picture in (first, *others)]
+    others = [encoded(nearly), *(next(drawn).image for _ in range(3))]
+    requests = [("What?", (image,)) for image in (first, *others)]
     assert cached(server, *requests) == [AHEAD] * 5
 
 
 @pytest.mark.xdist_group("demo")
-def test_a_picture_behind_other_text_is_computed_anew(server: Server) -> None:
-    picture = next(scenes_from(105)).picture
+def test_an_image_behind_other_text_is_computed_anew(server: Server) -> None:
+    image = next(scenes_from(105)).image
 
     def after(words: str) -> GenerateRequest:
-        return conversation((words, []), "Yes.", ("What is it?", [picture]))
+        return conversation((words, []), "Yes.", ("What is it?", [image]))
 
     requests = [
         replace(after(words), sampling=replace(GREEDY, max_tokens=1)) for words in ("One", "Two", "One")
@@ -136,9 +136,9 @@ def test_a_picture_behind_other_text_is_computed_anew(server: Server) -> None:
 
 
 @pytest.mark.xdist_group("demo")
-def test_pictures_side_by_side_are_kept_apart_and_in_their_order(server: Server) -> None:
+def test_images_side_by_side_are_kept_apart_and_in_their_order(server: Server) -> None:
     drawn = scenes_from(106)
-    a, b = next(drawn).picture, next(drawn).picture
+    a, b = next(drawn).image, next(drawn).image
     counts = cached(
         server, ("Q", (a,)), ("Q", (a, b)), ("Q", (a, b)), ("Q", (b, a)), ("Q", (a, a)), ("Q", (b,))
     )
@@ -150,7 +150,7 @@ def test_pictures_side_by_side_are_kept_apart_and_in_their_order(server: Server)
 @pytest.mark.xdist_group("demo")
 def test_the_next_turn_of_a_chat_begins_where_the_last_one_ended(server: Server) -> None:
     drawn = scenes_from(107)
-    a, b = next(drawn).picture, next(drawn).picture
+    a, b = next(drawn).image, next(drawn).image
     first = conversation(("What is it?", [a]))
     (answer,) = in_order(server, [replace(first, sampling=replace(GREEDY, max_tokens=8, ignore_eos=False))])
     second = conversation(("What is it?", [a]), answer.text, ("And this?", [b]))
@@ -160,9 +160,9 @@ def test_the_next_turn_of_a_chat_begins_where_the_last_one_ended(server: Server)
 
 
 def kv_positions(server: Server) -> int:
-    """Positions that the pool holds while ten questions on the same pictures are all being answered.
+    """Positions that the pool holds while ten questions on the same images are all being answered.
 
-    The pictures were seen before: ten that arrive together with new ones each compute them. The answers are left
+    The images were seen before: ten that arrive together with new ones each compute them. The answers are left
     once all ten have been seen to run; the last may begin long after the first where the machine is busy.
     """
     return asyncio.run(_kv_positions(server))
@@ -170,10 +170,10 @@ def kv_positions(server: Server) -> int:
 
 async def _kv_positions(server: Server) -> int:
     drawn = scenes_from(108)
-    pictures = [next(drawn).picture for _ in range(PICTURES)]
+    images = [next(drawn).image for _ in range(IMAGES)]
     async with await RemoteEngine.connect(RemoteSettings(server.url)) as engine:
-        await complete(engine, asked("Look.", *pictures, max_tokens=1))
-        requests = [asked(question, *pictures, max_tokens=ANSWER) for question in QUESTIONS]
+        await complete(engine, asked("Look.", *images, max_tokens=1))
+        requests = [asked(question, *images, max_tokens=ANSWER) for question in QUESTIONS]
         answers = [asyncio.create_task(complete(engine, request)) for request in requests]
         try:
             while not any(answer.done() for answer in answers):
@@ -187,19 +187,19 @@ async def _kv_positions(server: Server) -> int:
     raise AssertionError("an answer ended before the tenth began")
 
 
-PICTURES = 6
-ANSWER = 350  # positions that an answer takes at most: what its pictures would add is more
+IMAGES = 6
+ANSWER = 350  # positions that an answer takes at most: what its images would add is more
 OWN = len(TOKENIZER.encode(QUESTIONS[0])) + 2  # a question, user_end, assistant_start
-SHARED = AHEAD + PICTURES * (ROWS + 1)
+SHARED = AHEAD + IMAGES * (ROWS + 1)
 
 
 @pytest.mark.xdist_group("demo")
-def test_ten_answers_about_the_same_pictures_hold_their_positions_once(server: Server) -> None:
+def test_ten_answers_about_the_same_images_hold_their_positions_once(server: Server) -> None:
     assert SHARED + 10 * OWN <= kv_positions(server) <= SHARED + 10 * (OWN + ANSWER) < 10 * (SHARED + OWN)
 
 
 @pytest.mark.xdist_group("bare")
 def test_without_the_prefix_cache_they_are_computed_and_held_ten_times(bare_server: Server) -> None:
-    answers = in_order(bare_server, [asked("What?", next(scenes_from(109)).picture, max_tokens=1)] * 2)
+    answers = in_order(bare_server, [asked("What?", next(scenes_from(109)).image, max_tokens=1)] * 2)
     assert [answer.usage.cached_tokens for answer in answers] == [0, 0]
     assert kv_positions(bare_server) >= 10 * (SHARED + OWN)

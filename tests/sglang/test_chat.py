@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.scripts import ANSWERS, PICTURES, lines, records, run
+from tests.chat.scripts import ANSWERS, IMAGES, lines, records, run
 from tests.sglang.asking import DEMO, directory
 from tests.sglang.servers import Server, serving
 
@@ -14,9 +14,9 @@ ROOM = 250  # tokens; the long script below needs more
 
 
 @pytest.mark.xdist_group("demo")
-def test_a_scripted_conversation_about_two_pictures(demo_server: Server) -> None:
+def test_a_scripted_conversation_about_two_images(demo_server: Server) -> None:
     demo_server.forget()
-    turns = records(run(PICTURES, "--base-url", demo_server.url, "-t", "0", "--json"))
+    turns = records(run(IMAGES, "--base-url", demo_server.url, "-t", "0", "--json"))
     assert [turn["text"] for turn in turns] == ANSWERS
     before = 0
     for turn in turns[:6]:  # all that was said, but the last tokens, which were never part of a prompt

@@ -19,7 +19,7 @@ from tests.sglang.inprocess import profile_of
 from tests.sglang.servers import serving
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("contract")]
-ROWS = 8  # positions that a picture takes in the recorded model
+ROWS = 8  # positions that an image takes in the recorded model
 globals().update({name: test for name, test in vars(contract).items() if name.startswith("test_")})
 engine, in_work = contract.engine, contract.in_work
 
@@ -52,9 +52,9 @@ def busy(load: dict[str, int]) -> bool:
     return load["num_running_reqs"] + load["num_waiting_reqs"] > 0
 
 
-async def test_a_picture_takes_the_tokens_that_info_says(engine: Engine) -> None:
+async def test_an_image_takes_the_tokens_that_info_says(engine: Engine) -> None:
     """A client of SGLang's routes is not told how many; then it is the model's own number."""
-    pictures = (contract.picture("red"), contract.picture("blue"))
-    done = await complete(engine, contract.ask("what is it", *pictures))
+    images = (contract.an_image("red"), contract.an_image("blue"))
+    done = await complete(engine, contract.ask("what is it", *images))
     assert done.usage.image_tokens == 2 * (engine.info.image_tokens or ROWS)
     assert engine.info.image_tokens == (0 if engine.info.kind == "remote" else ROWS)

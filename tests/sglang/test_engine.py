@@ -24,7 +24,7 @@ from ghostvis_cli.errors import EngineError, ExitCode, InputError, RequestError
 from ghostvis_cli.sglang.child import members
 from ghostvis_cli.sglang.engine import SGLangEngine
 from tests.engines.serving import eventually
-from tests.sglang.asking import DEMO, GREEDY, ROWS, about_pictures, about_text, asked, directory, scenes_from
+from tests.sglang.asking import DEMO, GREEDY, ROWS, about_images, about_text, asked, directory, scenes_from
 from tests.sglang.inprocess import MARK, PATIENCE_S, command, marked, profile_of
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -67,7 +67,7 @@ async def until(engine: SGLangEngine, condition: Callable[[dict[str, int]], bool
 async def test_answers_ends_and_counts_are_the_local_engines(
     engine: SGLangEngine, local: LocalEngine
 ) -> None:
-    requests = [*about_pictures(seed=21, pictures=4), *about_text()]
+    requests = [*about_images(seed=21, images=4), *about_text()]
     requests += [
         replace(request, sampling=replace(GREEDY, ignore_eos=False, stop=(" and",))) for request in requests
     ]
@@ -103,7 +103,7 @@ async def test_log_probabilities_are_the_models_own_whatever_the_temperature(
     engine: SGLangEngine, local: LocalEngine
 ) -> None:
     scene = next(scenes_from(22))
-    request = asked(scene.questions[0], scene.picture, max_tokens=1, logprobs=3)
+    request = asked(scene.questions[0], scene.image, max_tokens=1, logprobs=3)
     expected = (await complete(local, request)).logprobs[0]
     drawn = await complete(engine, replace(request, sampling=replace(request.sampling, temperature=2.0)))
     given = (await complete(engine, request)).logprobs[0]
@@ -117,11 +117,9 @@ async def test_log_probabilities_are_the_models_own_whatever_the_temperature(
 
 @one_engine
 @on_one_loop
-async def test_a_second_question_about_a_picture_finds_its_positions(engine: SGLangEngine) -> None:
+async def test_a_second_question_about_an_image_finds_its_positions(engine: SGLangEngine) -> None:
     scene = next(scenes_from(23))
-    first, second = [
-        await complete(engine, asked(question, scene.picture)) for question in scene.questions[:2]
-    ]
+    first, second = [await complete(engine, asked(question, scene.image)) for question in scene.questions[:2]]
     assert (first.usage.cached_tokens or 0) < ROWS < (second.usage.cached_tokens or 0)
 
 

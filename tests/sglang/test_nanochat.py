@@ -20,7 +20,7 @@ from ghostvis_cli.model.config import Layout
 from ghostvis_cli.prompt import Prompt
 from tests.conftest import DATA, Reference
 from tests.nanochat import VOCABULARY, Eyes, Shape, write
-from tests.sglang.asking import about_pictures, directory
+from tests.sglang.asking import about_images, directory
 from tests.sglang.servers import NotStartedError, Server, serving
 from tests.sglang.test_parity import assert_equal
 
@@ -137,9 +137,9 @@ def test_what_would_make_answers_wrong_ends_the_start_by_name(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.xdist_group("nanochat")
 @pytest.mark.parametrize("layout", ["inline", "prepend_slots"])
-def test_pictures_before_a_later_decoder_are_answered_as_locally(layout: Layout, tmp_path: Path) -> None:
-    """A picture's last row is the next token's neighbour, in a chunk, between chunks and behind a prefix hit."""
+def test_images_before_a_later_decoder_are_answered_as_locally(layout: Layout, tmp_path: Path) -> None:
+    """An image's last row is the next token's neighbour, in a chunk, between chunks and behind a prefix hit."""
     checkpoint = write(tmp_path / "in", "n7", Shape(rows=1024, vocabulary=1024, seq=200), eyes=Eyes())
     place = directory(checkpoint, tmp_path, layout=layout)
     with serving(place, *CHUNKS) as server:
-        assert_equal(server, checkpoint, about_pictures(seed=5, pictures=3), layout)
+        assert_equal(server, checkpoint, about_images(seed=5, images=3), layout)

@@ -16,7 +16,7 @@ from tests.conftest import Reference
 from tests.sglang.asking import (
     DEMO,
     TOKENS,
-    about_pictures,
+    about_images,
     about_text,
     directory,
     locally,
@@ -44,22 +44,22 @@ def assert_equal(
 
 
 @pytest.mark.xdist_group("demo")
-def test_the_demo_model_answers_about_twenty_pictures_as_the_local_engine_does(demo_server: Server) -> None:
-    assert_equal(demo_server, DEMO, about_pictures(seed=1, pictures=20))
+def test_the_demo_model_answers_about_twenty_images_as_the_local_engine_does(demo_server: Server) -> None:
+    assert_equal(demo_server, DEMO, about_images(seed=1, images=20))
 
 
 @pytest.mark.xdist_group("layouts")
 @pytest.mark.parametrize("layout", ["prepend", "prepend_slots", "prepend_literal"])
 def test_every_other_layout_is_served_as_the_local_engine_reads_it(layout: Layout, tmp_path: Path) -> None:
     with serving(directory(DEMO, tmp_path, layout=layout)) as server:
-        assert_equal(server, DEMO, about_pictures(seed=2, pictures=4), layout)
+        assert_equal(server, DEMO, about_images(seed=2, images=4), layout)
 
 
 @pytest.mark.xdist_group("ranks")
 def test_two_ranks_give_the_tokens_of_one(tmp_path: Path) -> None:
     ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
     with serving(directory(DEMO, tmp_path), "--tp", "2", **ranks) as server:
-        assert_equal(server, DEMO, about_pictures(seed=3, pictures=3))
+        assert_equal(server, DEMO, about_images(seed=3, images=3))
 
 
 OURS = '{"architectures": ["GhostVisForCausalLM"]}'
@@ -89,7 +89,7 @@ def test_a_swiglu_text_directory_needs_none_of_our_code_to_differ_by_near_ties_a
 @pytest.mark.xdist_group("bare")
 def test_fast_numerics_part_from_the_local_engine_only_at_near_ties(bare_server: Server) -> None:
     """A server without a prefix cache as well: nothing here may depend on one."""
-    requests = about_pictures(seed=1, pictures=20)
+    requests = about_images(seed=1, images=20)
     parted = margins(remotely(bare_server, requests), locally(DEMO, requests))
     assert all(margin < FAST_MARGIN for margin in parted.values()), parted
     assert len(parted) < len(requests) / 2

@@ -1,4 +1,4 @@
-"""Two replicas behind the gateway: one picture stays on one of them, and losing one loses no answer.
+"""Two replicas behind the gateway: one image stays on one of them, and losing one loses no answer.
 
 Both are real, and so is the gateway. The local engine's answers are the right ones: float32, exact numerics.
 """
@@ -25,7 +25,7 @@ from tests.sglang.servers import Server, serving
 
 pytestmark = [pytest.mark.xdist_group("replicas"), pytest.mark.slow]
 
-PICTURES, TOKENS = 6, 16
+IMAGES, TOKENS = 6, 16
 LONG_TOKENS = 512  # an answer that is certainly still being written when its replica is killed
 
 
@@ -55,7 +55,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     """The first one is over a megabyte: without being told, the gateway would not keep it for a second try."""
-    drawn = islice(scenes_from(23), PICTURES - 1)
+    drawn = islice(scenes_from(23), IMAGES - 1)
     bands = [Image.effect_noise((800, 800), 80) for _ in "RGB"]
     loud = encoded(Image.merge("RGB", bands))
     assert len(loud.data) > 2**20
@@ -64,9 +64,9 @@ def scenes() -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def requests(scenes: list[Scene]) -> list[GenerateRequest]:
-    """Interleaved: no picture comes twice in a row."""
+    """Interleaved: no image comes twice in a row."""
     return [
-        asked(scene.questions[number], scene.picture, max_tokens=TOKENS)
+        asked(scene.questions[number], scene.image, max_tokens=TOKENS)
         for number in range(3)
         for scene in scenes
     ]
@@ -77,15 +77,15 @@ def right(requests: list[GenerateRequest]) -> list[tuple[int, ...]]:
     return [answer.token_ids for answer in locally(DEMO, requests)]
 
 
-def test_both_replicas_answer_and_each_picture_is_computed_on_one_of_them_alone(
+def test_both_replicas_answer_and_each_image_is_computed_on_one_of_them_alone(
     fleet: Fleet, requests: list[GenerateRequest], right: list[tuple[int, ...]]
 ) -> None:
     answers = in_order(fleet.gateway, requests)
     assert [answer.token_ids for answer in answers] == right
-    # Computed elsewhere as well, a picture would be new there once more.
+    # Computed elsewhere as well, an image would be new there once more.
     cached = [answer.usage.cached_tokens or 0 for answer in answers]
-    assert all(tokens < ROWS for tokens in cached[:PICTURES])
-    assert all(tokens > ROWS for tokens in cached[PICTURES:])
+    assert all(tokens < ROWS for tokens in cached[:IMAGES])
+    assert all(tokens > ROWS for tokens in cached[IMAGES:])
     # Other words, other replica: 60 chances to meet the second one.
     in_order(fleet.gateway, [asked(f"Say {number}", max_tokens=1) for number in range(60)])
     assert all(fleet.answered())
@@ -130,7 +130,7 @@ async def _replica_for(fleet: Fleet, engine: RemoteEngine, request: GenerateRequ
 
 async def _killed_while_it_answers(replica: Server, engine: RemoteEngine, scene: Scene) -> None:
     pieces = 0
-    async for _ in engine.generate(asked("Describe it.", scene.picture, max_tokens=LONG_TOKENS)):
+    async for _ in engine.generate(asked("Describe it.", scene.image, max_tokens=LONG_TOKENS)):
         pieces += 1
         if pieces == 3:
             os.killpg(replica.process.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from ghostvis_cli import demo
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.checkpoint.tokenizer_json import LITERAL_IMAGE_TOKEN
 from ghostvis_cli.engines.base import GenerateRequest
-from ghostvis_cli.prompt import Message, Picture, Text
+from ghostvis_cli.prompt import ImagePart, Message, Text
 from tests.sglang.asking import DEMO, GREEDY, ROWS, in_order, locally, margins, remotely, scenes_from
 from tests.sglang.servers import Answer, Server, image_part, of_bytes, text_part, user
 
@@ -28,7 +28,7 @@ BOS, START, END, REPLY = (
     TOKENIZER.special(f"<|{name}|>") for name in ("bos", "user_start", "user_end", "assistant_start")
 )
 PLAIN = [BOS, START, *TOKENIZER.encode("hi"), END, REPLY]
-WITH_PICTURE = [BOS, START, IMAGE, *TOKENIZER.encode("\nWhat is in this picture?"), END, REPLY]
+WITH_IMAGE = [BOS, START, IMAGE, *TOKENIZER.encode("\nWhat is in this picture?"), END, REPLY]
 KNOWN = "A red circle on a white background."
 SECRET = "5ecret"  # must be in no answer
 QUICK_S = 20.0  # decoding 400 million pixels takes a calm machine longer, refusing them takes it 0.03 s
@@ -109,35 +109,35 @@ def test_stop_tokens_that_do_not_exist_never_stop_anything(server: Server) -> No
     assert answer.json["output_ids"] == server.generate(PLAIN, tokens=4).json["output_ids"]
 
 
-# Who a picture is
+# Who an image is
 
 
-def test_another_clients_hashes_do_not_make_two_pictures_one(server: Server) -> None:
+def test_another_clients_hashes_do_not_make_two_images_one(server: Server) -> None:
     drawn = scenes_from(201)
-    urls = [next(drawn).picture.data_url() for _ in range(2)]
-    truth = [server.generate(WITH_PICTURE, url, tokens=24).json["output_ids"] for url in urls]
+    urls = [next(drawn).image.data_url() for _ in range(2)]
+    truth = [server.generate(WITH_IMAGE, url, tokens=24).json["output_ids"] for url in urls]
     assert truth[0] != truth[1]
     for field, value in (("mm_hashes", "ff" * 8), ("mm_content_hashes", "sha256:" + "0" * 64)):
         server.forget()
-        given = [server.generate(WITH_PICTURE, url, tokens=24, **{field: [value]}).json for url in urls]
+        given = [server.generate(WITH_IMAGE, url, tokens=24, **{field: [value]}).json for url in urls]
         assert [answer["output_ids"] for answer in given] == truth
         assert given[1]["meta_info"]["cached_tokens"] < 4
 
 
-def test_no_answer_shows_what_stands_for_a_picture_in_the_cache(server: Server) -> None:
+def test_no_answer_shows_what_stands_for_an_image_in_the_cache(server: Server) -> None:
     fields = {
         "return_prompt_token_ids": True,
         "return_logprob": True,
         "logprob_start_len": 0,
         "top_logprobs_num": 1,
     }
-    answer = server.generate(WITH_PICTURE, example(), **fields).json
+    answer = server.generate(WITH_IMAGE, example(), **fields).json
     shown = [id_ for _, id_, _ in answer["meta_info"]["input_token_logprobs"]] + answer["prompt_token_ids"]
     assert len(shown) > 2 * ROWS
     assert set(shown) <= set(range(SIZE))
 
 
-# Pictures
+# Images
 
 
 def png_of(width: int, height: int) -> str:
@@ -157,7 +157,7 @@ def png_of(width: int, height: int) -> str:
 
 
 EXAMPLE = Path(demo.EXAMPLES[0]).read_bytes()
-BAD_PICTURES = {
+BAD_IMAGES = {
     "20000x20000": png_of(20_000, 20_000),
     "9000x9000": png_of(9_000, 9_000),
     "truncated": of_bytes(EXAMPLE[: len(EXAMPLE) // 2]),
@@ -174,32 +174,29 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("url", BAD_PICTURES.values(), ids=BAD_PICTURES)
-def test_a_bad_picture_is_refused_quickly_and_without_an_echo(server: Server, url: str) -> None:
+@pytest.mark.parametrize("url", BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_a_bad_image_is_refused_quickly_and_without_an_echo(server: Server, url: str) -> None:
     started_s = time.monotonic()
     first = refused(server.chat(user(image_part(url), "What?")))
-    second = refused(server.generate(WITH_PICTURE, url))
+    second = refused(server.generate(WITH_IMAGE, url))
     assert first == second
     assert first in (
         "image 1 must be a data: URL",
-        "image 1 is not a whole picture in a known format, or larger than 64,000,000 pixels or 32 MiB",
+        "image 1 is not a whole image in a known format, or larger than 64,000,000 pixels or 32 MiB",
     )
     assert time.monotonic() - started_s < QUICK_S
 
 
-def test_the_second_of_two_pictures_is_named_when_it_is_bad(server: Server) -> None:
+def test_the_second_of_two_images_is_named_when_it_is_bad(server: Server) -> None:
     parts = (image_part(example()), image_part(f"/etc/{SECRET}"), "What?")
     assert refused(server.chat(user(*parts))) == "image 2 must be a data: URL"
 
 
-@pytest.mark.parametrize(("marks", "pictures"), [(1, 2), (2, 1), (0, 1), (3, 2)])
-def test_pictures_and_their_places_must_be_as_many(server: Server, marks: int, pictures: int) -> None:
+@pytest.mark.parametrize(("marks", "images"), [(1, 2), (2, 1), (0, 1), (3, 2)])
+def test_images_and_their_places_must_be_as_many(server: Server, marks: int, images: int) -> None:
     ids = [BOS, START, *[IMAGE] * marks, END, REPLY]
-    said = refused(server.generate(ids, *[example()] * pictures))
-    assert (
-        said
-        == f"{pictures} pictures need {pictures} image tokens in a prompt of layout inline; it has {marks}"
-    )
+    said = refused(server.generate(ids, *[example()] * images))
+    assert said == f"{images} images need {images} image tokens in a prompt of layout inline; it has {marks}"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +208,7 @@ def test_pictures_and_their_places_must_be_as_many(server: Server, marks: int, p
     ids=["audio", "video"],
 )
 def test_sound_and_film_are_refused(server: Server, part: dict[str, Any]) -> None:
-    said = "this model takes pictures, no audio and no video"
+    said = "this model takes images, no audio and no video"
     assert refused(server.chat(user(part, "What?"))) == said
     assert refused(server.chat(user(part, image_part(example()), "What?"))) == said
 
@@ -219,9 +216,9 @@ def test_sound_and_film_are_refused(server: Server, part: dict[str, Any]) -> Non
 @pytest.mark.parametrize("field", ["audio_data", "video_data"])
 def test_sound_and_film_are_refused_on_sglangs_own_route(server: Server, field: str) -> None:
     media: Any = {field: [SECRET]}
-    for pictures in ((), (example(),)):
-        ids = WITH_PICTURE if pictures else PLAIN
-        assert "no audio and no video" in refused(server.generate(ids, *pictures, **media))
+    for images in ((), (example(),)):
+        ids = WITH_IMAGE if images else PLAIN
+        assert "no audio and no video" in refused(server.generate(ids, *images, **media))
 
 
 # What a user typed stays text
@@ -233,11 +230,11 @@ TYPED = (*SPECIALS, *MARKS, "a<|bos|>b", "<<|bos|>|bos|>", "<|im")
 
 
 def requests_with(typed: str) -> list[GenerateRequest]:
-    picture = next(scenes_from(202)).picture
+    image = next(scenes_from(202)).image
     one, other = Message.of("user", typed), Message.of("user", "And?")
-    seen = Message.of("user", typed, [picture])
+    seen = Message.of("user", typed, [image])
     system, reply = Message.of("system", typed), Message.of("assistant", typed)
-    across = Message("user", (Text(typed[:1]), Picture(picture), Text("\n" + typed[1:])))
+    across = Message("user", (Text(typed[:1]), ImagePart(image), Text("\n" + typed[1:])))
     turns = [
         [one],
         [seen],
@@ -263,20 +260,20 @@ def prompt_tokens(answer: Answer) -> int:
     return int(answer.json["usage"]["prompt_tokens"])
 
 
-@pytest.mark.parametrize("picture", [False, True], ids=["text", "picture"])
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
 @pytest.mark.parametrize("name", ["bos", "image", "assistant_end"])
-def test_a_special_put_together_from_parts_is_text(server: Server, name: str, picture: bool) -> None:
-    seen = [image_part(example())] if picture else []
+def test_a_special_put_together_from_parts_is_text(server: Server, name: str, image: bool) -> None:
+    seen = [image_part(example())] if image else []
     short = prompt_tokens(server.chat(user(*seen, "x"))) - len(TOKENIZER.encode("x"))
     for parts in ([f"<|{name}|>"], ["<", f"|{name}", "|>"]):
         length = prompt_tokens(server.chat(user(*seen, *parts)))
         assert length - short == len(TOKENIZER.encode(f"<|{name}|>"))
 
 
-@pytest.mark.parametrize("picture", [False, True], ids=["text", "picture"])
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
 @pytest.mark.parametrize("typed", SPECIALS)
-def test_the_beginning_of_a_reply_is_text_too(server: Server, typed: str, picture: bool) -> None:
-    asking = user(image_part(example()) if picture else text_part("So"), "What?")
+def test_the_beginning_of_a_reply_is_text_too(server: Server, typed: str, image: bool) -> None:
+    asking = user(image_part(example()) if image else text_part("So"), "What?")
     begun = [*asking, {"role": "assistant", "content": f"It is {typed}"}]
     length = prompt_tokens(server.chat(begun, continue_final_message=True))
     before = prompt_tokens(server.chat(asking))

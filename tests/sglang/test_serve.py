@@ -163,7 +163,7 @@ def server(cache: Path) -> Iterator[Process]:
         yield process
 
 
-def picture_question() -> list[dict[str, Any]]:
+def image_question() -> list[dict[str, Any]]:
     data = base64.b64encode(demo.EXAMPLES[0].read_bytes()).decode()
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
     return [{"role": "user", "content": [image, {"type": "text", "text": "What is in this picture?"}]}]
@@ -182,8 +182,8 @@ def test_it_is_announced_once_it_is_ready_with_model_and_context(server: Process
     assert "serving with SGLang" in server.said
 
 
-def test_a_picture_is_seen_counted_and_cached(server: Process) -> None:
-    first, again = (server.post({"messages": picture_question(), "max_tokens": 12}).json() for _ in range(2))
+def test_an_image_is_seen_counted_and_cached(server: Process) -> None:
+    first, again = (server.post({"messages": image_question(), "max_tokens": 12}).json() for _ in range(2))
     assert first["choices"][0]["message"]["content"] == "A red circle on a white background."
     assert first["choices"] == again["choices"]
     details = again["usage"]["prompt_tokens_details"]
@@ -193,7 +193,7 @@ def test_a_picture_is_seen_counted_and_cached(server: Process) -> None:
 
 def test_its_own_limit_holds_for_answers_and_its_origins_for_pages(server: Process) -> None:
     """The rest of what SGLang's server is told is tried in test_door.py."""
-    answer = server.post({"messages": picture_question(), "ignore_eos": True})
+    answer = server.post({"messages": image_question(), "ignore_eos": True})
     assert answer.json()["usage"]["completion_tokens"] == 5
     asking = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
     url = f"{server.record['url']}/v1/chat/completions"
@@ -242,7 +242,7 @@ def test_a_killed_scheduler_takes_sglang_down_and_it_comes_back_at_the_same_addr
     server.until("ready after", times=2)
     assert members(before) == []
     assert server.group != before
-    answer = server.post({"messages": picture_question(), "max_tokens": 12}).json()
+    answer = server.post({"messages": image_question(), "max_tokens": 12}).json()
     assert answer["choices"][0]["message"]["content"] == "A red circle on a white background."
 
 
@@ -296,21 +296,21 @@ def test_sigterm_lets_16_running_requests_finish(cache: Path, options: tuple[str
         assert process.left() == []
 
 
-def test_each_of_several_http_workers_has_the_guards_and_knows_a_picture_that_another_read(
+def test_each_of_several_http_workers_has_the_guards_and_knows_an_image_that_another_read(
     cache: Path,
 ) -> None:
     """Each request comes on a connection of its own, which either of two workers may take."""
     with serving(cache, "--source", "demo", "--port", "0", *WORKERS) as process:
         process.until("ready after")
         eventually(lambda: bool(process.out))
-        answers = [process.post({"messages": picture_question(), "max_tokens": 1}) for _ in range(12)]
+        answers = [process.post({"messages": image_question(), "max_tokens": 1}) for _ in range(12)]
         details = [answer.json()["usage"]["prompt_tokens_details"] for answer in answers]
         assert all(each["cached_tokens"] > each["image_tokens"] for each in details[1:]), details
         body = {"input_ids": [10**7], "sampling_params": {"max_new_tokens": 1}}
         url = f"{process.record['url']}/generate"
         refused = [httpx2.post(url, json=body, trust_env=False, timeout=PATIENCE_S) for _ in range(12)]
         assert {answer.status_code for answer in refused} == {400}
-        assert process.post({"messages": picture_question(), "max_tokens": 1}).status_code == 200
+        assert process.post({"messages": image_question(), "max_tokens": 1}).status_code == 200
 
 
 def test_a_child_killed_while_it_starts_is_an_engine_error_and_leaves_nothing(cache: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_name_is_no_number() -> None:
     assert as_number("gpu-1") is None and as_number("999.1.1.1") is None and as_number("") is None
 
 
-# --- NO_PROXY, one rule for servers and pictures
+# --- NO_PROXY, one rule for servers and images
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,17 @@ def test_an_engine_that_was_chosen_is_not_explained(monkeypatch: pytest.MonkeyPa
         assert (engine.info.kind, engine.info.notices) == ("local", ())
 
 
-def test_one_picture_is_shared_by_all_prompts_in_every_form(engine: GhostVisSGLangEngine) -> None:
+def test_one_image_is_shared_by_all_prompts_in_every_form(engine: GhostVisSGLangEngine) -> None:
     expected = engine.generate(["What shape is it?", "What color is it?"], images=RED, temperature=0)
-    for picture in (str(RED), RED.read_bytes(), Image.open(RED), load_image(RED)):
+    for image in (str(RED), RED.read_bytes(), Image.open(RED), load_image(RED)):
         assert (
-            engine.generate(["What shape is it?", "What color is it?"], images=picture, temperature=0)
+            engine.generate(["What shape is it?", "What color is it?"], images=image, temperature=0)
             == expected
         )
     assert "circle" in expected[0] and "red" in expected[1]
 
 
-def test_chat_keeps_a_picture_in_its_turn(engine: GhostVisSGLangEngine) -> None:
+def test_chat_keeps_an_image_in_its_turn(engine: GhostVisSGLangEngine) -> None:
     messages = [{"role": "user", "content": "What is in this picture?"}]
     first = engine.chat(messages=messages, images=RED, temperature=0)
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "What color is it?"}]
@@ -66,10 +66,10 @@ def test_chat_keeps_a_picture_in_its_turn(engine: GhostVisSGLangEngine) -> None:
     assert "red" in second
 
 
-def test_the_usage_of_a_repeated_picture_says_cached(engine: GhostVisSGLangEngine) -> None:
-    picture = Image.new("RGB", (50, 50), (200, 220, 240))
-    engine.complete("What is it?", picture, max_tokens=2)
-    again = engine.complete("How many are there?", picture, max_tokens=2)[0]
+def test_the_usage_of_a_repeated_image_says_cached(engine: GhostVisSGLangEngine) -> None:
+    image = Image.new("RGB", (50, 50), (200, 220, 240))
+    engine.complete("What is it?", image, max_tokens=2)
+    again = engine.complete("How many are there?", image, max_tokens=2)[0]
     assert (again.usage.cached_tokens or 0) >= again.usage.image_tokens == 64
 
 

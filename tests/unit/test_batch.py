@@ -38,7 +38,7 @@ from ghostvis_cli.images import EncodedImage
 from ghostvis_cli.prompt import Text
 
 SETTINGS = RunSettings(Sampling(max_tokens=20, temperature=0))
-NO_PICTURE: Callable[[str], EncodedImage] = pytest.fail
+NO_IMAGE: Callable[[str], EncodedImage] = pytest.fail
 
 
 def row(line: object, settings: RunSettings = SETTINGS, index: int = 0) -> Row:
@@ -58,7 +58,7 @@ def openai(body: dict[str, Any], url: str = CHAT_URL, **changes: Any) -> dict[st
 # --- rows
 
 
-def test_a_short_row_puts_its_pictures_before_its_prompt() -> None:
+def test_a_short_row_puts_its_images_before_its_prompt() -> None:
     read = row(
         {"id": "a", "prompt": "What?", "images": ["x.png", "y.png"], "system": "Be brief.", "top_k": 3}
     )
@@ -73,7 +73,7 @@ def test_a_row_without_an_id_is_known_by_its_line() -> None:
     assert row({"prompt": "a"}, index=6).id == 7
 
 
-def test_in_messages_a_picture_stays_in_its_turn() -> None:
+def test_in_messages_an_image_stays_in_its_turn() -> None:
     parts = [{"type": "image_url", "image_url": {"url": "x.png"}}, {"type": "text", "text": "What?"}]
     messages = [
         {"role": "user", "content": parts},
@@ -106,7 +106,7 @@ def test_the_run_gives_a_row_what_it_does_not_say_itself() -> None:
 
 def test_raw_continues_the_prompt_as_it_is() -> None:
     run = RunSettings(Sampling(), system="unused", raw=True)
-    assert row({"prompt": "Once upon"}, run).request(NO_PICTURE).prompt == "Once upon"
+    assert row({"prompt": "Once upon"}, run).request(NO_IMAGE).prompt == "Once upon"
     assert "no place with --raw" in refusal({"prompt": "a", "images": ["x.png"]}, run)
 
 
@@ -299,7 +299,7 @@ class Bench:
         concurrency: int = 4,
         retry_errors: bool = False,
         settings: RunSettings = SETTINGS,
-        load: Callable[[str], EncodedImage] = NO_PICTURE,
+        load: Callable[[str], EncodedImage] = NO_IMAGE,
     ) -> Progress:
         engine = engine or FakeEngine()
         with (
@@ -455,7 +455,7 @@ async def test_a_row_that_fails_leaves_a_record_and_the_others_run(bench: Bench)
     assert bench.failures == ["r3: too hot"]
 
 
-async def test_a_picture_that_is_not_there_is_its_rows_failure(tmp_path: Path) -> None:
+async def test_an_image_that_is_not_there_is_its_rows_failure(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "a")
     bench.rows.write_text('{"id": "r0", "prompt": "a", "images": ["x.png"]}\n{"id": "r1", "prompt": "b"}\n')
 

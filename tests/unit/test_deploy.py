@@ -202,7 +202,7 @@ def test_the_key_comes_from_one_place_and_is_written_nowhere() -> None:
         assert re.search(rf"^{KEY}=$", path.read_text(), re.MULTILINE)
 
 
-def test_pictures_find_room_in_shared_memory() -> None:
+def test_images_find_room_in_shared_memory() -> None:
     assert compose()["services"]["replica-0"]["shm_size"] == "8g"
     volumes = {volume["name"]: volume for volume in pod("StatefulSet", "ghostvis")["volumes"]}
     mounts = {

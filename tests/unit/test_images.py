@@ -1,4 +1,4 @@
-"""Pictures from everywhere, good and bad: real files, a real web server, and every failure an InputError."""
+"""Images from everywhere, good and bad: real files, a real web server, and every failure an InputError."""
 
 import base64
 import gzip
@@ -34,7 +34,7 @@ OPEN = ImageLimits(allow_private=True, timeout_s=60)
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (7, 5), seed: int = 0) -> Image.Image:
-    """A picture whose pixels all differ, so that no turn or channel swap goes unseen."""
+    """An image whose pixels all differ, so that no turn or channel swap goes unseen."""
     bands = len(Image.new(mode, (1, 1)).getbands())
     return Image.frombytes(mode, size, random.Random(seed).randbytes(size[0] * size[1] * bands))
 
@@ -78,7 +78,7 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_with_nothing_to_change_keeps_its_bytes(tmp_path: Path, kind: str) -> None:
+def test_an_image_with_nothing_to_change_keeps_its_bytes(tmp_path: Path, kind: str) -> None:
     original = encoded(noise(), kind)
     path = tmp_path / "photo"
     path.write_bytes(original)
@@ -104,18 +104,18 @@ def test_every_exif_orientation_is_applied(kind: str, tag: int) -> None:
     assert decoded(image).tobytes() == image.pil().tobytes()
 
 
-def test_a_picture_held_sideways_comes_out_upright() -> None:
+def test_an_image_held_sideways_comes_out_upright() -> None:
     image = from_bytes(oriented("PNG", 6), "photo")
     assert image.pil().getpixel((4, 0)) == noise().getpixel((0, 0))  # the first pixel ends up top right
 
 
-def test_nothing_turns_an_upright_picture_a_second_time() -> None:
+def test_nothing_turns_an_upright_image_a_second_time() -> None:
     image = from_bytes(oriented("JPEG", 6), "photo")
     assert ImageOps.exif_transpose(image.pil()).size == (image.width, image.height)
     assert ImageOps.exif_transpose(Image.open(io.BytesIO(image.data))).size == (image.width, image.height)
 
 
-def test_damaged_exif_tags_do_not_stop_a_picture_from_being_turned() -> None:
+def test_damaged_exif_tags_do_not_stop_an_image_from_being_turned() -> None:
     entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x011A, 5, 1, 0xFFFFFF)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
     assert from_bytes(encoded(noise(), "JPEG", exif=exif), "photo").width == 5
@@ -144,9 +144,9 @@ def palette(alphas: bytes) -> tuple[bytes, bytes]:
 
 def half_hidden(mode: str) -> Image.Image:
     """Its left half is opaque (10, 20, 30), its right half transparent, with red hidden under it."""
-    picture = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
-    picture.paste((10, 20, 30, 255), (0, 0, 4, 8))
-    return picture.convert("LA").convert(mode) if mode in ("LA", "La") else picture.convert(mode)
+    image = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    image.paste((10, 20, 30, 255), (0, 0, 4, 8))
+    return image.convert("LA").convert(mode) if mode in ("LA", "La") else image.convert(mode)
 
 
 def pixels_of(image: EncodedImage) -> list[int]:
@@ -191,26 +191,26 @@ def test_every_format_with_alpha_is_laid_on_white(kind: str, options: dict[str, 
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La"])
-def test_premultiplied_pictures_in_memory_are_laid_on_white_too(mode: str) -> None:
+def test_premultiplied_images_in_memory_are_laid_on_white_too(mode: str) -> None:
     assert pixels_of(load_image(half_hidden(mode)))[4:] == [255] * 4
 
 
 def test_a_transparent_gif_colour_and_canvas_that_no_frame_covers_are_white() -> None:
-    picture = Image.new("P", (8, 8), 1)
-    picture.putpalette([9, 9, 9, 200, 0, 0])
-    assert pixels_of(from_bytes(encoded(picture, "GIF", transparency=1), "x")) == [255] * 8
-    wider = bytearray(encoded(picture, "GIF"))
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([9, 9, 9, 200, 0, 0])
+    assert pixels_of(from_bytes(encoded(image, "GIF", transparency=1), "x")) == [255] * 8
+    wider = bytearray(encoded(image, "GIF"))
     wider[6] = 10  # of the canvas; the frame stays 8 wide
     assert pixels_of(from_bytes(bytes(wider), "x")) == [200] * 8 + [255] * 2
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_an_opaque_picture_with_an_alpha_channel_keeps_every_pixel(mode: str) -> None:
-    picture = noise(mode)
-    picture.putalpha(255)
-    image = from_bytes(encoded(picture), "logo.png")
-    assert image.pil().tobytes() == picture.convert("RGB").tobytes()
-    assert not list(image.details)
+def test_an_opaque_image_with_an_alpha_channel_keeps_every_pixel(mode: str) -> None:
+    image = noise(mode)
+    image.putalpha(255)
+    loaded = from_bytes(encoded(image), "logo.png")
+    assert loaded.pil().tobytes() == image.convert("RGB").tobytes()
+    assert not list(loaded.details)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_ground_that_is_no_colour_is_refused() -> None:
         ImageLimits(background="transparent")
 
 
-def test_transformers_is_given_the_same_opaque_picture(tmp_path: Path) -> None:
+def test_transformers_is_given_the_same_opaque_image(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from ghostvis_cli.hf.processor import GhostVisImageProcessor
 
@@ -263,7 +263,7 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
         assert list(from_bytes(encoded(shades, kind), "scan").pil().getchannel(0).tobytes()) == [0, 100, 255]
 
 
-def test_a_dark_sixteen_bit_picture_stays_dark() -> None:
+def test_a_dark_sixteen_bit_image_stays_dark() -> None:
     shades = Image.frombytes("I;16", (2, 1), struct.pack("<2H", 0, 200))
     assert max(from_bytes(encoded(shades), "scan").pil().tobytes()) <= 1
 
@@ -276,18 +276,18 @@ def test_a_dark_sixteen_bit_picture_stays_dark() -> None:
     ("I", "i", (0, 32896, 65535)),
 ])  # fmt: skip
 def test_wide_and_floating_point_grey_is_scaled_instead_of_clipped(mode: str, code: str, values: Any) -> None:
-    picture = Image.frombytes(mode, (3, 1), struct.pack(f"=3{code}", *values))
-    assert list(from_bytes(encoded(picture, "TIFF"), "scan").pil().getchannel(0).tobytes()) == [0, 128, 255]
+    image = Image.frombytes(mode, (3, 1), struct.pack(f"=3{code}", *values))
+    assert list(from_bytes(encoded(image, "TIFF"), "scan").pil().getchannel(0).tobytes()) == [0, 128, 255]
 
 
 def test_floats_that_are_no_numbers_do_not_crash() -> None:
-    picture = Image.frombytes("F", (3, 1), struct.pack("=3f", float("nan"), float("inf"), -1.0))
+    image = Image.frombytes("F", (3, 1), struct.pack("=3f", float("nan"), float("inf"), -1.0))
     with suppress(InputError):
-        assert from_bytes(encoded(picture, "TIFF"), "scan").width == 3
+        assert from_bytes(encoded(image, "TIFF"), "scan").width == 3
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
-def test_the_first_frame_of_several_is_the_picture(kind: str) -> None:
+def test_the_first_frame_of_several_is_the_image(kind: str) -> None:
     first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
     image = from_bytes(encoded(first, kind, save_all=True, append_images=[second]), "moving")
 
@@ -296,7 +296,7 @@ def test_the_first_frame_of_several_is_the_picture(kind: str) -> None:
     assert not getattr(Image.open(io.BytesIO(image.data)), "is_animated", False) or kind == "MPO"
 
 
-def test_a_phones_two_picture_jpeg_is_sent_as_the_jpeg_it_begins_with() -> None:
+def test_a_phones_two_image_jpeg_is_sent_as_the_jpeg_it_begins_with() -> None:
     original = encoded(noise(), "MPO", save_all=True, append_images=[noise(seed=1)])
     image = from_bytes(original, "phone.jpg")
     assert (image.data, image.mime) == (original, "image/jpeg")
@@ -325,7 +325,7 @@ def test_size_is_part_of_the_identity() -> None:
     assert flat.digest != tall.digest
 
 
-def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     image = from_bytes(encoded(noise()), "x")
     monkeypatch.delattr("PIL.Image.open")
     assert image.pil() is image.pil()
@@ -338,7 +338,7 @@ def test_an_image_made_by_hand_decodes_its_own_bytes() -> None:
     assert by_hand.data == loaded.data
 
 
-def test_a_picture_that_was_turned_is_encoded_only_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_was_turned_is_encoded_only_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = from_bytes(oriented("JPEG", 6), "x")
     monkeypatch.setattr("ghostvis_cli.images._png", lambda rgb: b"a png of " + str(rgb.size).encode())
     assert turned.pil().size == (turned.width, turned.height)
@@ -383,7 +383,7 @@ def test_the_depth_map_beside_a_phones_photo_is_not_announced() -> None:
 # Sources
 
 
-def test_paths_bytes_streams_and_pictures_give_the_same_pixels(tmp_path: Path, monkeypatch: Any) -> None:
+def test_paths_bytes_streams_and_images_give_the_same_pixels(tmp_path: Path, monkeypatch: Any) -> None:
     original = encoded(noise())
     (tmp_path / "a b.png").write_bytes(original)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -413,10 +413,10 @@ def test_a_pipe_is_read_like_a_file() -> None:
     os.close(reader)
 
 
-def test_the_callers_picture_is_left_alone() -> None:
-    picture = Image.open(io.BytesIO(oriented("PNG", 6)))
-    assert load_image(picture).width == 5
-    assert (picture.size, picture.getexif()[0x0112]) == ((7, 5), 6)
+def test_the_callers_image_is_left_alone() -> None:
+    image = Image.open(io.BytesIO(oriented("PNG", 6)))
+    assert load_image(image).width == 5
+    assert (image.size, image.getexif()[0x0112]) == ((7, 5), 6)
 
 
 @pytest.mark.parametrize("encode", [
@@ -453,7 +453,7 @@ def test_a_closed_stdin_is_refused(monkeypatch: Any) -> None:
 def test_a_terminal_is_not_waited_for() -> None:
     controller, terminal = os.openpty()
     with open(terminal, "rb", buffering=0) as stream:  # noqa: PTH123
-        assert refusal("-", stdin=stream) == "stdin: a terminal, not a picture"
+        assert refusal("-", stdin=stream) == "stdin: a terminal, not an image"
     os.close(controller)
 
 
@@ -492,11 +492,11 @@ def test_names_are_safe_to_print_on_a_terminal() -> None:
     (b"<?xml version='1.0'?>\n<!-- x -->\n<svg xmlns='...'/>", "an SVG drawing", "rsvg-convert"),
     (b"\n<!DOCTYPE html><meta charset=utf-8>", "an HTML page", None),
     (b"dear diary", "a text file", None),
-    (b"\x89PNG\r\n\x1a\n", "a damaged picture", None),
-    (b"\0\1\2\3\4\5", "not a picture in a known format", None),
+    (b"\x89PNG\r\n\x1a\n", "a damaged image", None),
+    (b"\0\1\2\3\4\5", "not an image in a known format", None),
     (b"<!>" * 700, "a text file", None),
 ])  # fmt: skip
-def test_what_is_not_a_picture_is_called_what_it_is(
+def test_what_is_not_an_image_is_called_what_it_is(
     tmp_path: Path, content: bytes, meaning: str, command: str | None
 ) -> None:
     path = tmp_path / "my file"
@@ -509,7 +509,7 @@ def test_what_is_not_a_picture_is_called_what_it_is(
         assert f"'{path}'" in caught.value.hint
 
 
-def test_programs_disguised_as_pictures_are_not_run() -> None:
+def test_programs_disguised_as_images_are_not_run() -> None:
     assert "a PostScript file" in refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
 
@@ -526,7 +526,7 @@ def test_a_ribbon_is_refused_before_it_is_resized() -> None:
     assert load_image(encoded(Image.new("L", (1, 100)))).height == 100
 
 
-def test_a_picture_without_pixels_is_refused() -> None:
+def test_an_image_without_pixels_is_refused() -> None:
     refusal(png(0, 5))
     assert "no pixels" in refusal(Image.new("RGB", (0, 5)))
     refusal(b"P6 0 5 255\n")
@@ -561,7 +561,7 @@ def test_a_file_that_is_too_large_is_not_read_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF"])
-def test_a_truncated_file_is_refused_or_whole_but_never_part_of_a_picture(kind: str) -> None:
+def test_a_truncated_file_is_refused_or_whole_but_never_part_of_an_image(kind: str) -> None:
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     original = encoded(noise(size=(24, 16)), kind)
@@ -569,7 +569,7 @@ def test_a_truncated_file_is_refused_or_whole_but_never_part_of_a_picture(kind: 
     refused = 0
     for length in range(0, len(original), max(1, len(original) // 150)):
         try:
-            assert from_bytes(original[:length], "x").digest == whole, f"partial picture at {length}"
+            assert from_bytes(original[:length], "x").digest == whole, f"partial image at {length}"
         except InputError:
             refused += 1
     assert refused > 75
@@ -585,7 +585,7 @@ JPEGS = {
 
 @pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_without_its_end_is_the_picture_or_refused(mode: str, options: dict[str, Any]) -> None:
+def test_a_jpeg_without_its_end_is_the_image_or_refused(mode: str, options: dict[str, Any]) -> None:
     original = encoded(noise(mode, size=(40, 24)), "JPEG", **options)
     whole = from_bytes(original, "x").digest
     for short in (original[:-1], original[:-2], original[:-2] + bytes(100)):
@@ -595,7 +595,7 @@ def test_a_jpeg_without_its_end_is_the_picture_or_refused(mode: str, options: di
     for length in range(2, len(original) - 2, 3):
         for short in (original[:length], original[:length] + bytes(200)):
             with suppress(InputError):
-                assert from_bytes(short, "x").digest == whole, f"partial picture at {length}"
+                assert from_bytes(short, "x").digest == whole, f"partial image at {length}"
     refusal(original[: len(original) * 9 // 10])
 
 
@@ -625,7 +625,7 @@ ORIGINALS = [
 ORIGINALS += [oriented(kind, 6) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
 
 
-def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
+def test_flipped_bytes_give_an_image_or_an_input_error() -> None:
     given_ = Counter[str]()
 
     @settings(max_examples=1500, derandomize=True)
@@ -642,11 +642,11 @@ def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
         except InputError:
             given_["refusal"] += 1
         else:
-            given_["picture"] += 1
+            given_["image"] += 1
             assert image.pil().size == (image.width, image.height)
 
     flip()
-    assert min(given_["refusal"], given_["picture"]) > 150, given_
+    assert min(given_["refusal"], given_["image"]) > 150, given_
 
 
 @settings(max_examples=300, derandomize=True)
@@ -672,7 +672,7 @@ def test_pillows_warnings_stay_off_stderr() -> None:
 
 # The web
 
-PICTURE = encoded(noise())
+IMAGE = encoded(noise())
 
 
 class Site(BaseHTTPRequestHandler):
@@ -706,7 +706,7 @@ class Site(BaseHTTPRequestHandler):
         target = path.partition("?to=")[2]
         match path.partition("?")[0]:
             case "/ok" | "/ok.jpg":
-                self.answer(200, PICTURE, Content_Type="text/plain")
+                self.answer(200, IMAGE, Content_Type="text/plain")
             case "/to":
                 self.answer(302, Location=target)
             case "/loop":
@@ -724,13 +724,13 @@ class Site(BaseHTTPRequestHandler):
                         self.wfile.write(bytes(65536))
                 self.close_connection = True
             case "/gzip":
-                self.answer(200, gzip.compress(PICTURE), Content_Encoding="gzip")
+                self.answer(200, gzip.compress(IMAGE), Content_Encoding="gzip")
             case "/gzip-bomb":
                 self.answer(200, gzip.compress(bytes(50_000_000), 1), Content_Encoding="gzip")
             case "/bad-gzip":
                 self.answer(200, b"no gzip", Content_Encoding="gzip")
             case "/cut":
-                self.answer(200, PICTURE[:20], Content_Length=str(len(PICTURE)))
+                self.answer(200, IMAGE[:20], Content_Length=str(len(IMAGE)))
                 self.close_connection = True
             case "/drip":
                 self.drip(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(9999))
@@ -763,7 +763,7 @@ def nothing_seen() -> None:
 
 def test_a_url_is_fetched_and_known_by_its_bytes_not_its_content_type(site: str) -> None:
     image = load_image(f"{site}/ok", limits=OPEN)
-    assert (image.data, image.name) == (PICTURE, f"{site}/ok")
+    assert (image.data, image.name) == (IMAGE, f"{site}/ok")
 
 
 def test_what_follows_a_question_mark_is_never_repeated(site: str) -> None:
@@ -790,7 +790,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(site: str) -> None:
     ("cut", "not fetched: "),
     ("loop", "more than 3 redirects"),
     ("to?to=file:///etc/passwd", "not http or https"),
-    ("to?to=ftp://pictures.invalid/", "not http or https"),
+    ("to?to=ftp://images.invalid/", "not http or https"),
     ("to?to=http://[", "not fetched: "),
 ])  # fmt: skip
 def test_a_bad_answer_is_refused_with_the_reason(site: str, path: str, reason: str) -> None:
@@ -799,11 +799,11 @@ def test_a_bad_answer_is_refused_with_the_reason(site: str, path: str, reason: s
 
 
 def test_an_encoding_nobody_asked_for_is_undone(site: str) -> None:
-    assert load_image(f"{site}/gzip", limits=OPEN).data == PICTURE
+    assert load_image(f"{site}/gzip", limits=OPEN).data == IMAGE
 
 
 def test_redirects_are_followed_up_to_the_limit(site: str) -> None:
-    assert load_image(f"{site}/to?to=/to?to=/ok", limits=OPEN).data == PICTURE
+    assert load_image(f"{site}/to?to=/to?to=/ok", limits=OPEN).data == IMAGE
     refusal(f"{site}/to?to=/to?to=/ok", limits=ImageLimits(allow_private=True, max_redirects=1))
 
 
@@ -854,21 +854,21 @@ def test_a_proxy_is_used_and_resolves_names_itself(proxied: str, monkeypatch: py
 
     def only_numbers(host: str, *rest: Any, **named: Any) -> Any:
         numeric = named.get("flags", 0) & socket.AI_NUMERICHOST
-        assert host != "pictures.invalid" or numeric, "looked up here"
+        assert host != "images.invalid" or numeric, "looked up here"
         return real(host, *rest, **named)
 
     monkeypatch.setattr("socket.getaddrinfo", only_numbers)
-    assert load_image("http://pictures.invalid/ok.jpg?x=1").data == PICTURE
-    assert Site.seen == [("http://pictures.invalid/ok.jpg?x=1", "pictures.invalid")]
+    assert load_image("http://images.invalid/ok.jpg?x=1").data == IMAGE
+    assert Site.seen == [("http://images.invalid/ok.jpg?x=1", "images.invalid")]
 
 
 @pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "[64:ff9b::808:808]", "[::ffff:8.8.8.8]"])
 def test_public_addresses_are_let_through(proxied: str, host: str) -> None:
-    assert load_image(f"http://{host}/ok").data == PICTURE
+    assert load_image(f"http://{host}/ok").data == IMAGE
 
 
-def test_a_network_in_no_proxy_holds_for_pictures(proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_image("http://192.0.2.7/ok", limits=OPEN).data == PICTURE
+def test_a_network_in_no_proxy_holds_for_images(proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_image("http://192.0.2.7/ok", limits=OPEN).data == IMAGE
     monkeypatch.setenv("no_proxy", "198.51.100.0/24, 192.0.2.0/24")  # addresses that nobody has
     refusal("http://192.0.2.7/ok", limits=ImageLimits(allow_private=True, timeout_s=0.3))
     assert len(Site.seen) == 1
@@ -876,14 +876,14 @@ def test_a_network_in_no_proxy_holds_for_pictures(proxied: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("host", PRIVATE)
 def test_a_redirect_to_a_private_address_is_refused(proxied: str, host: str) -> None:
-    message = refusal(f"http://pictures.invalid/to?to=http://{host}/ok")
-    assert message.startswith("http://pictures.invalid/to: ")
+    message = refusal(f"http://images.invalid/to?to=http://{host}/ok")
+    assert message.startswith("http://images.invalid/to: ")
     assert "not a public address" in message
     assert len(Site.seen) == 1
 
 
 def test_loopback_is_never_proxied(proxied: str, site: str) -> None:
-    assert load_image(f"{site}/ok", limits=OPEN).data == PICTURE
+    assert load_image(f"{site}/ok", limits=OPEN).data == IMAGE
     assert Site.seen[0][0] == "/ok"
 
 
@@ -906,7 +906,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
 
     monkeypatch.setattr("socket.getaddrinfo", rebinding)
     port = site.rpartition(":")[2]
-    assert load_image(f"http://rebind.invalid:{port}/ok", limits=OPEN).data == PICTURE
+    assert load_image(f"http://rebind.invalid:{port}/ok", limits=OPEN).data == IMAGE
     assert lookups == ["rebind.invalid"]
     assert Site.seen == [("/ok", f"rebind.invalid:{port}")]
 
@@ -944,7 +944,7 @@ def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 def test_tls_is_verified_against_the_name_although_the_address_is_dialled(
     secure_site: Callable[[str], str],
 ) -> None:
-    assert load_image(f"{secure_site('localhost')}/ok", limits=OPEN).data == PICTURE
+    assert load_image(f"{secure_site('localhost')}/ok", limits=OPEN).data == IMAGE
 
 
 def test_a_certificate_for_another_name_is_refused(secure_site: Callable[[str], str]) -> None:

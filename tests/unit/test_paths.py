@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ghostvis_cli import paths
-from ghostvis_cli.chat.store import Shelf
+from ghostvis_cli.chat.store import SessionStore
 from ghostvis_cli.doctor.machine import directories
 
 
@@ -24,7 +24,7 @@ def test_doctor_names_the_directories_that_chat_and_convert_use(
     for name, _ in paths.PLACES.values():
         monkeypatch.delenv(name, raising=False)
     told = {finding.name: finding.message.split(" (made")[0] for finding in directories()}
-    assert Shelf.of_user().directory == Path(told["state"], "chats")
+    assert SessionStore.of_user().directory == Path(told["state"], "chats")
     assert cache.default_base() == Path(told["cache"], "converted")
     assert told["config"] == str(tmp_path / ".config/ghostvis")
     below_home = "Library/Caches" if system == "darwin" else ".cache"

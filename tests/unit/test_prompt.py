@@ -1,4 +1,4 @@
-"""Conversation rendering where no recorded vector reaches: layouts, several pictures, refusals."""
+"""Conversation rendering where no recorded vector reaches: layouts, several images, refusals."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.model.config import LAYOUTS
 from ghostvis_cli.prompt import (
     VISION_ROW,
+    ImagePart,
     Message,
-    Picture,
     Text,
     render_for_reply,
     render_text,
@@ -43,7 +43,7 @@ def test_each_layout_puts_rows_where_it_says() -> None:
     assert rendered["prepend_literal"] == (V, V, V, bos, start, *literal, end, reply)
 
 
-def test_pictures_stay_in_the_turns_they_belong_to() -> None:
+def test_images_stay_in_the_turns_they_belong_to() -> None:
     turns = [
         Message.of("user", "first", [image("red"), image("blue")]),
         Message.of("assistant", "ok"),
@@ -57,7 +57,7 @@ def test_pictures_stay_in_the_turns_they_belong_to() -> None:
     assert [i.digest for i in prompt.images] == [m.digest for t in turns for m in t.images]
 
 
-def test_prepended_pictures_come_in_the_order_of_their_turns() -> None:
+def test_prepended_images_come_in_the_order_of_their_turns() -> None:
     red, blue = image("red"), image("blue")
     turns = [Message.of("user", "a", [red]), Message.of("assistant", "b"), Message.of("user", "c", [blue])]
     prompt = render_for_reply(turns, TOKENIZER, "prepend", N)
@@ -84,11 +84,11 @@ def test_special_strings_typed_by_a_user_are_text_in_every_role() -> None:
     assert specials == [special(name) for name in names.split()]
 
 
-def test_a_line_break_follows_a_picture_once() -> None:
-    picture = Picture(image())
-    assert with_line_breaks([picture, Text("What")]) == (picture, Text("\n"), Text("What"))
-    assert with_line_breaks([picture, Text("\nWhat")]) == (picture, Text("\nWhat"))
-    assert with_line_breaks([Text("A"), picture]) == (Text("A"), picture)
+def test_a_line_break_follows_an_image_once() -> None:
+    part = ImagePart(image())
+    assert with_line_breaks([part, Text("What")]) == (part, Text("\n"), Text("What"))
+    assert with_line_breaks([part, Text("\nWhat")]) == (part, Text("\nWhat"))
+    assert with_line_breaks([Text("A"), part]) == (Text("A"), part)
 
 
 def test_raw_text_gets_one_bos_and_nothing_else() -> None:
@@ -104,10 +104,10 @@ def test_turns_out_of_order_are_refused(turns: list[Message]) -> None:
         render_for_reply(turns, TOKENIZER)
 
 
-def test_pictures_are_refused_where_there_is_no_place_for_them() -> None:
-    with_picture = Message.of("user", "u", [image()])
+def test_images_are_refused_where_there_is_no_place_for_them() -> None:
+    with_image = Message.of("user", "u", [image()])
     with pytest.raises(RequestError, match="text only"):
-        render_for_reply([with_picture], TOKENIZER, "inline", 0)
+        render_for_reply([with_image], TOKENIZER, "inline", 0)
     with pytest.raises(GhostvisError, match="system message"):
         render_for_reply([Message.of("system", "s", [image()]), U], TOKENIZER, "inline", N)
 

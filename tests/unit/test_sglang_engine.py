@@ -91,11 +91,11 @@ def test_an_abort_that_somebody_asked_for_is_an_end() -> None:
 
 @pytest.mark.parametrize("layout", ["inline", "prepend", "prepend_slots", "prepend_literal"])
 def test_the_plug_in_makes_the_prompt_of_what_it_is_sent(layout: Layout) -> None:
-    picture = load_image(_png("red"))
+    image = load_image(_png("red"))
     turns = [
-        Message.of("user", "Look <|image|> here", [picture, picture]),
+        Message.of("user", "Look <|image|> here", [image, image]),
         Message.of("assistant", "Yes."),
-        Message.of("user", "And this?", [picture]),
+        Message.of("user", "And this?", [image]),
     ]
     prompt = render_for_reply(turns, TOKENIZER, layout, ROWS)
     sent = marked(prompt, IMAGE_ID, ROWS)
@@ -105,7 +105,7 @@ def test_the_plug_in_makes_the_prompt_of_what_it_is_sent(layout: Layout) -> None
     assert rows == {at for at, id_ in enumerate(prompt.ids) if id_ < 0}
 
 
-def test_a_prompt_without_pictures_is_sent_as_it_is() -> None:
+def test_a_prompt_without_images_is_sent_as_it_is() -> None:
     prompt = Prompt((5, IMAGE_ID, 6), (0, 0, 0))
     assert marked(prompt, IMAGE_ID, 0) == [5, IMAGE_ID, 6]
 
@@ -116,17 +116,17 @@ def test_the_converted_tokenizer_is_the_checkpoints(layout: Layout | None) -> No
     assert found == (TOKENIZER.pattern, TOKENIZER.ranks, TOKENIZER.specials)
 
 
-async def test_messages_and_pictures_cross_the_channel_and_its_end_is_told() -> None:
+async def test_messages_and_images_cross_the_channel_and_its_end_is_told() -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
-    pictures = (b"", b"\0" * 100_000, b"{}")
+    images = (b"", b"\0" * 100_000, b"{}")
     theirs.setblocking(True)
-    writer.write(channel.packed({"do": "é🙂"}, pictures) + channel.packed({"n": 1}))
+    writer.write(channel.packed({"do": "é🙂"}, images) + channel.packed({"n": 1}))
     waiting = [await asyncio.to_thread(channel.read_waiting, theirs) for _ in range(2)]
-    assert waiting == [channel.Frame({"do": "é🙂"}, pictures), channel.Frame({"n": 1})]
-    theirs.sendall(channel.packed({"n": 2}, pictures) + b"\0\0")
+    assert waiting == [channel.Frame({"do": "é🙂"}, images), channel.Frame({"n": 1})]
+    theirs.sendall(channel.packed({"n": 2}, images) + b"\0\0")
     theirs.close()
-    assert await channel.read(reader) == channel.Frame({"n": 2}, pictures)
+    assert await channel.read(reader) == channel.Frame({"n": 2}, images)
     assert await channel.read(reader) is None  # half a frame is no frame
     writer.close()
 

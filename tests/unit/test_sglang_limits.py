@@ -44,11 +44,11 @@ def test_graphs_of_prefill_are_refused_where_they_would_mix_up_a_batch(
     for backend in ("breakable", "full"):
         captured = {"cuda_graph_config": of_a_release({"prefill": of_a_release({"backend": backend})})}
         refuse(FINE | captured, smear=False)
-        for needs in ({"smear": True}, {"smear": False, "pictures": True}):
+        for needs in ({"smear": True}, {"smear": False, "images": True}):
             with pytest.raises(ValueError, match="graphs of prefill"):
                 refuse(FINE | captured, **needs)
     none = {"cuda_graph_config": of_a_release({"prefill": of_a_release({"backend": "disabled"})})}
-    refuse(FINE | none, smear=True, pictures=True)
+    refuse(FINE | none, smear=True, images=True)
 
 
 def test_long_windows_bite_beyond_the_trained_length_alone() -> None:

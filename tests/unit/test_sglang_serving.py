@@ -172,7 +172,7 @@ def test_a_gpu_gets_prefill_graphs_and_pieces_of_some_tokens_and_a_cpu_neither(d
         ),
     ],
 )
-def test_nanochats_smear_and_pictures_get_no_graphs_of_prefill(
+def test_nanochats_smear_and_images_get_no_graphs_of_prefill(
     directory: Path, config: dict[str, object], graphs: str
 ) -> None:
     whole = CONFIG | {"model_type": runtime.NANOCHAT} | config
@@ -202,7 +202,7 @@ def test_one_thread_for_small_copies_on_a_gpu_unless_the_user_says_otherwise(
 
 
 @pytest.mark.parametrize("options", [("--tokenizer-worker-num", "3"), ("--tokenizer-worker-num=3",)])
-def test_several_http_workers_load_the_plug_in_and_know_pictures_by_one_key(
+def test_several_http_workers_load_the_plug_in_and_know_images_by_one_key(
     directory: Path, options: tuple[str, ...]
 ) -> None:
     one, several = launch(directory, on_cpu()), launch(directory, on_cpu(), *options)
@@ -305,7 +305,7 @@ def test_the_keys_stand_in_no_argument_and_no_variable(
     assert "adm1n" not in repr(launch)
 
 
-def test_the_ground_of_transparent_pictures_reaches_sglang(directory: Path) -> None:
+def test_the_ground_of_transparent_images_reaches_sglang(directory: Path) -> None:
     server = ServerSettings(image_limits=ImageLimits(background="#102030"))
     launch = Launch(on_cpu(), directory, "d4", server, SGLangSettings())
     assert launch.environment()["GHOSTVIS_IMAGES_BACKGROUND"] == "#102030"
@@ -321,7 +321,7 @@ def test_management_routes_have_a_key_of_their_own_beyond_this_machine(directory
 @pytest.mark.parametrize(
     "line",
     [
-        "ghostvis: vision part has CUDA graphs of 1 to 16 pictures, 0.24 GiB, 1.7 s; attention without cuDNN",
+        "ghostvis: vision part has CUDA graphs of 1 to 16 images, 0.24 GiB, 1.7 s; attention without cuDNN",
         "Capture target prefill CUDA graph end. elapsed=8.29 s, mem usage=1.42 GB, avail mem=28.64 GB.",
         "Capture cuda graph begin. This can take up to several minutes.",
     ],

@@ -1,6 +1,6 @@
-"""What is worth keeping between requests: keys and values of prompts' beginnings, and pictures' rows.
+"""What is worth keeping between requests: keys and values of prompts' beginnings, and images' rows.
 
-A position's identity is its token id, or for a picture's row a negative number made from the picture's pixels.
+A position's identity is its token id, or for an image's row a negative number made from the image's pixels.
 Two sequences share their longest common beginning, and nothing else: keys depend on all that came before.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def identities(prompt: Prompt, image_tokens: int) -> "Identity":
-    """Token ids (T,) int64, each picture's rows replaced by a negative number that only its pixels share."""
+    """Token ids (T,) int64, each image's rows replaced by a negative number that only its pixels share."""
     ids = np.asarray(prompt.ids, dtype=np.int64)
     marks = [-2 - int(image.digest[:15], 16) for image in prompt.images]  # 60 bits; never VISION_ROW itself
     if marks:
@@ -83,7 +83,7 @@ class PrefixCache:
 
 
 class ImageCache:
-    """Pictures' rows (N, D) by digest: the tower sees a picture once, however often it is asked about.
+    """Images' rows (N, D) by digest: the tower sees an image once, however often it is asked about.
 
     Only the step thread changes it; `known` may be asked from any thread.
     """

@@ -28,7 +28,7 @@ from ghostvis_cli.model.preprocess import preprocess
 from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
-    from ghostvis_cli.engines.local.scheduler import Picture
+    from ghostvis_cli.engines.local.scheduler import ImageInput
     from ghostvis_cli.images import EncodedImage
 
 # Waking the caller's thread for every token costs a small model more than the token itself. Nobody sees 4 ms.
@@ -125,10 +125,10 @@ class LocalEngine:
         if self._closed:
             raise EngineError("the engine is closed")
         prompt, sampling = await self._renderer.prompt(request)
-        pictures: list[Picture] = []
+        images: list[ImageInput] = []
         if prompt.images:
-            pictures = await asyncio.to_thread(lambda: [self._picture(image) for image in prompt.images])
-        sequence = Sequence.start(prompt, pictures, sampling, self.info.image_tokens)
+            images = await asyncio.to_thread(lambda: [self._image(image) for image in prompt.images])
+        sequence = Sequence.start(prompt, images, sampling, self.info.image_tokens)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
         try:
@@ -161,10 +161,10 @@ class LocalEngine:
 
     # --- the caller's side
 
-    def _picture(self, image: "EncodedImage") -> "Picture":
-        """What the step thread needs of a picture: its rows where they are known, else its pixels."""
+    def _image(self, image: "EncodedImage") -> "ImageInput":
+        """What the step thread needs of an image: its rows where they are known, else its pixels."""
         vision = self._config.vision
-        assert vision is not None, "render refuses pictures for text models"
+        assert vision is not None, "render refuses images for text models"
         known = self._scheduler.images.known(image.digest)
         if known is not None:
             return known

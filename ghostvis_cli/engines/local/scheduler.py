@@ -30,7 +30,7 @@ from ghostvis_cli.prompt import VISION_ROW, Prompt
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Picture: TypeAlias = (
+    ImageInput: TypeAlias = (
         "NDArray[Any] | Tensor"  # preprocessed pixels (3, S, S), or rows (N, D) already known
     )
 Event: TypeAlias = Chunk | GhostvisError  # an error ends its sequence, as a chunk with a finish reason does
@@ -41,7 +41,7 @@ class Sequence:
     """One request on its way. `filled` counts the positions whose keys and values are in the cache."""
 
     prompt: Prompt
-    pictures: "Ordered[Picture]"  # one per picture of the prompt
+    images: "Ordered[ImageInput]"  # one per image of the prompt
     sampling: Sampling
     identity: "NDArray[np.int64]"
     text: TextStream
@@ -50,11 +50,11 @@ class Sequence:
     filled: int = 0
     cached_tokens: int = 0
     done: bool = False
-    vision_rows: Tensor | None = None  # (pictures x N, D), while the prompt is being read
+    vision_rows: Tensor | None = None  # (images x N, D), while the prompt is being read
 
     @classmethod
     def start(
-        cls, prompt: Prompt, pictures: "Ordered[Picture]", sampling: Sampling, image_tokens: int
+        cls, prompt: Prompt, images: "Ordered[ImageInput]", sampling: Sampling, image_tokens: int
     ) -> "Sequence":
         generator = None
         if sampling.temperature > 0:
@@ -64,7 +64,7 @@ class Sequence:
             else:
                 generator.manual_seed(sampling.seed)
         identity = identities(prompt, image_tokens)
-        return cls(prompt, pictures, sampling, identity, TextStream(sampling.stop), generator)
+        return cls(prompt, images, sampling, identity, TextStream(sampling.stop), generator)
 
     @property
     def usage(self) -> Usage:
@@ -197,25 +197,25 @@ class Scheduler:
         decoder = self.model.decoder
         begin = max(0, start - decoder.config.reach)
         ids = sequence.prompt.ids[begin:end]
-        pictures = None
+        images = None
         if rows := ids.count(VISION_ROW):
             first = sequence.prompt.ids[:begin].count(VISION_ROW)
-            pictures = self._vision_rows(sequence)[first : first + rows]
-        x = decoder.embed(torch.tensor([ids], device=self.device), pictures)
+            images = self._vision_rows(sequence)[first : first + rows]
+        x = decoder.embed(torch.tensor([ids], device=self.device), images)
         positions = torch.arange(start, end, device=self.device)[None]
         step = decoder.plan(positions, first_row=len(self.running), length=end)
         return decoder.trunk(x, step, self.rows.cache)
 
     def _vision_rows(self, sequence: Sequence) -> Tensor:
-        """All of a prompt's picture rows (pictures x N, D); pictures not seen before go through the tower."""
+        """All of a prompt's image rows (images x N, D); images not seen before go through the tower."""
         if sequence.vision_rows is None:
             digests = [image.digest for image in sequence.prompt.images]
             rows: dict[str, Tensor] = {}
-            for digest, picture in zip(digests, sequence.pictures, strict=True):
-                known = picture if isinstance(picture, Tensor) else rows.get(digest)
+            for digest, image in zip(digests, sequence.images, strict=True):
+                known = image if isinstance(image, Tensor) else rows.get(digest)
                 known = self.images.known(digest) if known is None else known
                 if known is None:
-                    pixels = torch.from_numpy(picture).to(self.device)
+                    pixels = torch.from_numpy(image).to(self.device)
                     known = self.model.encode_images(pixels[None])[0]
                 rows[digest] = known
                 self.images.put(digest, known)

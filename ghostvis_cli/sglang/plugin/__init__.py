@@ -1,7 +1,7 @@
 """GhostVis models for SGLang, through the entry point group `sglang.srt.plugins`.
 
 SGLang calls `register` in each of its processes and only logs what it raises, so `check` is for whoever starts one.
-Stops at the model, its pictures and the guards: caching, scheduling and batching are SGLang's.
+Stops at the model, its images and the guards: caching, scheduling and batching are SGLang's.
 """
 
 import os
@@ -9,14 +9,14 @@ from multiprocessing import parent_process
 
 from ghostvis_cli.errors import EngineError
 
-HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # whose pictures may be fetched, separated by commas
+HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # whose images may be fetched, separated by commas
 BACKGROUND_VARIABLE = "GHOSTVIS_IMAGES_BACKGROUND"  # as the setting images.background
-# CUDA graphs of the vision part: for so many pictures at most; 0 none.
+# CUDA graphs of the vision part: for so many images at most; 0 none.
 GRAPHS_VARIABLE = "GHOSTVIS_VISION_GRAPHS"
-# Set where requests come in at several processes: each needs the guards, and one key to know pictures by.
-WORKERS_VARIABLE, PICTURE_KEY_VARIABLE = "GHOSTVIS_TOKENIZER_WORKERS", "GHOSTVIS_PICTURE_KEY"
+# Set where requests come in at several processes: each needs the guards, and one key to know images by.
+WORKERS_VARIABLE, IMAGE_KEY_VARIABLE = "GHOSTVIS_TOKENIZER_WORKERS", "GHOSTVIS_PICTURE_KEY"
 GROUP, NAME = "sglang.srt.plugins", "ghostvis"
-# SGLang imports every module of these two: the classes that `EntryClass` names, and the picture processors.
+# SGLang imports every module of these two: the classes that `EntryClass` names, and the image processors.
 PACKAGES = {
     "SGLANG_EXTERNAL_MODEL_PACKAGE": "ghostvis_cli.sglang.plugin.models",
     "SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE": "ghostvis_cli.sglang.plugin.processors",

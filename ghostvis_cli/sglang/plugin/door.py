@@ -125,7 +125,7 @@ def put_in_front(door: Door) -> None:
     }
     others = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
     app.user_middleware = [
-        Middleware(Front, door=door), *others, Middleware(FieldCheck, known=known)
+        Middleware(RequestMiddleware, door=door), *others, Middleware(FieldCheck, known=known)
     ]  # fmt: skip
     theirs = app.exception_handlers[RequestValidationError]
 
@@ -143,7 +143,7 @@ def _known(kind: Kind, theirs: Iterable[str]) -> Known:
     return Known(frozenset(theirs) - NOT_FOLLOWED, ours.ignored, {**ours.neutral, **NEUTRAL})
 
 
-class Front:
+class RequestMiddleware:
     """Around every request: hosts, origins, and paths with a slash at their end."""
 
     def __init__(self, app: ASGIApp, door: Door) -> None:

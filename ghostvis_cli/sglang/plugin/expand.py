@@ -1,4 +1,4 @@
-"""Where pictures' rows go among a prompt's ids. A rendered prompt has one image id for each place and each slot."""
+"""Where images' rows go among a prompt's ids. A rendered prompt has one image id for each place and each slot."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ from ghostvis_cli.model.config import Layout
 
 
 def expand(
-    ids: Sequence[int], image_id: int, rows: int, pictures: int, layout: Layout
+    ids: Sequence[int], image_id: int, rows: int, images: int, layout: Layout
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids with `rows` image ids for each one, and the pictures' first and last positions.
+    """Ids with `rows` image ids for each one, and the images' first and last positions.
 
-    In prepend_slots the first half are the pictures' places; the others are ordinary tokens, as many again.
+    In prepend_slots the first half are the images' places; the others are ordinary tokens, as many again.
     ValueError where the numbers do not agree.
     """
     marks = sum(id_ == image_id for id_ in ids)
-    wanted = pictures * (2 if layout == "prepend_slots" else 1)
+    wanted = images * (2 if layout == "prepend_slots" else 1)
     if marks != wanted:
         raise ValueError(
-            f"{pictures} pictures need {wanted} image tokens in a prompt of layout {layout}; it has {marks}"
+            f"{images} images need {wanted} image tokens in a prompt of layout {layout}; it has {marks}"
         )
     expanded: list[int] = []
     spans: list[tuple[int, int]] = []
@@ -25,7 +25,7 @@ def expand(
         if id_ != image_id:
             expanded.append(id_)
             continue
-        if len(spans) < pictures:
+        if len(spans) < images:
             spans.append((len(expanded), len(expanded) + rows - 1))
         expanded += [image_id] * rows
     return expanded, spans

@@ -3,7 +3,7 @@
 * Its scheduler, and with it the server, ends at a prompt's id outside the vocabulary (or reads what another request
   cached under it), at embeddings that came as JSON, and at some numbers out of range.
 * Text that never was in a chat template would lose its typed `<|bos|>` to the token: a raw prompt, the beginning of
-  a reply, and a prompt with pictures, which would go from ids to text and back.
+  a reply, and a prompt with images, which would go from ids to text and back.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def refuse_unknown_ids(ids: Sequence[int], vocab_size: int) -> None:
 
 
 def keep_typed_specials(result: Any, chat: Any, request: Any, *_: Any, **__: Any) -> Any:
-    """A chat for a model with pictures leaves as the ids it was rendered to, where SGLang would send their text."""
+    """A chat for a model with images leaves as the ids it was rendered to, where SGLang would send their text."""
     config = chat.tokenizer_manager.model_config
     if config.hf_config.model_type == "ghostvis" and isinstance(result.prompt_ids, list):
         refuse_unknown_ids(result.prompt_ids, config.vocab_size)  # a client may send them here too

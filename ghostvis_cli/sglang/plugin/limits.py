@@ -26,11 +26,11 @@ def server_settings() -> Mapping[str, Any]:
     return resolved
 
 
-def refuse(settings: Mapping[str, Any], *, smear: bool, pictures: bool = False) -> None:
+def refuse(settings: Mapping[str, Any], *, smear: bool, images: bool = False) -> None:
     """ValueError, which ends the start. A wrong answer would look like any other.
 
     A graph of prefill replays the layers alone. It sees the first request of a batch, whose tokens would become all
-    requests' neighbours, and in a picture's place an id that no embedding belongs to.
+    requests' neighbours, and in an image's place an id that no embedding belongs to.
     """
     disaggregated = settings.get("disaggregation_mode") not in (None, "null")
     elsewhere = [option for name, option in OTHER_CACHES.items() if settings.get(name)]
@@ -41,7 +41,7 @@ def refuse(settings: Mapping[str, Any], *, smear: bool, pictures: bool = False) 
         (settings.get("enable_dp_attention"), "data-parallel attention (--enable-dp-attention)"),
         (split, "context parallelism (--attn-cp-size, --dcp-size)"),
         (
-            (smear or pictures) and _has_prefill_graphs(settings),
+            (smear or images) and _has_prefill_graphs(settings),
             "graphs of prefill (for any --cuda-graph-backend-prefill but disabled)",
         ),
         (smear and disaggregated, "disaggregated prefill and decoding (--disaggregation-mode)"),

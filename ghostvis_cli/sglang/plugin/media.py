@@ -1,4 +1,4 @@
-"""A picture of a request -> the square the model sees, and who it is. Remembered, so that a repeat costs a hash.
+"""An image of a request -> the square the model sees, and who it is. Remembered, so that a repeat costs a hash.
 
 Knows nothing of SGLang. Its own small cache, because the one SGLang 0.5.23 has for this is absent in 0.5.17 and
 trusts hashes that clients may send.
@@ -18,25 +18,25 @@ from ghostvis_cli.fetch import is_from
 from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.images import load_image
 from ghostvis_cli.model.preprocess import crop
-from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, PICTURE_KEY_VARIABLE
+from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, IMAGE_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CACHE_VARIABLE = "GHOSTVIS_PICTURE_CACHE_MB"
-CACHE_MB = 128  # 890 pictures of 224 pixels
+CACHE_MB = 128  # 890 images of 224 pixels
 
 
 @dataclass(frozen=True)
-class Picture:
+class LoadedImage:
     """`pixels` (S, S, 3) uint8. `identity`: 32 bytes, equal for equal pixels within this process alone."""
 
     pixels: "NDArray[Any]"
     identity: bytes
 
 
-class Pictures:
-    """Loads pictures of S x S pixels. May be called from several threads."""
+class ImageStore:
+    """Loads images of S x S pixels. May be called from several threads."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class Pictures:
         self.hosts = allowed_hosts() if hosts is None else hosts
         # A redirect would lead from an allowed host to any other.
         self.limits = replace(limits or default_limits(), max_redirects=0)
-        # Keyed: a client that knows a picture must not be able to work out which cache entries are its own.
+        # Keyed: a client that knows an image must not be able to work out which cache entries are its own.
         self._key = identity_key()
-        self._known: OrderedDict[bytes, Picture] = OrderedDict()
+        self._known: OrderedDict[bytes, LoadedImage] = OrderedDict()
         self._lock = threading.Lock()
 
-    def load(self, source: object, name: str, key: bytes | None = None) -> Picture:
+    def load(self, source: object, name: str, key: bytes | None = None) -> LoadedImage:
         """From a data: URL, bytes, or http(s) of an allowed host; `key` where it has been asked for.
 
         ValueError says what is wrong with `name`, and nothing of what the source holds or where it led.
@@ -65,15 +65,15 @@ class Pictures:
         if key is not None and (known := self.recall(key)) is not None:
             return known
         try:
-            picture = self._picture(load_image(source, limits=self.limits).pil())  # type: ignore[arg-type]
+            image = self._image(load_image(source, limits=self.limits).pil())  # type: ignore[arg-type]
         except InputError:
             raise ValueError(self._refusal(source, name)) from None
         if key is not None:
-            self._remember(key, picture)
-        return picture
+            self._remember(key, image)
+        return image
 
     def key(self, source: object, name: str) -> bytes | None:
-        """What the source is sure to be the same picture by; None for an address, whose picture may change."""
+        """What the source is sure to be the same image by; None for an address, whose image may change."""
         if isinstance(source, bytes):
             return hashlib.sha256(source).digest()
         if isinstance(source, str):
@@ -84,7 +84,7 @@ class Pictures:
         hosts = f", or an http(s) URL of {', '.join(sorted(self.hosts))}" if self.hosts else ""
         raise ValueError(f"{name} must be a data: URL{hosts}")
 
-    def recall(self, key: bytes) -> Picture | None:
+    def recall(self, key: bytes) -> LoadedImage | None:
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -92,24 +92,24 @@ class Pictures:
 
     def _refusal(self, source: object, name: str) -> str:
         if isinstance(source, str) and source[:5].lower() != "data:":
-            return f"{name} could not be fetched as a picture"
+            return f"{name} could not be fetched as an image"
         return (
-            f"{name} is not a whole picture in a known format, "
+            f"{name} is not a whole image in a known format, "
             f"or larger than {self.limits.max_pixels:,} pixels or {self.limits.size}"
         )
 
-    def _picture(self, image: Any) -> Picture:
+    def _image(self, image: Any) -> LoadedImage:
         import numpy as np
 
         pixels = np.array(
             crop(image, self.size), dtype=np.uint8
         )  # a copy: torch warns of Pillow's own memory
-        return Picture(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
+        return LoadedImage(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
 
-    def _remember(self, key: bytes, picture: Picture) -> None:
+    def _remember(self, key: bytes, image: LoadedImage) -> None:
         with self._lock:
-            self._known[key] = picture
-            while len(self._known) * picture.pixels.nbytes > self.cache_bytes:  # all are of one size
+            self._known[key] = image
+            while len(self._known) * image.pixels.nbytes > self.cache_bytes:  # all are of one size
                 self._known.popitem(last=False)
 
 
@@ -125,8 +125,8 @@ def allowed_hosts() -> frozenset[str]:
 
 
 def identity_key() -> bytes:
-    """Of this process, or the one that several share, so that a picture is the same whichever of them reads it."""
-    shared = os.environ.get(PICTURE_KEY_VARIABLE)
+    """Of this process, or the one that several share, so that an image is the same whichever of them reads it."""
+    shared = os.environ.get(IMAGE_KEY_VARIABLE)
     return bytes.fromhex(shared) if shared else secrets.token_bytes(32)
 
 

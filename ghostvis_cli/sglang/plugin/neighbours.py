@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Neighbours:
-    """An entry for each slot: a token's id, or a row (D,) where pictures' rows are neighbours too."""
+    """An entry for each slot: a token's id, or a row (D,) where images' rows are neighbours too."""
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None

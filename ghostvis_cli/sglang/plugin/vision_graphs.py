@@ -1,9 +1,9 @@
-"""The vision part on a GPU: some 350 small kernels for a batch of pictures, which as a CUDA graph are one launch.
+"""The vision part on a GPU: some 350 small kernels for a batch of images, which as a CUDA graph are one launch.
 
-There is a graph for each number of pictures up to GHOSTVIS_VISION_GRAPHS, made of the kernels that would run
-without one, so that the rows are the same bit for bit. More pictures keep the card busy as they are.
+There is a graph for each number of images up to GHOSTVIS_VISION_GRAPHS, made of the kernels that would run
+without one, so that the rows are the same bit for bit. More images keep the card busy as they are.
 
-B pictures, S picture size in pixels, N rows a picture, D decoder width.
+B images, S image size in pixels, N rows an image, D decoder width.
 """
 
 import logging
@@ -25,10 +25,10 @@ logger = logging.getLogger("ghostvis")
 
 
 def largest_batch() -> int:
-    """Of GHOSTVIS_VISION_GRAPHS, in pictures; 0 captures nothing."""
+    """Of GHOSTVIS_VISION_GRAPHS, in images; 0 captures nothing."""
     chosen = os.environ.get(GRAPHS_VARIABLE, str(LARGEST))
     if not chosen.isdecimal():
-        raise ValueError(f"{GRAPHS_VARIABLE} is {chosen!r}: a number of pictures, 0 for no graphs")
+        raise ValueError(f"{GRAPHS_VARIABLE} is {chosen!r}: a number of images, 0 for no graphs")
     return int(chosen)
 
 
@@ -77,7 +77,7 @@ class VisionGraphs:
         return batch in self._graphs
 
     def run(self, crops: Tensor) -> Tensor:
-        """The rows of as many pictures as there is a graph for. They are the caller's to keep."""
+        """The rows of as many images as there is a graph for. They are the caller's to keep."""
         batch = len(crops)
         graph, rows = self._graphs[batch]
         self._crops[:batch].copy_(crops)
@@ -100,7 +100,7 @@ def captured(compute: Compute, size: int, device: torch.device) -> VisionGraphs 
     torch.cuda.synchronize(device)
     taken, took_s = torch.cuda.memory_reserved(device) - before, time.perf_counter() - started_s
     logger.info(
-        f"ghostvis: vision part has CUDA graphs of 1 to {largest} pictures, {taken / 2**30:.2f} GiB, "
+        f"ghostvis: vision part has CUDA graphs of 1 to {largest} images, {taken / 2**30:.2f} GiB, "
         f"{took_s:.1f} s; attention without cuDNN"
     )
     return graphs

@@ -36,7 +36,7 @@ PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}  # parts of SGLang's
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of a step. `are_text` (T, 1) says which have a value embedding: pictures' rows have none; None: all have."""
+    """Of a step. `are_text` (T, 1) says which have a value embedding: images' rows have none; None: all have."""
 
     ids: Tensor
     positions: Tensor
@@ -160,13 +160,11 @@ class NanoChatLayer(nn.Module):
 
 
 class NanoChatModel(nn.Module):
-    """`neighbours` holds ids, or with `pictures` rows: a picture's row has no id to make it from again."""
+    """`neighbours` holds ids, or with `images` rows: an image's row has no id to make it from again."""
 
-    def __init__(
-        self, config: Any, windows: list[int], quant_config: Any, prefix: str, pictures: bool
-    ) -> None:
+    def __init__(self, config: Any, windows: list[int], quant_config: Any, prefix: str, images: bool) -> None:
         super().__init__()
-        self.config, self.pictures = config, pictures
+        self.config, self.images = config, images
         layers = config.num_hidden_layers
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, prefix=add_prefix("embed_tokens", prefix)
@@ -184,9 +182,9 @@ class NanoChatModel(nn.Module):
     def forward(
         self, ids: Tensor, positions: Tensor, batch: Any, input_embeds: Tensor | None = None
     ) -> Tensor:
-        """ids (T,), below zero where a picture's row stands -> normalised hidden rows (T, D)."""
+        """ids (T,), below zero where an image's row stands -> normalised hidden rows (T, D)."""
         tokens = Tokens(ids, positions)
-        if self.pictures:
+        if self.images:
             tokens = Tokens(ids.clamp(min=0), positions, (ids >= 0)[:, None])
         x = self.enter(tokens, batch, input_embeds)
         x0 = middle = x
@@ -205,7 +203,7 @@ class NanoChatModel(nn.Module):
         e = rms(self.embed_tokens(ids) if rows is None else rows)
         if not self.config.smear:
             return e
-        if self.pictures:
+        if self.images:
             before = self.neighbours.before(e, positions, batch)
         else:
             before = rms(self.embed_tokens(self.neighbours.before(ids, positions, batch)))
@@ -222,17 +220,15 @@ def _scalars(count: int) -> nn.Parameter:
 class GhostVisNanoChatForCausalLM(nn.Module):
     packed_modules_mapping = {"qkv_proj": list(PROJECTIONS)}  # noqa: RUF012 - SGLang reads it from the class
 
-    def __init__(
-        self, config: Any, quant_config: Any = None, prefix: str = "", pictures: bool = False
-    ) -> None:
+    def __init__(self, config: Any, quant_config: Any = None, prefix: str = "", images: bool = False) -> None:
         super().__init__()
         self.config, self.quant_config = config, quant_config
         settings = server_settings()
-        refuse(settings, smear=config.smear, pictures=pictures)
+        refuse(settings, smear=config.smear, images=images)
         context = settings.get("context_length") or config.max_position_embeddings
         windows = layer_windows(config.window_sizes, context, settings) or [ALL] * config.num_hidden_layers
         self.window = max(set(windows) - {ALL}, default=None)
-        self.model = NanoChatModel(config, windows, quant_config, add_prefix("model", prefix), pictures)
+        self.model = NanoChatModel(config, windows, quant_config, add_prefix("model", prefix), images)
         self.lm_head = ParallelLMHead(
             config.vocab_size,
             config.hidden_size,

@@ -1,6 +1,6 @@
 """The vision-language model: one of the decoders, and our vision part, whole on every rank.
 
-N rows a picture, D width, S picture size in pixels.
+N rows an image, D width, S image size in pixels.
 """
 
 import re
@@ -43,7 +43,7 @@ class GhostVisForConditionalGeneration(nn.Module):
         place = add_prefix("language_model", prefix)
         self.is_nanochat = text.model_type == GhostVisNanoChatConfig.model_type
         self.language_model: Any = (
-            GhostVisNanoChatForCausalLM(text, quant_config, place, pictures=True)
+            GhostVisNanoChatForCausalLM(text, quant_config, place, images=True)
             if self.is_nanochat
             else decoder_class(text.model_type)(text, quant_config=quant_config, prefix=place)
         )
@@ -58,12 +58,12 @@ class GhostVisForConditionalGeneration(nn.Module):
         return self.language_model.get_input_embeddings()
 
     def pad_input_ids(self, input_ids: Any, mm_inputs: Any) -> Any:
-        """The ids as the radix cache keys them: in a picture's place, numbers made of its identity."""
+        """The ids as the radix cache keys them: in an image's place, numbers made of its identity."""
         return self._padding.pad_input_tokens(input_ids, mm_inputs)
 
     @torch.no_grad()
     def get_image_feature(self, items: list[Any]) -> Tensor:
-        """Pictures of any number of requests -> (pictures * N, D), normalised like the embedding's rows."""
+        """Images of any number of requests -> (images * N, D), normalised like the embedding's rows."""
         crops = uploaded([item.feature for item in items], self._mean.device)
         if self._graphs is not None and self._graphs.has(len(items)):
             return self._graphs.run(crops).flatten(0, 1)
@@ -86,7 +86,7 @@ class GhostVisForConditionalGeneration(nn.Module):
         self, input_ids: Tensor, positions: Tensor, forward_batch: Any, get_embedding: bool = False, **_: Any
     ) -> Any:
         extra = {}
-        if self.is_nanochat:  # which has more than one embedding of its ids; pictures' places lie beyond them
+        if self.is_nanochat:  # which has more than one embedding of its ids; images' places lie beyond them
             beyond = input_ids >= self.config.text_config.vocab_size
             extra["token_ids"] = input_ids.masked_fill(beyond, -1)
         return general_mm_embed_routine(

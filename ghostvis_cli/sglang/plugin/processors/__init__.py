@@ -1,1 +1,1 @@
-"""The picture processor, which SGLang finds here."""
+"""The image processor, which SGLang finds here."""

@@ -1,6 +1,6 @@
 """Makes docs/chat.svg: holds a real conversation with the built-in model in a pseudo-terminal and draws the window.
 
-python -m tools.chat_picture
+python -m tools.chat_image
 """
 
 import os

@@ -1,6 +1,6 @@
 """Makes docs/terminal.svg: runs real commands and draws what they print.
 
-python -m tools.terminal_picture
+python -m tools.terminal_image
 """
 
 import os

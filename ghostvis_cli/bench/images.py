@@ -1,4 +1,4 @@
-"""Pictures drawn from a seed: a lit background, shapes that overlap, a line of writing, grain as of a camera.
+"""Images drawn from a seed: a lit background, shapes that overlap, a line of writing, grain as of a camera.
 
 Flat colour would compress to nothing, decode in no time and look the same to a cache; these weigh about what
 photographs of their size do. The only module of bench that needs Pillow.
@@ -19,15 +19,15 @@ SHAPES = 12
 
 
 def draw(random: Random, width: int, height: int, kind: Format) -> bytes:
-    """An encoded picture. The same state of `random` gives the same pixels."""
-    picture = _background(random, width, height)
-    pen = ImageDraw.Draw(picture)
+    """An encoded image. The same state of `random` gives the same pixels."""
+    image = _background(random, width, height)
+    pen = ImageDraw.Draw(image)
     for _ in range(SHAPES):
         _shape(random, pen, width, height)
-    picture = picture.filter(ImageFilter.GaussianBlur(0.7))
-    pen = ImageDraw.Draw(picture)
+    image = image.filter(ImageFilter.GaussianBlur(0.7))
+    pen = ImageDraw.Draw(image)
     pen.text((width * random.random() * 0.6, height * random.random() * 0.9), f"{random.random():.9f}")
-    return _encoded(_with_grain(random, picture), kind)
+    return _encoded(_with_grain(random, image), kind)
 
 
 def _background(random: Random, width: int, height: int) -> Image.Image:
@@ -49,20 +49,20 @@ def _shape(random: Random, pen: ImageDraw.ImageDraw, width: int, height: int) ->
     pen.polygon([(x + reach * math.cos(a), y + reach * math.sin(a)) for a in angles], fill=color)
 
 
-def _with_grain(random: Random, picture: Image.Image) -> Image.Image:
+def _with_grain(random: Random, image: Image.Image) -> Image.Image:
     """Noise of half the resolution, as sensors and their filters leave it."""
-    size = (max(1, picture.width // 2), max(1, picture.height // 2))
-    noise = Image.frombytes("L", size, random.randbytes(size[0] * size[1])).resize(picture.size)
+    size = (max(1, image.width // 2), max(1, image.height // 2))
+    noise = Image.frombytes("L", size, random.randbytes(size[0] * size[1])).resize(image.size)
     grain = Image.merge("RGB", [noise] * 3)
-    return Image.blend(picture, grain, GRAIN / 255)
+    return Image.blend(image, grain, GRAIN / 255)
 
 
-def _encoded(picture: Image.Image, kind: Format) -> bytes:
+def _encoded(image: Image.Image, kind: Format) -> bytes:
     file = BytesIO()
     if kind == "jpeg":
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        image.save(file, "JPEG", quality=JPEG_QUALITY)
     else:
-        picture.save(file, kind.upper())
+        image.save(file, kind.upper())
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Prompt ids and pictures -> what SGLang's scheduler takes: N ids for each picture, pixels, identities."""
+"""Prompt ids and images -> what SGLang's scheduler takes: N ids for each image, pixels, identities."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProces
 from sglang.srt.utils import ImageData
 
 from ghostvis_cli.sglang.plugin.expand import expand
-from ghostvis_cli.sglang.plugin.media import Picture, Pictures
+from ghostvis_cli.sglang.plugin.media import ImageStore, LoadedImage
 from ghostvis_cli.sglang.plugin.models.vision_language import GhostVisForConditionalGeneration
 
 HASHED_IN_LOOP = 2**18  # characters, less than a millisecond: a thread costs some tenths of one too
 T = TypeVar("T")
 
 
-class GhostVisPictureProcessor(BaseMultimodalProcessor):
+class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
     models = [GhostVisForConditionalGeneration]  # noqa: RUF012 - as the base class declares it
     gpu_image_decode = False  # pixels as training saw them, and no CUDA context in this process
     prefer_tokenized_input = True  # a typed <|image|> has become text by now, and must stay text
@@ -26,8 +26,8 @@ class GhostVisPictureProcessor(BaseMultimodalProcessor):
         super().__init__(hf_config, server_args, _processor, *args, **kwargs)
         self.image_id, self.layout = hf_config.image_token_id, hf_config.image_layout
         self.rows = hf_config.vision_config.num_tokens
-        self.pictures = Pictures(hf_config.vision_config.image_size)
-        self._reading: dict[bytes, asyncio.Task[Picture]] = {}
+        self.images = ImageStore(hf_config.vision_config.image_size)
+        self._reading: dict[bytes, asyncio.Task[LoadedImage]] = {}
         name = self._tokenizer.convert_ids_to_tokens(self.image_id)
         self.mm_tokens = MultimodalSpecialTokens(image_token=name, image_token_id=self.image_id).build(
             _processor
@@ -41,23 +41,23 @@ class GhostVisPictureProcessor(BaseMultimodalProcessor):
         request_obj: Any = None,
         **_: Any,
     ) -> MultimodalProcessorOutput:
-        """ValueError, which SGLang answers as 400, where ids and pictures do not belong together."""
+        """ValueError, which SGLang answers as 400, where ids and images do not belong together."""
         if audio_data or getattr(request_obj, "video_data", None):
-            raise ValueError("this model takes pictures, no audio and no video")
+            raise ValueError("this model takes images, no audio and no video")
         sources = [source.url if isinstance(source, ImageData) else source for source in image_data or ()]
         ids, spans = expand(self._ids(input_text), self.image_id, self.rows, len(sources), self.layout)
         self._forget_hashes(request_obj)
         named = ((source, f"image {number}") for number, source in enumerate(sources, start=1))
-        pictures = await asyncio.gather(*(self._picture(source, name) for source, name in named))
-        items = [self._item(picture, span) for picture, span in zip(pictures, spans, strict=True)]
+        images = await asyncio.gather(*(self._image(source, name) for source, name in named))
+        items = [self._item(image, span) for image, span in zip(images, spans, strict=True)]
         return MultimodalProcessorOutput(input_ids=ids, mm_items=items, im_token_id=self.image_id)
 
-    async def _picture(self, source: object, name: str) -> Picture:
+    async def _image(self, source: object, name: str) -> LoadedImage:
         """Known ones without a thread's help, and one that several requests ask for at once read by the first."""
         key = await self._key(source, name)
         if key is None:
             return await self._read(source, name, None)
-        if (known := self.pictures.recall(key)) is not None:
+        if (known := self.images.recall(key)) is not None:
             return known
         if key not in self._reading:
             self._reading[key] = asyncio.create_task(self._read(source, name, key))
@@ -68,11 +68,11 @@ class GhostVisPictureProcessor(BaseMultimodalProcessor):
         except ValueError:  # of the first one's name for it
             return await self._read(source, name, key)
 
-    async def _read(self, source: object, name: str, key: bytes | None) -> Picture:
-        return await self._thread(partial(self.pictures.load, source, name, key))
+    async def _read(self, source: object, name: str, key: bytes | None) -> LoadedImage:
+        return await self._thread(partial(self.images.load, source, name, key))
 
     async def _key(self, source: object, name: str) -> bytes | None:
-        make = partial(self.pictures.key, source, name)
+        make = partial(self.images.key, source, name)
         is_long = isinstance(source, str | bytes) and len(source) > HASHED_IN_LOOP
         return await self._thread(make) if is_long else make()
 
@@ -86,21 +86,21 @@ class GhostVisPictureProcessor(BaseMultimodalProcessor):
 
     @staticmethod
     def _forget_hashes(request: Any) -> None:
-        """A client's word for which pictures are the same would mix up what they are answered with."""
+        """A client's word for which images are the same would mix up what they are answered with."""
         for field in ("mm_hashes", "mm_content_hashes"):
             if getattr(request, field, None) is not None:
                 setattr(request, field, None)
 
     @staticmethod
-    def _item(picture: Picture, span: tuple[int, int]) -> MultimodalDataItem:
-        """One picture, one item, one span, so that each has an identity of its own.
+    def _item(image: LoadedImage, span: tuple[int, int]) -> MultimodalDataItem:
+        """One image, one item, one span, so that each has an identity of its own.
 
         An array and no tensor: it travels within the message, where SGLang would give each tensor a file of
         shared memory, which costs more than to copy so little and stays behind where a scheduler dies.
         """
-        item = MultimodalDataItem(modality=Modality.IMAGE, feature=picture.pixels[None], offsets=[span])
+        item = MultimodalDataItem(modality=Modality.IMAGE, feature=image.pixels[None], offsets=[span])
         if hasattr(item, "set_identity"):
-            item.set_identity(picture.identity)
+            item.set_identity(image.identity)
         else:  # 0.5.17
-            item.set_hash(int.from_bytes(picture.identity[:8], "big"))
+            item.set_hash(int.from_bytes(image.identity[:8], "big"))
         return item
