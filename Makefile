@@ -76,6 +76,11 @@ format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(VENV)/.dev  ## Write what the docs have from the code: option tables, the schema of profiles
+	$(BIN)/python -m tools.option_tables
+	$(BIN)/python -m ghostvis_cli.profile > docs/profile.schema.json
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## Measure this project against its targets (minutes; see docs/measurements.md)
 	$(BIN)/python -m benchmarks

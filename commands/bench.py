@@ -43,6 +43,7 @@ Requests are greedy and run to their full length (--ignore-eos). Every figure is
 # The same function twice: bare `ghostvis bench`, and `ghostvis bench run`.
 @app.callback(invoke_without_command=True, epilog=EXAMPLES)
 @app.command("run", epilog=EXAMPLES)
+@options.shared(options.MODEL, options.IMAGES_BACKGROUND, options.ANY_ENGINE, options.GPUS, options.SCRIPTED)
 def bench(
     ctx: typer.Context,
     num_prompts: Annotated[
@@ -154,34 +155,13 @@ def bench(
     details: Annotated[
         bool, typer.Option("--details", help="Keep every request's times in the report.")
     ] = False,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """Measure throughput and latency, of text or with images."""
     if ctx.invoked_subcommand is not None:
         _refuse_before_a_command(ctx)
         return
-    options.talk(quiet, verbose, color)
     options.guarded(ctx)
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.files import check_place, save

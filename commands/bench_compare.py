@@ -7,6 +7,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import CheckFailedError, InputError, UsageError, printable
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.bench.checks import Condition
@@ -24,6 +25,7 @@ EXAMPLES = """Examples:
 """
 
 
+@options.shared(options.JSON)
 def bench_compare(
     reports: Annotated[
         list[Path], typer.Argument(metavar="A.json [B.json]...", help="The first is the base.")
@@ -42,10 +44,8 @@ def bench_compare(
     form: Annotated[
         str, typer.Option("--format", metavar="KIND", help="table, markdown, json or benchfmt (benchstat).")
     ] = "table",
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """Say of each figure whether it got better or worse, or that there is no evidence."""
     from ghostvis_cli.bench import compare as comparing
@@ -53,7 +53,6 @@ def bench_compare(
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.checks import condition
 
-    options.talk(quiet, verbose, color)
     form = "json" if json else form
     if form not in ("table", "markdown", "json", "benchfmt"):
         raise UsageError(f"--format {form!r} is none of table, markdown, json, benchfmt")
@@ -66,7 +65,7 @@ def bench_compare(
     ]
     match form:
         case "json":
-            output.record({"schema_version": output.SCHEMA_VERSION, "comparisons": text.record(found)})
+            output.record({"schema_version": SCHEMA_VERSION, "comparisons": text.record(found)})
         case "markdown":
             output.answer(text.markdown(found))
         case "benchfmt":
@@ -111,21 +110,18 @@ def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
 # --- a report once more
 
 
+@options.shared()
 def bench_report(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="What a run wrote with --output.")],
     output_file: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .svg, .csv or .json.")
     ] = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
 ) -> None:
     """Show a report again, or make a page or an image of it."""
     from ghostvis_cli.bench import schema
     from ghostvis_cli.bench.files import check_place, save
     from ghostvis_cli.bench.report import lines
 
-    options.talk(quiet, verbose, color)
     read = schema.read(report)
     check_place(output_file)
     if output_file is not None:

@@ -22,6 +22,7 @@ EXAMPLES = """Examples:
 """
 
 
+@options.shared(options.MODEL, options.ANY_ENGINE, options.SCRIPTED)
 def bench_prefix(
     ctx: typer.Context,
     pairs: Annotated[
@@ -52,28 +53,10 @@ def bench_prefix(
         Path | None,
         typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .svg."),
     ] = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """Prove the prefix cache: new images against known ones. Code 9 when server and clock disagree."""
-    options.talk(quiet, verbose, color)
     options.guarded(ctx)
     from ghostvis_cli.bench import prefix, schema
     from ghostvis_cli.bench.files import check_place, save

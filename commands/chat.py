@@ -29,6 +29,15 @@ OVERFLOWS = ("refuse", "drop-oldest")
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(
+    options.SYSTEM,
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.SAMPLING,
+    options.ANY_ENGINE,
+    options.GPUS,
+    options.SCRIPTED,
+)
 def chat(
     ctx: typer.Context,
     image: Annotated[
@@ -57,44 +66,16 @@ def chat(
     preview: Annotated[
         bool, typer.Option("--preview/--no-preview", help="Show images in the terminal.")
     ] = True,
-    system: options.System = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens in a reply (default 200).")
     ] = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
     json: Annotated[
         bool, typer.Option("--json", help="Without a terminal: one JSON object per turn.")
     ] = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    quiet: bool,
 ) -> None:
     """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""
-    options.talk(quiet, verbose, color)
     interactive = output.is_terminal(sys.stdin) and output.is_terminal_stdout()
     if interactive:
         _guarded_at_terminal(ctx)

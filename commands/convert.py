@@ -12,6 +12,7 @@ import typer
 from ghostvis_cli import address_space, endings, sizes
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -31,6 +32,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(options.MODEL, options.SCRIPTED)
 def convert(
     ctx: typer.Context,
     checkpoint: Annotated[
@@ -39,14 +41,9 @@ def convert(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="The directory to make.")
     ] = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
     weights_dtype: Annotated[
-        str, typer.Option("--dtype", help="Of the written weights: bfloat16, float16 or float32.")
+        str,
+        typer.Option("--dtype", metavar="TYPE", help="Of the written weights: bfloat16, float16 or float32."),
     ] = "bfloat16",
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Most bytes in a file of weights.")
@@ -70,18 +67,11 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing: list the tensors and their sizes.")
     ] = False,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    checkpoint_path: str | None,
+    json: bool,
 ) -> None:
     """Convert a training checkpoint for SGLang, vLLM and transformers."""
-    options.talk(quiet, verbose, color)
     options.guarded(ctx)  # before torch is imported, which takes seconds
     address_space.require_for_torch()
     from ghostvis_cli.convert.plan import make_plan
@@ -105,7 +95,7 @@ def convert(
     certificate = endings.run(_run(plan, out))
     output.notice(_summary(certificate))
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, "path": str(out), "parity": certificate})
+        output.record({"schema_version": SCHEMA_VERSION, "path": str(out), "parity": certificate})
     else:
         output.answer(f"{out}\n")
 
@@ -154,7 +144,7 @@ def _prepared_to_verify(plan: "Plan") -> "Plan":
     from importlib.util import find_spec
 
     from ghostvis_cli.convert.memory import fitted
-    from ghostvis_cli.doctor.machine import read_memory
+    from ghostvis_cli.machine import read_memory
 
     if find_spec("transformers") is None:
         raise EngineError(
@@ -225,7 +215,7 @@ def _show_plan(plan: "Plan", *, json: bool) -> None:
         ]
         output.record(
             {
-                "schema_version": output.SCHEMA_VERSION,
+                "schema_version": SCHEMA_VERSION,
                 "architecture": plan.architecture,
                 "dtype": plan.settings.dtype,
                 "layout": plan.layout,

@@ -8,6 +8,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ExitCode, UsageError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.doctor import Finding
@@ -27,6 +28,7 @@ EXAMPLES = """Examples:
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(options.MODEL, options.ANY_ENGINE, options.PROFILE, options.JSON)
 def doctor(
     ctx: typer.Context,
     run: Annotated[
@@ -36,33 +38,18 @@ def doctor(
         float,
         typer.Option("--time-limit", min=1, max=86_400, metavar="SECONDS", help="For everything together."),
     ] = 60.0,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """Examine this machine, the settings and the model or server. Exit code 9 when something is wrong."""
     from ghostvis_cli.doctor import diagnose
 
-    options.talk(quiet, verbose, color)
     findings = diagnose(_settings(ctx), run=run, limit_s=time_limit, on_crash=_tell_traceback)
     found = list(findings) if json else list(_shown(findings))
     errors = sum(finding.status == "error" for finding in found)
     if json:
         records = [asdict(finding) for finding in found]
-        output.record({"schema_version": output.SCHEMA_VERSION, "ok": not errors, "findings": records})
+        output.record({"schema_version": SCHEMA_VERSION, "ok": not errors, "findings": records})
     else:
         warnings = sum(finding.status == "warning" for finding in found)
         output.notice(f"{len(found)} findings, {errors} errors, {warnings} warnings")
@@ -71,11 +58,10 @@ def doctor(
 
 def _settings(ctx: typer.Context) -> "Resolved | UsageError":
     """The profile of this call. Its faults are findings, and must not end the examination."""
-    from ghostvis_cli.profile import resolve
     from ghostvis_cli.profile.readers import heeded
 
     try:
-        found = resolve(ctx.params["profile"], flags=options.flags(ctx), sets=ctx.params["sets"] or ())
+        found = options.read_profile(ctx)
         return heeded(found, (found.profile.engine.chosen_kind,))
     except UsageError as error:
         return error

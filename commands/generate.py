@@ -11,7 +11,7 @@ from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
 if TYPE_CHECKING:
-    from ghostvis_cli.answer import Answer
+    from ghostvis_cli.answer import TimedAnswer
     from ghostvis_cli.engines.base import Engine, GenerateRequest
     from ghostvis_cli.images import EncodedImage
     from ghostvis_cli.profile import Profile
@@ -37,6 +37,15 @@ NOT_BESIDE_INPUT = {
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(
+    options.SYSTEM,
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.SAMPLING,
+    options.ANY_ENGINE,
+    options.GPUS,
+    options.SCRIPTED,
+)
 def generate(
     ctx: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="- reads stdin.")] = None,
@@ -75,37 +84,12 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without chat markup.")
     ] = False,
-    system: options.System = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
     logprobs: Annotated[
         int | None, typer.Option("--logprobs", metavar="N", help="Alternatives per token, in JSON only.")
     ] = None,
     ignore_eos: Annotated[
         bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")
     ] = None,
-    engine: options.EngineKind = None,
-    base_url: options.BaseUrl = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line, one per prompt.")] = False,
     stream: Annotated[
         bool | None,
@@ -114,15 +98,11 @@ def generate(
     stats: Annotated[
         bool, typer.Option("--stats", help="A line of statistics per answer, on stderr.")
     ] = False,
-    timeout: options.Timeout = None,
-    lock: options.Lock = None,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    system: str | None,
+    json: bool,
 ) -> None:
-    """Answer a prompt, with or without images."""
-    options.talk(quiet, verbose, color)
+    """TimedAnswer a prompt, with or without images."""
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     if json and jsonl:
@@ -216,7 +196,7 @@ class _Show:
         if self.stream:
             output.answer(text)
 
-    def whole(self, answer: "Answer", engine: "Engine") -> None:
+    def whole(self, answer: "TimedAnswer", engine: "Engine") -> None:
         if self.records:
             output.record(answer.record(engine.info))
         else:

@@ -6,6 +6,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import ModelError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -14,22 +15,17 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
+@options.shared(options.BASE_DIR, options.PROFILE, options.JSON)
 def models(
     ctx: typer.Context,
-    base_dir: options.BaseDir = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """List the checkpoints found: source, tag, step, kind, parameters, size."""
     from ghostvis_cli import demo
     from ghostvis_cli.checkpoint import locate
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, base_dir_of, is_base_chosen
 
-    options.talk(quiet, verbose, color)
     model = options.resolve_profile(ctx, ()).profile.model
     base = base_dir_of(model)
     if is_base_chosen(model) and not base.is_dir():
@@ -41,7 +37,7 @@ def models(
     found += [(DEMO_SOURCE, checkpoint) for checkpoint in locate.scan(demo.BASE_DIR)]
     records = [_record(source, checkpoint) for source, checkpoint in found]
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, "base_dir": str(base), "models": records})
+        output.record({"schema_version": SCHEMA_VERSION, "base_dir": str(base), "models": records})
         return
     if len(records) == 1:
         output.notice(f"no checkpoints in {base}: only the built-in demo model")

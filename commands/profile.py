@@ -7,6 +7,7 @@ import typer
 
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile.files import Library, Stored
@@ -23,40 +24,33 @@ Name = Annotated[
 
 
 @app.command("list")
-def list_profiles(
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
-) -> None:
+@options.shared(options.JSON)
+def list_profiles(*, json: bool) -> None:
     """The profiles this directory sees, and where each is kept."""
-    options.talk(quiet, verbose, color)
     library = _library()
     records = _records(library)
     for line in dict.fromkeys(library.notices):
         output.notice(line)
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, "profiles": records})
+        output.record({"schema_version": SCHEMA_VERSION, "profiles": records})
         return
     output.table(("NAME", "WHERE", "DESCRIPTION"), [_row(record) for record in records])
 
 
 @app.command("show")
+@options.shared(options.PROFILE, options.JSON)
 def show_profile(
     name: Name = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
     origin: Annotated[bool, typer.Option("--origin", help="Say behind each value where it is from.")] = False,
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    profile: str | None,
+    sets: list[str] | None,
+    json: bool,
 ) -> None:
     """Every setting as a run would get it, secrets left out."""
     from ghostvis_cli.profile import resolve
     from ghostvis_cli.profile.show import as_record, as_yaml
 
-    options.talk(quiet, verbose, color)
     if name and profile:
         raise UsageError("the profile is named twice", hint=f"ghostvis profile show {name}")
     resolved = resolve(name or profile, sets=sets or ())
@@ -65,24 +59,21 @@ def show_profile(
     for file in resolved.files:
         output.detail(f"settings from {file}")
     if json:
-        output.record({"schema_version": output.SCHEMA_VERSION, **as_record(resolved)})
+        output.record({"schema_version": SCHEMA_VERSION, **as_record(resolved)})
         return
     output.answer(as_yaml(resolved, origin=origin))
 
 
 @app.command("path")
+@options.shared()
 def path_of_profile(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The profile; else the directory.")
     ] = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
 ) -> None:
     """The file of a profile, or the directory for your own."""
     from ghostvis_cli.profile.resolve import choose
 
-    options.talk(quiet, verbose, color)
     library = _library()
     if name is not None:
         output.answer(f"{choose(library, name).path}\n")
@@ -95,18 +86,16 @@ def path_of_profile(
 
 
 @app.command("validate")
+@options.shared(options.JSON)
 def validate_profiles(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Else every profile found.")] = None,
-    json: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
 ) -> None:
     """Find every fault of the profiles; exit code 2 if there is one."""
     from ghostvis_cli.profile.document import refuse
     from ghostvis_cli.profile.manage import validate
 
-    options.talk(quiet, verbose, color)
     report = validate(file)
     for line in report.notices:
         output.notice(line)
@@ -115,25 +104,24 @@ def validate_profiles(
     refuse(list(report.faults))
     if json:
         checked = [{"name": stored.name, "path": str(stored.path)} for stored in report.profiles]
-        output.record({"schema_version": output.SCHEMA_VERSION, "profiles": checked})
+        output.record({"schema_version": SCHEMA_VERSION, "profiles": checked})
         return
     output.notice(f"no faults in {len(report.profiles)} profiles")
 
 
 @app.command("init")
+@options.shared()
 def begin_profile(
     name: Annotated[str, typer.Argument(help="Letters, digits and . _ -")],
     project: Annotated[bool, typer.Option("--project", help="A ghostvis.yaml here, for everyone.")] = False,
-    extends: Annotated[str | None, typer.Option("--extends", help="Profile to inherit from.")] = None,
+    extends: Annotated[
+        str | None, typer.Option("--extends", metavar="NAME", help="Profile to inherit from.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
 ) -> None:
     """Write a profile with every setting explained, and print its path."""
     from ghostvis_cli.profile.manage import begin
 
-    options.talk(quiet, verbose, color)
     output.answer(f"{begin(name, project=project, extends=extends, force=force)}\n")
 
 

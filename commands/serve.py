@@ -16,6 +16,7 @@ from ghostvis_cli.addresses import is_host
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
@@ -42,6 +43,17 @@ are answered.
 
 
 @app.command(epilog=EXAMPLES)
+@options.shared(
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.SERVED_SAMPLING,
+    options.ENGINE,
+    options.GPUS,
+    options.SGLANG,
+    options.PROFILE,
+    options.JSON,
+    options.LOG_FILE,
+)
 def serve(
     ctx: typer.Context,
     sglang_options: Annotated[
@@ -51,12 +63,16 @@ def serve(
     host: Annotated[
         str | None,
         typer.Option(
-            "--host", help=f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key."
+            "--host",
+            metavar="ADDRESS",
+            help=f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key.",
         ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help=f"Port; 0 takes a free one ({DEFAULT.port})."),
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help=f"Port; 0 takes a free one ({DEFAULT.port})."
+        ),
     ] = None,
     api_key_env: Annotated[
         str | None,
@@ -64,7 +80,9 @@ def serve(
     ] = None,
     served_model_name: Annotated[
         str | None,
-        typer.Option("--served-model-name", help="The model's name in the API (default: its tag)."),
+        typer.Option(
+            "--served-model-name", metavar="NAME", help="The model's name in the API (default: its tag)."
+        ),
     ] = None,
     allow_image_host: Annotated[
         list[str] | None,
@@ -92,6 +110,7 @@ def serve(
         float | None,
         typer.Option(
             "--max-body-mb",
+            metavar="MIB",
             min=0.001,
             max=1_000_000,
             help=f"Largest body, MiB ({DEFAULT.max_body_bytes // MIB}).",
@@ -100,13 +119,17 @@ def serve(
     max_waiting: Annotated[
         int | None,
         typer.Option(
-            "--max-waiting", min=1, help=f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting})."
+            "--max-waiting",
+            metavar="N",
+            min=1,
+            help=f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting}).",
         ),
     ] = None,
     drain_timeout: Annotated[
         float | None,
         typer.Option(
             "--drain-timeout",
+            metavar="SECONDS",
             min=0,
             help=f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
         ),
@@ -115,6 +138,7 @@ def serve(
         float | None,
         typer.Option(
             "--ready-timeout",
+            metavar="SECONDS",
             min=1,
             help=f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
         ),
@@ -127,36 +151,13 @@ def serve(
             help="on-failure: start SGLang again when it ends by itself; no (the default).",
         ),
     ] = None,
-    source: options.Source = None,
-    model_tag: options.ModelTag = None,
-    step: options.Step = None,
-    checkpoint_path: options.CheckpointPath = None,
-    base_dir: options.BaseDir = None,
-    layout: options.LayoutOption = None,
-    images_background: options.ImagesBackground = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    engine: options.EngineKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    tensor_parallel_size: options.TensorParallel = None,
-    data_parallel_size: options.DataParallel = None,
-    gpu_memory_utilization: options.GpuMemory = None,
-    context_length: options.ContextLength = None,
-    schedule_policy: options.SchedulePolicy = None,
-    attention_backend: options.AttentionBackend = None,
-    profile: options.Profile = None,
-    sets: options.Set = None,
-    json: options.JsonFlag = False,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.Color = "auto",
+    *,
+    json: bool,
+    log_file: str | None,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
-    options.talk(quiet, verbose, color)
     resolved = options.resolve_profile(ctx, ())
     chosen = resolved.profile
     kind = _kind(chosen)
@@ -263,7 +264,7 @@ def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, 
         return
     record = {"url": url, "port": urlsplit(url).port, "pid": os.getpid(), "engine": engine}
     record |= {"model": model, "context_tokens": context_tokens}
-    output.record({"schema_version": output.SCHEMA_VERSION, **record})
+    output.record({"schema_version": SCHEMA_VERSION, **record})
 
 
 async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) -> int:
@@ -278,7 +279,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 
     async def load() -> Served:
         engine = await make_engine(profile)
-        return Served(engine, getattr(engine, "tokenizer", None))
+        return Served(engine, engine.tokenizer)
 
     def on_bound(url: str) -> None:
         output.notice(f"{url} is taken; loading the model")
@@ -297,6 +298,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
     """Port, plug-in, directory, in this order: what costs least is found out first."""
     from ghostvis_cli.convert import cache
+    from ghostvis_cli.convert.directory import tag
     from ghostvis_cli.serve.listen import free_port
     from ghostvis_cli.sglang import runtime, server
     from ghostvis_cli.sglang.log import is_notable, shortened
@@ -306,7 +308,7 @@ def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSe
     check()
     dtype = runtime.weights_dtype(profile)
     directory = cache.for_model(profile.model, dtype, report=output.notice)
-    name = settings.served_model_name or cache.tag(directory)
+    name = settings.served_model_name or tag(directory)
     admin_key = os.environ.get(server.ADMIN_VARIABLE) or None
     launch = server.Launch(profile, directory, name, settings, sglang, admin_key)
     started_s = time.perf_counter()

@@ -4,17 +4,17 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ghostvis_cli.engines.base import Chunk, Completion, Engine, EngineInfo, GenerateRequest, gather
+from ghostvis_cli.engines.base import Chunk, Completion, Engine, EngineInfo, GenerateRequest, Usage, gather
+from ghostvis_cli.version import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 SHORTEST_TIMED_S = 0.002  # engines hand tokens over in groups: less than this is the grouping, not the speed
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """`ttft_s` runs from the request to its first token, shown or not; None where there was no token."""
 
     completion: Completion
@@ -27,19 +27,13 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Decoding speed: tokens after the first over the time after the first; None where that says nothing."""
-        more = self.completion.usage.completion_tokens - 1
-        after_s = self.total_s - self.ttft_s if self.ttft_s is not None else 0.0
-        return more / after_s if more > 0 and after_s >= SHORTEST_TIMED_S else None
+        return decoding_speed(self.completion.usage.completion_tokens, self.ttft_s, self.total_s)
 
     def statistics(self) -> str:
         """The one line of --stats: "ttft 41 ms · 312 tok/s · 128 + 57 tokens · 96 cached"."""
-        usage = self.completion.usage
-        cached = "cached not reported" if usage.cached_tokens is None else f"{usage.cached_tokens} cached"
-        parts = [f"ttft {self.ttft_s * 1000:.0f} ms"] if self.ttft_s is not None else []
-        parts += [f"{self.tokens_per_s:.0f} tok/s"] if self.tokens_per_s else []
-        parts += [f"{usage.prompt_tokens} + {usage.completion_tokens} tokens", cached]
-        return " · ".join(parts)
+        return statistics(
+            self.ttft_s, self.tokens_per_s, counts(replace(self.completion.usage, image_tokens=0))
+        )
 
     def record(self, info: EngineInfo) -> dict[str, Any]:
         """The JSON object of `generate --json`."""
@@ -60,6 +54,26 @@ class Answer:
         return record
 
 
+def decoding_speed(tokens: int, ttft_s: float | None, total_s: float) -> float | None:
+    """Tokens a second after the first one; None where too few tokens or too short a time tell nothing."""
+    after_s = total_s - ttft_s if ttft_s is not None else 0.0
+    return (tokens - 1) / after_s if tokens > 1 and after_s >= SHORTEST_TIMED_S else None
+
+
+def counts(usage: Usage) -> list[str]:
+    """Tokens as a line of statistics has them: "128 + 57 tokens", "64 image", "96 cached"."""
+    cached = "cached not reported" if usage.cached_tokens is None else f"{usage.cached_tokens} cached"
+    images = [f"{usage.image_tokens} image"] if usage.image_tokens else []
+    return [f"{usage.prompt_tokens} + {usage.completion_tokens} tokens", *images, cached]
+
+
+def statistics(ttft_s: float | None, tokens_per_s: float | None, counted: list[str]) -> str:
+    """The line of --stats: times as far as they are known, then what was counted."""
+    parts = [f"ttft {ttft_s * 1000:.0f} ms"] if ttft_s is not None else []
+    parts += [f"{tokens_per_s:.0f} tok/s"] if tokens_per_s else []
+    return " · ".join([*parts, *counted])
+
+
 def of_record(info: EngineInfo) -> dict[str, Any]:
     """What a record says of the model and the engine that answered."""
     return {
@@ -76,7 +90,7 @@ def of_record(info: EngineInfo) -> dict[str, Any]:
 
 async def ask(
     engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] | None = None
-) -> Answer:
+) -> TimedAnswer:
     """Run one request; `on_text` is called with each piece of text as it comes."""
     started = time.perf_counter()
     first: float | None = None
@@ -88,4 +102,4 @@ async def ask(
             chunks.append(chunk)
             if on_text and chunk.text:
                 on_text(chunk.text)
-    return Answer(gather(chunks), first, time.perf_counter() - started)
+    return TimedAnswer(gather(chunks), first, time.perf_counter() - started)

@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
+from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.engines.base import (
     CHAT_MAX_TOKENS,
     Completion,
@@ -29,7 +30,7 @@ from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.profile import Resolved, resolve
 from ghostvis_cli.profile.readers import heeded
-from ghostvis_cli.prompt import Message, well_formed
+from ghostvis_cli.prompt import Message
 
 if TYPE_CHECKING:
     from PIL.Image import Image

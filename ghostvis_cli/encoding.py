@@ -106,3 +106,13 @@ def _undecodable(
 ) -> InputError:
     place = "" if mark_bytes is None else f" at byte {mark_bytes + error.start}"
     return InputError(f"{name} is not {encoding[:6].rstrip('-').upper()} text: {error.reason}{place}")
+
+
+def well_formed(text: object, name: str) -> None:
+    """InputError unless it is text that has bytes; the half surrogates of undecodable arguments have none."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} is a {type(text).__name__}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not valid Unicode at character {error.start}") from None

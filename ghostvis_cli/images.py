@@ -27,6 +27,8 @@ from ghostvis_cli.jpeg import is_filled_up, with_end
 from ghostvis_cli.transparency import on_ground
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
 
 FIRST_OF = {
@@ -311,6 +313,13 @@ def _read_file(path: str, name: str, limits: ImageLimits) -> bytes:
             return file.read(limits.max_bytes + 1)  # pipes and devices have no size to ask for
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise limit_reached(error) or InputError(f"{name}: {one_line(error)}") from error
+
+
+def beside(directory: "Path", source: str) -> str:
+    """`source` for `load_image`, where a relative path is relative to `directory`."""
+    complete = source[:5].lower() == "data:" or "://" in source or source.startswith(("/", "~"))
+    # Not Path: it loses the "./" that keeps a leading tilde literal.
+    return source if complete else f"{directory}/{source}"
 
 
 def _file_url_path(url: str, name: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.errors import InputError, RequestError
 
 if TYPE_CHECKING:
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
 VISION_ROW = -1
 IMAGE_TEXT = "<|image|>"
 Role: TypeAlias = Literal["system", "user", "assistant"]
-
-
-def well_formed(text: object, name: str) -> None:
-    """InputError unless it is text that has bytes; the half surrogates of undecodable arguments have none."""
-    if not isinstance(text, str):
-        raise InputError(f"{name} is a {type(text).__name__}, not text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name} is not valid Unicode at character {error.start}") from None
 
 
 @dataclass(frozen=True)

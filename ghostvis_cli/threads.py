@@ -6,6 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+# A step of a smaller model is too short to share among cores: waiting for the other core costs more than the step,
+# and on a busy machine some fifty times more.
+LEAST_PARAMETERS_TO_SHARE = 10_000_000
+
+
+def too_small_to_share(parameters: int) -> bool:
+    """Whether a model with so many parameters runs faster on one core than on several."""
+    return parameters < LEAST_PARAMETERS_TO_SHARE
 
 
 class Impatient(ThreadPoolExecutor):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -74,11 +75,19 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in filter(DEVELOPERS.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ["HOME"] = home.name
+    _heed_signals()
     if find_spec("hypothesis"):
         from hypothesis import settings
 
         settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
         settings.load_profile("untimed")
+
+
+def _heed_signals() -> None:
+    """Under nohup, or in a script's background, signals come in ignored: child processes would inherit that."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

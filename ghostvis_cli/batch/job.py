@@ -16,15 +16,11 @@ from ghostvis_cli.paths import expanded
 from ghostvis_cli.profile.values import shown
 
 if TYPE_CHECKING:
-    from ghostvis_cli.engines.base import Engine
     from ghostvis_cli.images import EncodedImage
     from ghostvis_cli.profile import Profile
 
 STDIO = "-"
 FAILURES_TOLD = 5
-# Rows in flight where the local engine's max_batch does not say. A server may have other users.
-IN_FLIGHT = {"sglang": 64}
-IN_FLIGHT_ELSEWHERE = 16
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ class _Run:
             sink = JournalSink(self.journal) if self.journal else self.stream or _Stdout(self.reporter)
             wanted = self.rows.rows(progress.wanted)
             batch = Batch(engine, wanted, self._image, sink, row_hash, progress, self._failed)
-            await self._run_rows(batch, self._concurrency(engine))
+            await self._run_rows(batch, self.job.concurrency or self.profile.engine.usual_in_flight)
             return self._code(progress)
 
     def _resumed(self, manifest: Manifest, row_hash: Callable[[int], str]) -> Progress:
@@ -131,18 +127,11 @@ class _Run:
         if batch.progress.failed and self.journal is not None:
             self.reporter.notice("the same command with --retry-errors runs the failed rows again")
 
-    def _concurrency(self, engine: "Engine") -> int:
-        kind = engine.info.kind
-        usual = self.profile.engine.max_batch if kind == "local" else IN_FLIGHT.get(kind, IN_FLIGHT_ELSEWHERE)
-        return self.job.concurrency or usual
-
     def _image(self, url: str) -> "EncodedImage":
         """A relative path is relative to the input file, wherever the command was typed."""
-        from ghostvis_cli.images import load_image
+        from ghostvis_cli.images import beside, load_image
 
-        complete = url[:5].lower() == "data:" or "://" in url or url.startswith(("/", "~"))
-        # Not Path: it loses the "./" that keeps a leading tilde literal.
-        return load_image(url if complete else f"{self.rows.directory}/{url}", limits=self.profile.images)
+        return load_image(beside(self.rows.directory, url), limits=self.profile.images)
 
     def _failed(self, row: Row, error: GhostvisError) -> None:
         self.failures += 1

@@ -5,7 +5,6 @@ The file is for people too: when a run is refused, the message names the values 
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,14 +13,10 @@ from typing import Any
 
 from ghostvis_cli import files
 from ghostvis_cli.batch.rows import RunSettings
-from ghostvis_cli.checkpoint import safetensors
-from ghostvis_cli.checkpoint.generations import NONE_SET
-from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.checkpoint.fingerprint import fingerprint
 from ghostvis_cli.engines.base import EngineInfo
-from ghostvis_cli.errors import ModelError, UsageError
-from ghostvis_cli.version import __version__
-
-SCHEMA_VERSION = 1
+from ghostvis_cli.errors import UsageError
+from ghostvis_cli.version import SCHEMA_VERSION, __version__
 
 
 @dataclass(frozen=True)
@@ -93,36 +88,6 @@ def model_identity(info: EngineInfo) -> dict[str, Any]:
             same["constants"] = dict(chosen)  # beside the hash, which can't say what differs
         return {**same, "checkpoint": fingerprint(info.checkpoint)}
     return {**same, "name": info.model, "source": info.source, "tag": info.tag, "step": info.step}
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over every tensor's CRC-32 (a torch file is a zip and holds them), the meta file, the tokenizer and
-    what the user set of the model's constants.
-
-    Reads kilobytes of a file of gigabytes; changes when one weight does, and not when the file is moved. Of a
-    directory in Hugging Face's format, whose files hold no sums, all is read.
-    """
-    digest = hashlib.sha256()
-    try:
-        if checkpoint.hf:
-            for path in (
-                *safetensors.files(checkpoint.path),
-                checkpoint.meta_path,
-                checkpoint.tokenizer_path,
-            ):
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            return f"sha256:{digest.hexdigest()}"
-        with zipfile.ZipFile(checkpoint.path) as archive:
-            for entry in archive.infolist():
-                digest.update(f"{entry.filename}:{entry.file_size}:{entry.CRC}\n".encode())
-        for path in (checkpoint.meta_path, checkpoint.tokenizer_path):
-            digest.update(path.read_bytes() if path.exists() else b"-")
-        if checkpoint.constants != NONE_SET:
-            digest.update(repr(checkpoint.constants).encode())
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{checkpoint.path} can't be read again: {error}") from error
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _dump(value: object) -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ghostvis_cli import files
-from ghostvis_cli.answer import SCHEMA_VERSION, Answer, ask
+from ghostvis_cli.answer import TimedAnswer, ask
 from ghostvis_cli.batch.journal import Journal, Progress, write_all
 from ghostvis_cli.batch.rows import Row
 from ghostvis_cli.engines.base import Engine
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError
 from ghostvis_cli.profile.values import shown
 from ghostvis_cli.threads import in_daemon_thread
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
@@ -172,12 +173,12 @@ class Batch:
                 self.tokens += answer.completion.usage.completion_tokens
                 self._look_for_text(row, answer)
 
-    def _look_for_text(self, row: Row, answer: Answer) -> None:
+    def _look_for_text(self, row: Row, answer: TimedAnswer) -> None:
         if line := answer.completion.notice:
             self.textless += 1
             self.first_textless = self.first_textless or f"row {shown(str(row.id))}: {line}"
 
-    async def _answer(self, row: Row) -> Answer:
+    async def _answer(self, row: Row) -> TimedAnswer:
         make = partial(row.request, self.load)
         answer = await ask(
             self.engine, await in_daemon_thread(make, "ghostvis-images") if row.images else make()
@@ -188,7 +189,7 @@ class Batch:
 
     def _filters(self) -> bool:
         """Whether an answer that was cut short may be what a content filter left of it: nobody else's are."""
-        server = getattr(self.engine, "server", None)
+        server = self.engine.server
         return server is not None and server.kind == "openai"
 
     async def _record(self, row: Row, content: dict[str, Any], code: int | None) -> None:

@@ -18,8 +18,8 @@ from ghostvis_cli.bench.schema import Load, Report, Run
 from ghostvis_cli.bench.stats import REPEATS
 from ghostvis_cli.bench.stopping import Interruption, held_up
 from ghostvis_cli.bench.workload import Spec, Workload
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import ExitCode, GhostvisError, UsageError
+from ghostvis_cli.sampling import Sampling
 
 if TYPE_CHECKING:
     from ghostvis_cli.engines.base import Engine
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile.settings import EngineSettings
 
 KINDS: tuple[Literal["local", "sglang", "remote"], ...] = ("local", "sglang", "remote")
-# Requests in flight where nobody chose and the local engine's max_batch does not say.
-IN_FLIGHT = {"sglang": 64, "remote": 16}
 WARM_UP = 4
 OPEN_FILES = 65_536
 KNOWN = 0.4  # of a new prompt, cached: more than the markup that prompts share
@@ -104,8 +102,7 @@ async def measure_engine(job: Job, profile: "Profile", engine: "Engine") -> Repo
 
 
 def make_plan(job: Job, profile: "Profile") -> Plan:
-    kind, most = profile.engine.chosen_kind, profile.engine.max_batch
-    loads = job.loads or (Load(concurrency=IN_FLIGHT.get(kind, most)),)
+    loads = job.loads or (Load(concurrency=profile.engine.usual_in_flight),)
     return Plan(loads, job.repeats, job.duration_s, job.spec.seed, job.slo)
 
 

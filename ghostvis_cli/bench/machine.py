@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    from ghostvis_cli.doctor.machine import GIB, read_memory
+    from ghostvis_cli.machine import GIB, read_memory
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {
@@ -107,7 +107,7 @@ def _ticks() -> dict[str, int]:
 def card(name: str, engine: "Engine", profile: "Profile") -> EngineCard:
     """Who is measured, told after the run: an engine may learn about its server from the answers."""
     info = engine.info
-    server = getattr(engine, "server", None)
+    server = engine.server
     return EngineCard(
         name=name,
         kind=info.kind,
@@ -125,7 +125,7 @@ def card(name: str, engine: "Engine", profile: "Profile") -> EngineCard:
 
 
 def _model_hash(engine: "Engine") -> str | None:
-    from ghostvis_cli.batch.manifest import fingerprint
+    from ghostvis_cli.checkpoint.fingerprint import fingerprint
     from ghostvis_cli.errors import ModelError
 
     if engine.info.checkpoint is None:

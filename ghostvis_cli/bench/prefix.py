@@ -382,8 +382,7 @@ def as_extra(proof: Proof, settings: object) -> Mapping[str, Any]:
 
 def flusher(engine: Engine) -> Flusher:
     """Asks SGLang to forget its keys and values. UsageError for engines that can't be asked."""
-    server = getattr(engine, "server", None)
-    if server is None or server.kind != "sglang":
+    if engine.server is None or engine.server.kind != "sglang":
         raise UsageError("only an SGLang server can be flushed", hint="leave out --flush")
     from ghostvis_cli.engines.connection import Connection
 

@@ -22,8 +22,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ghostvis_cli.engines.base import FinishReason
 from ghostvis_cli.errors import InputError, printable
+from ghostvis_cli.version import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 LARGEST, LEAST = 1e18, 1e-18  # a figure of another's report beyond them, or not a number, is no measurement
 LARGEST_FILE = 2**30
 A_REPORT = "ghostvis bench --output report.json"  # makes one

@@ -337,13 +337,9 @@ def from_file(
 
 
 def _loader(directory: Path, limits: "ImageLimits") -> "Callable[[str], EncodedImage]":
-    from ghostvis_cli.images import load_image
+    from ghostvis_cli.images import beside, load_image
 
-    def load(url: str) -> "EncodedImage":
-        complete = url[:5].lower() == "data:" or "://" in url or url.startswith(("/", "~"))
-        return load_image(url if complete else f"{directory}/{url}", limits=limits)
-
-    return load
+    return lambda url: load_image(beside(directory, url), limits=limits)
 
 
 def save(spec: Spec, workload: Workload, path: Path) -> Workload:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.chat.session import Session
+from ghostvis_cli.engines.rendering import LONG_TEXT
 from ghostvis_cli.errors import GhostvisError, InputError, RequestError
 from ghostvis_cli.prompt import render_for_reply
 
@@ -22,7 +23,6 @@ SAMPLE = 100  # of the newest turns, whose replies say how many bytes a token ha
 # prompt with every further message, and with it all that is cached.
 FULL = 0.75
 MARKUP_TOKENS = 5  # around a message and its reply, and one more for the whole
-LONG_TEXT = 20_000  # characters; some 2 ms of splitting
 # How the engines and servers we know say it: ours, SGLang, vLLM, llama.cpp, OpenAI.
 TOO_LONG = re.compile(
     r"\bpositions\b|do not fit|context (length|size|window)|maximum[\w ]* length|too long|longer than the model",
@@ -78,7 +78,7 @@ async def measure(session: Session, engine: "Engine", max_tokens: int) -> Room |
     limit = engine.info.context_tokens
     if limit is None or _most_tokens(session, engine.info.image_tokens) + max_tokens <= limit:
         return None
-    tokenizer = getattr(engine, "tokenizer", None)
+    tokenizer = engine.tokenizer
     long = sum(len(turn.text) for turn in session.sent) > LONG_TEXT
     if long and tokenizer is not None:
         return await asyncio.to_thread(_measure, session, engine, tokenizer, max_tokens, limit)

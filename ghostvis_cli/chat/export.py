@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ghostvis_cli.chat.session import Reply, Session, Turn
 from ghostvis_cli.cli.output import CONTROL
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
-SCHEMA_VERSION = 1
 # No script, no address: even a browser that was fooled would load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """

@@ -20,6 +20,7 @@ from ghostvis_cli.cli import output
 from ghostvis_cli.encoding import decode, pieces_of
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,7 +119,7 @@ def record(conversation: Conversation) -> dict[str, Any]:
     reply = turn.reply
     assert reply is not None and engine is not None, "only finished turns are recorded"
     return {
-        "schema_version": output.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "turn": len(conversation.session.turns),
         "prompt": turn.text,
         "images": [image.name for image in turn.images],

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ghostvis_cli.answer import counts, decoding_speed, statistics
+from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.engines.base import Beside, FinishReason, Usage
 from ghostvis_cli.errors import InputError, UsageError
-from ghostvis_cli.prompt import Message, well_formed
+from ghostvis_cli.prompt import Message
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
@@ -38,23 +40,12 @@ class Reply:
 
     @property
     def tokens_per_s(self) -> float | None:
-        from ghostvis_cli.answer import SHORTEST_TIMED_S
-
-        after_s = self.total_s - self.ttft_s if self.ttft_s is not None else 0.0
-        more = self.completion_tokens - 1
-        return more / after_s if more > 0 and after_s >= SHORTEST_TIMED_S else None
+        return decoding_speed(self.completion_tokens, self.ttft_s, self.total_s)
 
     def statistics(self) -> str:
         """The line of --stats: "ttft 41 ms · 312 tok/s · 128 + 57 tokens · 64 image · 96 cached"."""
-        parts = [f"ttft {self.ttft_s * 1000:.0f} ms"] if self.ttft_s is not None else []
-        parts += [f"{self.tokens_per_s:.0f} tok/s"] if self.tokens_per_s else []
-        if self.usage is None:
-            return " · ".join([*parts, f"{self.completion_tokens} tokens", "stopped"])
-        usage = self.usage
-        parts += [f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"]
-        parts += [f"{usage.image_tokens} image"] if usage.image_tokens else []
-        parts += ["cached not reported" if usage.cached_tokens is None else f"{usage.cached_tokens} cached"]
-        return " · ".join(parts)
+        counted = counts(self.usage) if self.usage else [f"{self.completion_tokens} tokens", "stopped"]
+        return statistics(self.ttft_s, self.tokens_per_s, counted)
 
 
 @dataclass(frozen=True)

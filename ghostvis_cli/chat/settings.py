@@ -3,8 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
+from ghostvis_cli.sampling import Sampling
 
 NOT_FOR_CHAT = ("logprobs",)  # there is nowhere to show them
 

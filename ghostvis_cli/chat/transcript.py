@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from ghostvis_cli.chat.session import Reply, Session, Turn
+from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.engines.base import Beside, FinishReason, ToolCall, Usage
 from ghostvis_cli.errors import GhostvisError, InputError
-from ghostvis_cli.prompt import well_formed
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.image_limits import ImageLimits
     from ghostvis_cli.images import EncodedImage
 
 T = TypeVar("T")
-SCHEMA_VERSION, KIND = 1, "ghostvis chat"
+KIND = "ghostvis chat"
 HASH = re.compile(r"[0-9a-f]{64}")
 LARGEST_COUNT = 10**12  # of tokens
 _hashes: "WeakKeyDictionary[EncodedImage, str]" = WeakKeyDictionary()

@@ -12,6 +12,7 @@ from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.paths import expanded
 
 if TYPE_CHECKING:
+    from ghostvis_cli.model.config import GhostVisConfig, Layout
     from ghostvis_cli.profile import ModelSettings
 
 DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
@@ -30,6 +31,17 @@ def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
 def constants(model: "ModelSettings") -> Constants:
     """Of a model's mathematics, those that were set."""
     return Constants(**{each.name: getattr(model, each.name) for each in fields(Constants)})
+
+
+def choose_layout(config: "GhostVisConfig", wanted: "Layout | None") -> tuple["Layout | None", list[str]]:
+    """What was asked for, else what the file records, else the published trainer's; None for a text model."""
+    if config.vision is None:
+        return None, []
+    if chosen := wanted or config.layout:
+        return chosen, []
+    return "prepend_slots", [
+        "the checkpoint does not record its layout: taking prepend_slots, as the published trainer (--layout)"
+    ]
 
 
 def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:

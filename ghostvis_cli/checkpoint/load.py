@@ -104,7 +104,7 @@ def load_model(
     from ghostvis_cli.model.ghostvis import GhostVis
 
     classified, tokenizer = verify(checkpoint)
-    tensors = directory.tensors(checkpoint) if checkpoint.hf else _open(checkpoint.path)
+    tensors = directory.tensors(checkpoint) if checkpoint.hf else open_tensors(checkpoint.path)
     with torch.device("meta"):
         model = GhostVis(classified.config)
     expected = model.state_dict()
@@ -123,14 +123,14 @@ def load_model(
     return LoadedModel(model, tokenizer, checkpoint, tuple(classified.notices))
 
 
-def _open(path: Path) -> "dict[str, Tensor]":
+def open_tensors(path: Path) -> "dict[str, Tensor]":
+    """The file's tensors by clean name, mapped and not read yet. Only data is unpickled, no code is run."""
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        damaged = ModelError(f"{path} is damaged or not safe to load: {reason}")
+    except Exception as error:  # a damaged file can fail in any way at all
+        damaged = ModelError(f"{path} is damaged or not safe to load: {one_line(error)}")
         raise limit_reached(error) or damaged from error
     try:
         return clean_names(unwrap(content, torch.Tensor))

@@ -12,7 +12,7 @@ from ghostvis_cli.errors import ModelError, printable
 
 IMAGE_TOKEN = "<|image|>"
 # In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
-LITERAL_IMAGE_TOKEN = "<|image|>"
+LITERAL_IMAGE_TOKEN = "<|picture|>"
 # Characters that Unicode keeps for programs' own use. The first one opens a mark, and so must be marked itself.
 OPEN, ITSELF, BEHIND = "\ufdd0\ufdd1\ufdd2"
 # How a Split says that the pattern finds the pieces: the gaps are pieces too, or are none.

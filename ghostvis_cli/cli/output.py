@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ghostvis_cli.endings import ReaderGone
 from ghostvis_cli.errors import GhostvisError, OutputError
+from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ghostvis_cli.cli.logfile import Log
 
-SCHEMA_VERSION = 1
 # All of C0 and C1 but tab and line feed, and what turns the direction of text around.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LAST_WORDS_MS = 200  # that a reader may take to make room for them

@@ -7,10 +7,9 @@ of all prompts. The checkpoint is computed by our blocks, the directory by trans
 T positions, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,17 @@ from torch import Tensor, nn
 
 from ghostvis_cli.checkpoint.load import assemble
 from ghostvis_cli.convert.cases import Case, cases
-from ghostvis_cli.convert.observed import Answer, Prompts, auto_class, pixels_of, rendered, unround_rotary
+from ghostvis_cli.convert.directory import files_of_tensors
+from ghostvis_cli.convert.observed import (
+    Observation,
+    Prompts,
+    auto_class,
+    pixels_of,
+    rendered,
+    unround_rotary,
+)
 from ghostvis_cli.convert.plan import Plan
-from ghostvis_cli.convert.shards import INDEX
-from ghostvis_cli.convert.tensors import DTYPES
-from ghostvis_cli.convert.tensors import Source as Tensors
+from ghostvis_cli.convert.tensors import DTYPES, CheckpointTensors
 from ghostvis_cli.convert.verify import Compared, LogitSums, diverged, layer_names
 from ghostvis_cli.model.decoder import Step, rms
 from ghostvis_cli.model.generations import PLAIN
@@ -60,7 +65,7 @@ class _Case:
 @torch.inference_mode()
 def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, Any]:
     """The certificate's `verification`. `check` is called between the parts and may raise to end it."""
-    source, converted, compared = _Source(plan), _Converted(plan, directory), Compared(plan)
+    source, converted, compared = _LayeredCheckpoint(plan), _Converted(plan, directory), Compared(plan)
     running = _begin(source, converted, compared, check)
     decoder = plan.classified.config.decoder
     for index, name in enumerate(layer_names(decoder.n_layer)[1:]):
@@ -79,7 +84,7 @@ def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, 
 
 
 def _begin(
-    source: "_Source", converted: "_Converted", compared: Compared, check: Callable[[], None]
+    source: "_LayeredCheckpoint", converted: "_Converted", compared: Compared, check: Callable[[], None]
 ) -> list[_Case]:
     """Prompts and images, and what enters the first layers, of the cases that are the same on both sides."""
     expected = source.prompts(check)
@@ -98,7 +103,7 @@ def _begin(
 
 
 def _compare_logits(
-    running: list[_Case], source: "_Source", converted: "_Converted", check: Callable[[], None]
+    running: list[_Case], source: "_LayeredCheckpoint", converted: "_Converted", check: Callable[[], None]
 ) -> None:
     finish = converted.finish()
     for case in running:
@@ -140,12 +145,12 @@ def _open(eyes: nn.Module | None, fill: Callable[[nn.Module], object]) -> Iterat
         eyes.to_empty(device="meta")
 
 
-class _Source:
+class _LayeredCheckpoint:
     """The checkpoint, its weights rounded as the directory's are and the arithmetic in float32."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.config = plan, plan.classified.config
-        self._tensors = Tensors(plan.checkpoint.path)
+        self._tensors = CheckpointTensors(plan.checkpoint.path)
         self._dtype = DTYPES[plan.settings.dtype]
         with torch.device("meta"):
             self._model = GhostVis(self.config).eval().requires_grad_(False)
@@ -167,7 +172,7 @@ class _Source:
         (key,) = self.plan.classified.parts[name].keys
         return self._tensors[key][which].to(self._dtype).float()
 
-    def prompts(self, check: Callable[[], None]) -> list[tuple[Case, Answer]]:
+    def prompts(self, check: Callable[[], None]) -> list[tuple[Case, Observation]]:
         """The cases that fit the model's positions, with what its eyes see."""
         found, vision = [], self._model.vision
         with _open(vision, lambda eyes: self._fill(eyes, "vision")):
@@ -178,7 +183,7 @@ class _Source:
                     pixels = pixels_of(prompt, self.config)
                     rows = None if pixels is None else self._model.encode_images(pixels)
                     found.append(
-                        (case, Answer(list(prompt.ids), [], torch.empty(0), pixels=pixels, rows=rows))
+                        (case, Observation(list(prompt.ids), [], torch.empty(0), pixels=pixels, rows=rows))
                     )
         return found
 
@@ -195,7 +200,7 @@ class _Source:
             steps.append(replace(step, cos=cos, sin=sin))
         return steps
 
-    def embedded(self, answer: Answer, step: Step) -> Tensor:
+    def embedded(self, answer: Observation, step: Step) -> Tensor:
         """(1, T, D), normalised as they enter the layers."""
         ids = torch.tensor(answer.ids)
         x = self._rows("decoder.wte.weight", ids.clamp(min=0))
@@ -251,7 +256,7 @@ class _Converted:
         self._model = model.requires_grad_(False)
         self._base = model.model.language_model if vision else model.model
         self._root = "model.language_model" if vision else "model"
-        self._files = _files(directory)
+        self._files = files_of_tensors(directory)
         self._decoder = (_NanoChat if self._is_nanochat else _Stock)(self)
 
     @property
@@ -272,7 +277,7 @@ class _Converted:
         rows: Tensor = tensor.to(torch.float32, copy=True)
         return rows
 
-    def answers(self, fixed: list[Case], check: Callable[[], None]) -> list[Answer]:
+    def answers(self, fixed: list[Case], check: Callable[[], None]) -> list[Observation]:
         """Ids as the directory renders them, and what its eyes see."""
         found, vision = [], getattr(self._model.model, "vision", None)
         with _open(vision, lambda eyes: self._fill(eyes, "model.vision")):
@@ -280,10 +285,10 @@ class _Converted:
                 check()
                 ids, pixels = self.prompts.inputs(case)
                 rows = None if pixels is None else self._model.get_image_features(pixels)
-                found.append(Answer(ids, [], torch.empty(0), pixels=pixels, rows=rows))
+                found.append(Observation(ids, [], torch.empty(0), pixels=pixels, rows=rows))
         return found
 
-    def embedded(self, answer: Answer) -> Tensor:
+    def embedded(self, answer: Observation) -> Tensor:
         """(1, T, D), as they enter the first layer."""
         ids = torch.tensor(answer.ids)
         x = self._rows(f"{self._root}.embed_tokens.weight", ids)
@@ -374,12 +379,3 @@ def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Give a parameter, which has no memory yet, this value."""
     *path, last = name.split(".")
     setattr(module.get_submodule(".".join(path)), last, nn.Parameter(tensor, requires_grad=False))
-
-
-def _files(directory: Path) -> Mapping[str, Path]:
-    """Which file holds each tensor."""
-    if (directory / INDEX).exists():
-        names = loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return {name: directory / file for name, file in names.items()}
-    with safe_open(directory / "model.safetensors", "pt") as file:
-        return dict.fromkeys(file.keys(), directory / "model.safetensors")

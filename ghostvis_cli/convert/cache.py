@@ -19,8 +19,8 @@ from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint import load
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import sources, staging
+from ghostvis_cli.convert.directory import CERTIFICATE, certificate_of, changed_files, is_converted
 from ghostvis_cli.convert.hashes import KnownHashes
-from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.paths import cache_dir, expanded
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ghostvis_cli.convert.plan import Plan, WeightsDtype
     from ghostvis_cli.profile import ModelSettings
 
-Report = Callable[[str], None]
 KEY_CHARS = 16
 VERIFIED_PARAMETERS = 50_000_000  # up to here verification takes seconds, and a start waits for it
 REPORT_S = 5.0
@@ -42,7 +41,7 @@ def default_base() -> Path:
     return place / "converted"
 
 
-def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) -> Path:
+def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Callable[[str], None]) -> Path:
     """The directory to serve for what a profile names: a checkpoint, or what `ghostvis convert` made of one."""
     from ghostvis_cli.checkpoint.choose import choose_checkpoint
 
@@ -55,11 +54,7 @@ def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Report) 
     return converted(checkpoint, dtype, layout, report=report)
 
 
-def is_converted(path: Path) -> bool:
-    return (path / "config.json").is_file() and (path / CERTIFICATE).is_file()
-
-
-def as_it_is(directory: Path, model: "ModelSettings", *, report: Report) -> Path:
+def as_it_is(directory: Path, model: "ModelSettings", *, report: Callable[[str], None]) -> Path:
     """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
     from ghostvis_cli.checkpoint.choose import constants
 
@@ -91,7 +86,7 @@ def converted(
     dtype: "WeightsDtype",
     layout: Layout | None,
     *,
-    report: Report,
+    report: Callable[[str], None],
     base: Path | None = None,
 ) -> Path:
     """The cached directory of a checkpoint. Made here, by one run at a time, if it isn't there whole."""
@@ -112,12 +107,6 @@ def converted(
         known.save()
     _tell_verification(place, certificate, report)
     return place
-
-
-def tag(directory: Path) -> str:
-    """What to call the model: the tag it was trained under, else the directory's name."""
-    source = (certificate_of(directory) or {}).get("source") or {}
-    return str(source.get("tag") or directory.name)
 
 
 def size_bytes(base: Path | None = None) -> int:
@@ -161,7 +150,7 @@ def _converter() -> str:
 
 
 @contextmanager
-def _alone(place: Path, report: Report) -> Iterator[None]:
+def _alone(place: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Hold the entry's lock, which ends with the process whatever happens to it."""
     from filelock import FileLock, Timeout
 
@@ -181,30 +170,8 @@ def _alone(place: Path, report: Report) -> Iterator[None]:
         lock.release()
 
 
-def certificate_of(place: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((place / CERTIFICATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("outputs"), dict) else None
-
-
-def changed_files(directory: Path, certificate: Mapping[str, Any], known: KnownHashes) -> list[str]:
-    """Files that are not what the certificate says, or not there."""
-    return [
-        name for name, digest in certificate["outputs"].items() if not _is(directory / name, digest, known)
-    ]
-
-
-def _is(path: Path, digest: str, known: KnownHashes) -> bool:
-    try:
-        return known.of(path) == digest
-    except OSError:
-        return False
-
-
 def _tell_changes(
-    directory: Path, certificate: Mapping[str, Any], known: KnownHashes, report: Report
+    directory: Path, certificate: Mapping[str, Any], known: KnownHashes, report: Callable[[str], None]
 ) -> None:
     changed = changed_files(directory, certificate, known)
     if gone := [name for name in changed if not (directory / name).exists()]:
@@ -213,7 +180,9 @@ def _tell_changes(
         report(f"{directory} was changed since it was converted: {', '.join(changed)}")
 
 
-def _tell_verification(directory: Path, certificate: Mapping[str, Any], report: Report) -> None:
+def _tell_verification(
+    directory: Path, certificate: Mapping[str, Any], report: Callable[[str], None]
+) -> None:
     verification = certificate.get("verification", {})
     if verification.get("skipped", True):
         report(f"{directory} is not verified; ghostvis convert --out DIR does that")
@@ -231,7 +200,11 @@ def _plan(
 
 
 def _convert(
-    checkpoint: Checkpoint, dtype: "WeightsDtype", layout: Layout | None, place: Path, report: Report
+    checkpoint: Checkpoint,
+    dtype: "WeightsDtype",
+    layout: Layout | None,
+    place: Path,
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """In a thread, so that progress is told and a signal ends it soon."""
     from ghostvis_cli.convert import run

@@ -28,7 +28,7 @@ GREEDY_TOKENS = 32
 
 
 @dataclass
-class Answer:
+class Observation:
     """One case. `ids` is the prompt, images' places as VISION_ROW; `greedy` what the source says next."""
 
     ids: list[int]
@@ -48,13 +48,15 @@ class Answer:
 
 
 @dataclass
-class Source:
+class CheckpointOutputs:
     """The checkpoint's answers, its weights rounded as the directory's are and the arithmetic in float32."""
 
     checkpoint: Checkpoint
     dtype: torch.dtype
     layout: Layout | None
-    answers: dict[str, Answer] = field(default_factory=dict)  # of the cases that fit the model's positions
+    answers: dict[str, Observation] = field(
+        default_factory=dict
+    )  # of the cases that fit the model's positions
 
     @torch.inference_mode()
     def answer(self, cases: Sequence[Case], check: Callable[[], None]) -> None:
@@ -93,7 +95,7 @@ def pixels_of(prompt: Prompt, config: GhostVisConfig) -> Tensor | None:
     )
 
 
-def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Answer:
+def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Observation:
     """Greedy decoding over a cache, and the logits of every position it went through."""
     decoder = model.decoder
     T = len(ids)
@@ -101,7 +103,7 @@ def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Answer:
         decoder.config, 1, T + GREEDY_TOKENS, device=torch.device("cpu"), dtype=torch.float32
     )
     rows = None if pixels is None else model.encode_images(pixels)
-    answer = Answer(ids, [], torch.empty(0), pixels=pixels, rows=rows)
+    answer = Observation(ids, [], torch.empty(0), pixels=pixels, rows=rows)
     step = decoder.plan(torch.arange(T)[None], length=T)
     logits = [decoder.logits(decoder.trunk(_embedded(model, answer), step, cache))[0]]
     for position in range(T, T + GREEDY_TOKENS - 1):
@@ -115,7 +117,7 @@ def _run(model: GhostVis, ids: list[int], pixels: Tensor | None) -> Answer:
     return answer
 
 
-def _embedded(model: GhostVis, answer: Answer) -> Tensor:
+def _embedded(model: GhostVis, answer: Observation) -> Tensor:
     """Prompt and greedy tokens but the last, as rows (1, T, D)."""
     ids = torch.tensor([[*answer.ids, *answer.greedy[:-1]]])
     return model.decoder.embed(ids, None if answer.rows is None else answer.rows.flatten(0, 1))
@@ -204,7 +206,7 @@ class Converted:
         self.model = auto_class(vision=vision).from_pretrained(directory, dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def answer(self, case: Case, greedy: list[int]) -> Answer:
+    def answer(self, case: Case, greedy: list[int]) -> Observation:
         """The same positions as the source's: the prompt as the directory renders it, then the source's tokens."""
         ids, pixels = self.prompts.inputs(case)
         extended = torch.tensor([[*ids, *greedy[:-1]]])
@@ -216,7 +218,7 @@ class Converted:
             cap = self.model.config.final_logit_softcapping
             logits = cap * torch.tanh(logits / cap)
         rows = None if pixels is None else self.model.get_image_features(pixels)
-        return Answer(
+        return Observation(
             ids,
             logits[len(ids) - 1 :].argmax(-1).tolist(),
             logits,

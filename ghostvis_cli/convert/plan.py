@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ghostvis_cli.checkpoint import load
+from ghostvis_cli.checkpoint.choose import choose_layout
 from ghostvis_cli.checkpoint.header import read_header
 from ghostvis_cli.checkpoint.keys import Classified, clean_names
 from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -68,18 +69,8 @@ def make_plan(checkpoint: Checkpoint, settings: ConvertSettings) -> Plan:
             "so there is no id for an image's place in a prompt",
             hint="put a tokenizer.pkl that has one beside the model file",
         )
-    layout, notices = _layout(classified, settings.layout)
+    layout, notices = choose_layout(classified.config, settings.layout)
     wanted = targets(classified, clean_names(read_header(checkpoint.path)))
     split = shards.split(wanted, settings.dtype, settings.max_shard_bytes)
     told = (*classified.notices, *notices)
     return Plan(checkpoint, settings, classified, tokenizer, layout, tuple(split), told)
-
-
-def _layout(classified: Classified, wanted: Layout | None) -> tuple[Layout | None, list[str]]:
-    if classified.config.vision is None:
-        return None, []
-    if chosen := wanted or classified.config.layout:
-        return chosen, []
-    return "prepend_slots", [
-        "the checkpoint does not record its layout: recording prepend_slots, as the published trainer (--layout)"
-    ]

@@ -12,17 +12,16 @@ from typing import Any
 
 from ghostvis_cli import sizes
 from ghostvis_cli.checkpoint.locate import Checkpoint
+from ghostvis_cli.convert import hf_files as files
 from ghostvis_cli.convert import remote_code, shards, staging
-from ghostvis_cli.convert import settings as files
 from ghostvis_cli.convert import tokenizer as tokenizer_files
+from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, GENERATION_CONFIG, INDEX, MADE_BY, TOKENIZER
 from ghostvis_cli.convert.plan import Plan
-from ghostvis_cli.convert.shards import INDEX
 from ghostvis_cli.errors import CheckFailedError
 from ghostvis_cli.files import write as write_file
-from ghostvis_cli.version import __version__
+from ghostvis_cli.threads import too_small_to_share
+from ghostvis_cli.version import SCHEMA_VERSION, __version__
 
-SCHEMA_VERSION = 1
-LEAST_PARAMETERS_TO_SHARE = 10_000_000  # among cores, as the local engine has it
 SMALL_FILES_BYTES = 16 * 1024**2  # more than everything beside the weights takes
 
 
@@ -63,7 +62,7 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
     with staging.staged(place, plan.weights_bytes + SMALL_FILES_BYTES) as directory:
         certificate = _write(plan, directory, progress)
         certificate["verification"] = _verification(plan, directory, progress)
-        _write_json(directory / staging.CERTIFICATE, certificate)
+        _write_json(directory / CERTIFICATE, certificate)
         progress.stage = "syncing"
         progress.check()
         passed = certificate["verification"].get("passed", True)
@@ -74,7 +73,7 @@ def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:
     if not passed:
         raise CheckFailedError(
             f"the converted model does not answer as the checkpoint does: {_faults(certificate)}",
-            hint=f"nothing was put at {place}; see {failed / staging.CERTIFICATE}",
+            hint=f"nothing was put at {place}; see {failed / CERTIFICATE}",
         )
     return certificate
 
@@ -90,7 +89,7 @@ def _verification(plan: Plan, directory: Path, progress: Progress) -> dict[str, 
         from ghostvis_cli.convert.verify import verify
 
     progress.stage = "verifying"
-    small = sum(target.numel for target in plan.targets) < LEAST_PARAMETERS_TO_SHARE
+    small = too_small_to_share(sum(target.numel for target in plan.targets))
     with one_thread() if small else nullcontext():
         return verify(plan, directory, progress.check)
 
@@ -113,10 +112,10 @@ def _figure(value: float | None) -> str:
 
 def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
     """All files but the certificate; its beginning, with the hashes of everything read and written."""
-    from ghostvis_cli.convert.tensors import Source, one_thread
+    from ghostvis_cli.convert.tensors import CheckpointTensors, one_thread
 
     inputs = [plan.checkpoint.path, plan.checkpoint.meta_path, plan.checkpoint.tokenizer_path]
-    source = Source(plan.checkpoint.path)
+    source = CheckpointTensors(plan.checkpoint.path)
     outputs: dict[str, str] = {}
     with one_thread(), ThreadPoolExecutor(1) as other_core:
         hashes = [other_core.submit(_sha256, path) for path in inputs]
@@ -131,7 +130,7 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         read = {str(path): future.result() for path, future in zip(inputs, hashes, strict=True)}
     return {
         "schema_version": SCHEMA_VERSION,
-        "made_by": f"ghostvis convert {__version__}",
+        "made_by": f"{MADE_BY} {__version__}",
         "architecture": plan.architecture,
         "source": _described(plan.checkpoint),
         "dtype": plan.settings.dtype,
@@ -148,9 +147,9 @@ def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     config, tokenizer, layout = plan.classified.config, plan.tokenizer, plan.layout
     config_json = files.model_config(config, tokenizer, plan.settings.dtype, layout)
     found: dict[str, Mapping[str, Any] | str] = {
-        "config.json": config_json,
-        "generation_config.json": files.generation_config(tokenizer),
-        "tokenizer.json": tokenizer_files.tokenizer_json(tokenizer, layout),
+        CONFIG: config_json,
+        GENERATION_CONFIG: files.generation_config(tokenizer),
+        TOKENIZER: tokenizer_files.tokenizer_json(tokenizer, layout),
         "tokenizer_config.json": tokenizer_files.tokenizer_config(
             tokenizer, layout, config.decoder.max_positions
         ),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from ghostvis_cli.convert.directory import WEIGHTS
 from ghostvis_cli.convert.mapping import TargetTensor
-from ghostvis_cli.convert.tensors import DTYPES, Source, blocks
+from ghostvis_cli.convert.tensors import DTYPES, CheckpointTensors, blocks
 
 BLOCKS_BEHIND = 8
-INDEX = "model.safetensors.index.json"
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -37,7 +37,7 @@ def split(targets: Sequence[TargetTensor], dtype: str, max_bytes: int) -> list[S
         groups[-1].append(target)
         size += nbytes
     if len(groups) == 1:
-        return [Shard("model.safetensors", tuple(groups[0]))]
+        return [Shard(WEIGHTS, tuple(groups[0]))]
     return [
         Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
         for number, group in enumerate(groups, start=1)
@@ -59,7 +59,9 @@ def total_bytes(shards: Iterable[Shard], dtype: str) -> int:
     return sum(target.numel * ITEMSIZE[dtype_of(target, dtype)] for target in targets)
 
 
-def write(path: Path, shard: Shard, source: Source, dtype: str, wrote: Callable[[int], None]) -> str:
+def write(
+    path: Path, shard: Shard, source: CheckpointTensors, dtype: str, wrote: Callable[[int], None]
+) -> str:
     """Write a shard; its SHA-256. `wrote` is told the bytes of each block, and may raise to end it.
 
     Blocks are made in this thread, and hashed and written in another, which is a few blocks behind.

@@ -5,19 +5,18 @@ is cleared away by the next one for a place beside it.
 """
 
 import fcntl
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ghostvis_cli import files, sizes
-from ghostvis_cli.checkpoint.formats import CERTIFICATE as CERTIFICATE
+from ghostvis_cli.convert.directory import certificate_of, foreign_names, is_ours
 from ghostvis_cli.endings import held_up, undone
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, printable
 
@@ -36,7 +35,7 @@ def replaceable(place: Path, *, force: bool) -> Identity | None:
     if not force:
         raise UsageError(f"{place} exists", hint="--force replaces it, or choose another --out")
     try:
-        ours, others = is_ours(place), strangers(place)
+        ours, others = is_ours(place), foreign_names(place)
     except OSError as error:
         raise _failed(place, error) from error
     if not ours:
@@ -47,29 +46,6 @@ def replaceable(place: Path, *, force: bool) -> Identity | None:
     if others:
         raise _not_ours(place, others)
     return _identity(place)
-
-
-def is_ours(place: Path) -> bool:
-    """An empty directory, or one with our certificate in it."""
-    if not place.is_dir():
-        return False
-    return not any(place.iterdir()) or str(_certificate(place).get("made_by")).startswith("ghostvis convert")
-
-
-def strangers(place: Path) -> list[str]:
-    """Names in a directory that `convert` did not write: its certificate lists what it did."""
-    if not place.is_dir():
-        return []
-    ours = {CERTIFICATE, *_certificate(place).get("outputs", ())}
-    return sorted(entry.name for entry in place.iterdir() if entry.name not in ours or entry.is_dir())
-
-
-def _certificate(place: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((place / CERTIFICATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("outputs"), dict) else {}
 
 
 def _not_ours(place: Path, names: Sequence[str]) -> UsageError:
@@ -184,7 +160,7 @@ def _replace(directory: Path, place: Path, replaced: Identity) -> None:
 def _refuse_changed(found: Path, place: Path, replaced: Identity) -> None:
     if _identity(found) != replaced:
         raise FileExistsError
-    if others := strangers(found):
+    if others := foreign_names(found):
         raise _not_ours(place, others)
 
 
@@ -193,7 +169,7 @@ def _clear_leftovers(place: Path) -> None:
     if aside.exists():
         if not os.path.lexists(place):
             files.rename_new(aside, place)
-        elif not strangers(aside):
+        elif not foreign_names(aside):
             shutil.rmtree(aside, ignore_errors=True)
     clear_unfinished(place.parent)
 
@@ -205,7 +181,7 @@ def clear_unfinished(folder: Path) -> None:
         if lock is None:  # a run is writing it
             continue
         # Killed in _replace, it is what was there before, with what somebody may have put into it.
-        if not (_certificate(directory) and strangers(directory)):
+        if not (certificate_of(directory) and foreign_names(directory)):
             shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
 

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghostvis_cli.checkpoint.header import unwrap
-from ghostvis_cli.checkpoint.keys import clean_names
+from ghostvis_cli.checkpoint.load import open_tensors
 from ghostvis_cli.convert.mapping import TargetTensor
-from ghostvis_cli.errors import ModelError, limit_reached, one_line
+from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.decoder import rms
 
 BLOCK_BYTES = 4 * 1024**2  # stays in the processor's cache from reading to writing
@@ -20,7 +19,7 @@ REMAP_BYTES = 512 * 1024**2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Source:
+class CheckpointTensors:
     """A checkpoint's tensors by clean name, with at most REMAP_BYTES of the file kept in memory."""
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +29,7 @@ class Source:
 
     def __getitem__(self, key: str) -> Tensor:
         if self._tensors is None or self._read_bytes > REMAP_BYTES:
-            self._tensors, self._read_bytes = _map(self.path), 0
+            self._tensors, self._read_bytes = open_tensors(self.path), 0
         tensor = self._tensors[key]
         self._read_bytes += tensor.nbytes
         return tensor
@@ -47,16 +46,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _map(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file can fail in any way at all
-        damaged = ModelError(f"{path} is damaged or not safe to load: {one_line(error)}")
-        raise limit_reached(error) or damaged from error
-    return clean_names(unwrap(content, torch.Tensor))
-
-
-def blocks(target: TargetTensor, source: Source, dtype: torch.dtype) -> Iterator[Tensor]:
+def blocks(target: TargetTensor, source: CheckpointTensors, dtype: torch.dtype) -> Iterator[Tensor]:
     """The target's rows in order, as contiguous blocks of `dtype` whose elements add up to the target's."""
     if target.change in ("ones", "zeros"):
         yield (torch.ones if target.change == "ones" else torch.zeros)(target.shape, dtype=dtype)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ghostvis_cli.convert.cases import Case, cases, corpus
-from ghostvis_cli.convert.observed import Answer, Converted, Source
+from ghostvis_cli.convert.observed import CheckpointOutputs, Converted, Observation
 from ghostvis_cli.convert.plan import Plan
 from ghostvis_cli.convert.tensors import DTYPES
 from ghostvis_cli.model.decoder import rms
@@ -63,7 +63,7 @@ def verify(plan: Plan, directory: Path, check: Callable[[], None]) -> dict[str, 
     """The certificate's `verification`. `check` is called between the parts and may raise to end it."""
     vision = plan.classified.config.vision is not None
     fixed = cases(vision=vision)
-    source = Source(plan.checkpoint, DTYPES[plan.settings.dtype], plan.layout)
+    source = CheckpointOutputs(plan.checkpoint, DTYPES[plan.settings.dtype], plan.layout)
     source.answer(fixed, check)
     converted = Converted(directory, vision=vision)
     compared = Compared(plan)
@@ -131,7 +131,7 @@ class Compared:
         self.texts_compared = self.texts_otherwise = self.tokens_otherwise = 0
         self.diverging: str | None = None
 
-    def prompt(self, case: Case, expected: Answer, got: Answer) -> dict[str, Any]:
+    def prompt(self, case: Case, expected: Observation, got: Observation) -> dict[str, Any]:
         """Ids and images; the case's entry in the certificate, to be filled in where the ids are the same."""
         ours = [self.plan.tokenizer.image_id if id_ < 0 else id_ for id_ in expected.ids]
         figures = {"case": case.name, "positions": expected.positions, "same_ids": ours == got.ids}
@@ -153,7 +153,7 @@ class Compared:
         self.agreed.append(sums.agreed())
         figures["max_logit_difference"] = _or_null(float(sums.greatest.max()))
 
-    def whole(self, case: Case, expected: Answer, got: Answer) -> None:
+    def whole(self, case: Case, expected: Observation, got: Observation) -> None:
         """A case that both sides have answered from beginning to end."""
         figures = self.prompt(case, expected, got)
         if not figures["same_ids"]:

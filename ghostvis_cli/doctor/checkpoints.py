@@ -9,8 +9,8 @@ from ghostvis_cli.checkpoint.choose import base_dir_of, choose_checkpoint, is_ba
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.doctor.converted import chosen_directory
 from ghostvis_cli.doctor.finding import Finding, Status, from_error
-from ghostvis_cli.doctor.machine import GIB, read_memory
 from ghostvis_cli.errors import ModelError
+from ghostvis_cli.machine import GIB, read_memory
 from ghostvis_cli.profile import EngineSettings, ModelSettings, Resolved
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

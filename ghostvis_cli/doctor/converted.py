@@ -6,8 +6,8 @@ from shlex import quote
 from typing import Any
 
 from ghostvis_cli.convert import cache
+from ghostvis_cli.convert.directory import CERTIFICATE, certificate_of, changed_files, is_converted
 from ghostvis_cli.convert.hashes import KnownHashes
-from ghostvis_cli.convert.staging import CERTIFICATE
 from ghostvis_cli.doctor.finding import Finding
 from ghostvis_cli.paths import cache_dir, expanded
 from ghostvis_cli.profile import Resolved
@@ -32,7 +32,7 @@ def converted(resolved: Resolved | None) -> Iterator[Finding]:
 def chosen_directory(resolved: Resolved | None) -> Path | None:
     """What the profile names, where that is a converted directory."""
     named = resolved.profile.model.checkpoint_path if resolved else None
-    if named is None or not cache.is_converted(expanded(named)):
+    if named is None or not is_converted(expanded(named)):
         return None
     return expanded(named).resolve()
 
@@ -48,11 +48,11 @@ def _examined(name: str, directory: Path, known: KnownHashes) -> Iterator[Findin
 
 def _faults(directory: Path, known: KnownHashes) -> Iterator[tuple[str, str]]:
     """What is wrong, and its fix."""
-    certificate = cache.certificate_of(directory)
+    certificate = certificate_of(directory)
     if certificate is None:
         yield f"{directory / CERTIFICATE} can't be read as a certificate", _again(directory, {})
         return
-    if changed := cache.changed_files(directory, certificate, known):
+    if changed := changed_files(directory, certificate, known):
         message = f"{directory} was changed since it was converted: {', '.join(changed)}"
         yield message, _again(directory, certificate)
     verification = _table(certificate, "verification")

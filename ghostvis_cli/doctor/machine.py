@@ -5,13 +5,13 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostvis_cli import sizes
 from ghostvis_cli.doctor.finding import Finding, Status
+from ghostvis_cli.machine import GIB, read_memory
 from ghostvis_cli.paths import PLACES, Kind, cache_dir, directory, variable
 from ghostvis_cli.version import __version__
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 DISTRIBUTION = "ghostvis-cli"
 INSTALL_LOCAL = "pip install 'ghostvis-cli[local]'"
 EXTRAS = {"local": "the local engine", "serve": "ghostvis serve", "sglang": "SGLang in this process"}
-GIB = 2**30
 
 
 def python() -> Iterator[Finding]:
@@ -168,12 +167,6 @@ def _chosen_device(wanted: str) -> Finding:
 # --- memory
 
 
-@dataclass(frozen=True)
-class Memory:
-    total_bytes: int
-    available_bytes: int
-
-
 def memory() -> Iterator[Finding]:
     found = read_memory()
     if found is None:
@@ -181,31 +174,6 @@ def memory() -> Iterator[Finding]:
         return
     free, total = found.available_bytes / GIB, found.total_bytes / GIB
     yield Finding("memory", "ram", "ok", f"{free:.1f} of {total:.1f} GiB available")
-
-
-def read_memory() -> Memory | None:
-    """What this process may still take: the machine's, or its container's where that is less."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {
-            name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
-        }
-        machine = Memory(sizes["MemTotal"], sizes["MemAvailable"])
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())  # ValueError where it is "max"
-        used = int((group / "memory.current").read_text()) - _reclaimable(group / "memory.stat")
-    except (OSError, ValueError):
-        return machine
-    return Memory(min(machine.total_bytes, limit), max(0, min(machine.available_bytes, limit - used)))
-
-
-def _reclaimable(stat: Path) -> int:
-    """Files that the kernel keeps in memory while nobody else wants it: they count as used, and are not."""
-    rows = (line.split() for line in stat.read_text().splitlines())
-    return next((int(row[1]) for row in rows if row[0] == "inactive_file"), 0)
 
 
 # --- directories

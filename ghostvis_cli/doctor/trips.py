@@ -11,7 +11,7 @@ from ghostvis_cli.doctor.finding import Finding, Status, from_error
 from ghostvis_cli.errors import GhostvisError
 
 if TYPE_CHECKING:
-    from ghostvis_cli.answer import Answer
+    from ghostvis_cli.answer import TimedAnswer
     from ghostvis_cli.engines.base import Engine
     from ghostvis_cli.image_limits import ImageLimits
     from ghostvis_cli.images import EncodedImage
@@ -44,7 +44,7 @@ class Trips:
         async for finding in self.images(text):
             yield finding
 
-    async def images(self, text: "Answer") -> AsyncGenerator[Finding, None]:
+    async def images(self, text: "TimedAnswer") -> AsyncGenerator[Finding, None]:
         upright = card.loaded(self.limits)
         try:
             seen = await self.ask(IMAGE_TOKENS, upright)
@@ -55,7 +55,7 @@ class Trips:
         except GhostvisError as error:
             yield self.refused(error)
 
-    async def ask(self, tokens: int, *images: "EncodedImage") -> "Answer":
+    async def ask(self, tokens: int, *images: "EncodedImage") -> "TimedAnswer":
         """Greedy, without the profile's system text: the same question each time."""
         from ghostvis_cli.answer import ask
         from ghostvis_cli.engines.base import GenerateRequest, Sampling
@@ -76,7 +76,7 @@ class Trips:
         expected = self.takes_images is None and 400 <= getattr(error, "status", 500) < 500
         return from_error("trip", "picture", error, "warning" if expected else "error")
 
-    def counted(self, text: "Answer", seen: "Answer") -> Finding:
+    def counted(self, text: "TimedAnswer", seen: "TimedAnswer") -> Finding:
         before, after = text.completion.usage, seen.completion.usage
         if not before.prompt_tokens or not after.prompt_tokens:
             return Finding(
@@ -92,7 +92,7 @@ class Trips:
             )
         return Finding("trip", "picture", "ok", f"{added} tokens for the image, {_speed(seen)}")
 
-    def orientation(self, seen: "Answer", turned: "Answer") -> Finding:
+    def orientation(self, seen: "TimedAnswer", turned: "TimedAnswer") -> Finding:
         """Proven by words where the model has them, which the demo model must; else only what is known."""
         words = f'"{card.QUESTION}" upright: {_quoted(seen)}, on its side: {_quoted(turned)}'
         if _says_top(seen) and not _says_top(turned):
@@ -106,7 +106,7 @@ class Trips:
             known = "not proven: the same answer to both"
         return Finding("trip", "orientation", "note", f"{known} ({words})")
 
-    def cached(self, again: "Answer") -> Finding:
+    def cached(self, again: "TimedAnswer") -> Finding:
         usage = again.completion.usage
         if usage.cached_tokens is None:
             status: Status = "warning" if self.report_fix else "note"
@@ -120,21 +120,21 @@ class Trips:
         )
 
 
-def _text(answer: "Answer") -> Finding:
+def _text(answer: "TimedAnswer") -> Finding:
     if not answer.text and not answer.completion.usage.completion_tokens:
         return Finding("trip", "text", "warning", "an empty answer", "ghostvis generate --stats Hello")
     return Finding("trip", "text", "ok", f"{_quoted(answer)}, {_speed(answer)}")
 
 
-def _says_top(answer: "Answer") -> bool:
+def _says_top(answer: "TimedAnswer") -> bool:
     return card.WORD in answer.text.lower()
 
 
-def _speed(answer: "Answer") -> str:
+def _speed(answer: "TimedAnswer") -> str:
     return "no first token" if answer.ttft_s is None else f"first token after {answer.ttft_s * 1000:.0f} ms"
 
 
-def _quoted(answer: "Answer") -> str:
+def _quoted(answer: "TimedAnswer") -> str:
     """The model's words in one line that can't drive a terminal."""
     line = " ".join("".join(c if c.isprintable() else " " for c in answer.text).split())
     return f'"{line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"}"'

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ghostvis_cli import address_space
 from ghostvis_cli.checkpoint.choose import choose_checkpoint
@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from ghostvis_cli.engines.local import LocalEngine
     from ghostvis_cli.profile import Profile
 
-Report: TypeAlias = Callable[[str], None]
-
 
 async def make_engine(
     profile: "Profile",
     *,
-    report: Report | None = None,
-    detail: Report | None = None,
+    report: Callable[[str], None] | None = None,
+    detail: Callable[[str], None] | None = None,
     many_connections: bool = False,
 ) -> Engine:
     """The engine a profile describes, loaded or connected.

@@ -18,6 +18,8 @@ IMAGE_TOKENS = 4
 class FakeEngine:
     """`delay_s` passes before each token; `failure` is raised in place of the first one."""
 
+    tokenizer, server = None, None
+
     def __init__(
         self, *, delay_s: float = 0.0, context_tokens: int = 4096, failure: Exception | None = None
     ) -> None:

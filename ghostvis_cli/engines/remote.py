@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import httpx2
@@ -21,6 +21,7 @@ from ghostvis_cli.engines.base import (
     EngineInfo,
     FinishReason,
     GenerateRequest,
+    Server,
     TokenLogprob,
     ToolCall,
     Usage,
@@ -41,7 +42,7 @@ from ghostvis_cli.prompt import ImagePart, Message, Text
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
-__all__ = ["RemoteEngine", "RemoteSettings", "Server"]
+__all__ = ["RemoteEngine", "RemoteSettings"]
 
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
@@ -66,17 +67,10 @@ IMAGE = uuid4().hex  # stands in a body for an image's base64; no text that anyb
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
 
-@dataclass(frozen=True)
-class Server:
-    """Who answers. Those that are known by name are sent fields beyond OpenAI's."""
-
-    kind: Literal["sglang", "ghostvis", "vllm", "openai"] = "openai"
-    version: str | None = None
-    cache_report: bool | None = None  # whether it counts cached tokens; None: it does not say
-
-
 class RemoteEngine:
     """A connection to a server. `connect` asks the server who it is; a bare one is taken for plain OpenAI."""
+
+    tokenizer = None
 
     def __init__(self, settings: RemoteSettings) -> None:
         self.settings = settings
@@ -102,7 +96,7 @@ class RemoteEngine:
         deadline = now() + self.settings.timeout_s
         images = [image for message in request.messages for image in message.images]
         response = await self._open(path, body, images, deadline, _routing(request))
-        answer = _Answer(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
+        answer = _StreamState(room=ANSWER_CHARS + TOKEN_CHARS * request.sampling.max_tokens)
         try:
             try:
                 async with aclosing(self._events(path, response, deadline)) as events:
@@ -288,7 +282,7 @@ class RemoteEngine:
 
     # What comes back
 
-    def _read(self, answer: "_Answer", event: str) -> Chunk | None:
+    def _read(self, answer: "_StreamState", event: str) -> Chunk | None:
         if event == DONE:
             answer.finish_reason = answer.finish_reason or "stop"
             return None
@@ -308,7 +302,7 @@ class RemoteEngine:
             f"{self._connection.where} broke the answer off: {self._connection.plain(failure)}"
         )
 
-    def _usage(self, answer: "_Answer", request: GenerateRequest) -> Usage:
+    def _usage(self, answer: "_StreamState", request: GenerateRequest) -> Usage:
         usage = answer.usage
         if usage is None:
             self._notice(
@@ -403,7 +397,7 @@ def _failure_in(payload: dict[str, Any]) -> str | None:
 
 
 @dataclass
-class _Answer:
+class _StreamState:
     """What the events of a stream add up to, besides its text. `room` is for characters still to come."""
 
     room: int

@@ -26,7 +26,7 @@ from ghostvis_cli.profile.values import shown
 
 
 @dataclass(frozen=True)
-class Report:
+class Validation:
     """What was looked at, and everything wrong with it."""
 
     profiles: tuple[Stored, ...]
@@ -36,7 +36,7 @@ class Report:
 
 def validate(
     file: Path | None = None, *, env: Mapping[str, str] = os.environ, cwd: Path | None = None
-) -> Report:
+) -> Validation:
     """One file, or every profile that this directory and environment see. Variables don't count."""
     try:
         library, profiles = _all(env, cwd) if file is None else _of_file(file, env, cwd)
@@ -49,7 +49,7 @@ def validate(
         faults.append(Fault("", "", error.message))
     for stored in profiles:
         faults += _faults(library, stored)
-    return Report(tuple(profiles), tuple(dict.fromkeys(faults)), tuple(dict.fromkeys(library.notices)))
+    return Validation(tuple(profiles), tuple(dict.fromkeys(faults)), tuple(dict.fromkeys(library.notices)))
 
 
 def _all(env: Mapping[str, str], cwd: Path | None) -> tuple[Library, list[Stored]]:

@@ -21,10 +21,10 @@ from typing import (
 )
 
 from ghostvis_cli.addresses import root_of
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.model.config import Layout
+from ghostvis_cli.sampling import Sampling
 
 T = TypeVar("T")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -99,6 +99,11 @@ class EngineSettings:
         if self.kind == "auto":
             return "local" if self.base_url is None else "remote"
         return self.kind
+
+    @property
+    def usual_in_flight(self) -> int:
+        """Requests at once where nobody chose: what fills one step. A server may have other users."""
+        return {"local": self.max_batch, "sglang": 64, "remote": 16}[self.chosen_kind]
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ stop strings, ends of turns and counts are the same with both.
 """
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
-from ghostvis_cli.convert.staging import CERTIFICATE
+from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, read_json
 from ghostvis_cli.engines.base import (
     Chunk,
     EngineInfo,
@@ -24,7 +23,7 @@ from ghostvis_cli.engines.base import (
 )
 from ghostvis_cli.engines.rendering import Renderer
 from ghostvis_cli.engines.text_stream import TextStream
-from ghostvis_cli.errors import InputError, ModelError, RequestError, one_line, printable
+from ghostvis_cli.errors import InputError, RequestError, printable
 from ghostvis_cli.prompt import VISION_ROW, Prompt
 from ghostvis_cli.sglang import runtime
 from ghostvis_cli.sglang.process import Process, Reply
@@ -40,15 +39,16 @@ REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort"}  # oth
 TRAINED_SHARE = 10  # of the positions that the rotary table has, one in so many is trained on
 # The log probabilities of the model itself, as the protocol has them; else they are those after temperature.
 ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
-Report: TypeAlias = Callable[[str], None]
 
 
 class SGLangEngine:
     """A running SGLang. `start` makes one, and requests run on the event loop that did."""
 
+    server = None
+
     def __init__(self, process: Process, arguments: Mapping[str, Any], context: int) -> None:
         directory = Path(arguments["model_path"])
-        config = runtime.model_config(directory)
+        config = read_json(directory, CONFIG)
         self._process = process
         self._draws_repeat = bool(arguments.get("enable_deterministic_inference"))
         self._image_id: int = config.get("image_token_id", VISION_ROW)
@@ -62,8 +62,8 @@ class SGLangEngine:
         cls,
         profile: "Profile",
         *,
-        report: Report | None = None,
-        detail: Report | None = None,
+        report: Callable[[str], None] | None = None,
+        detail: Callable[[str], None] | None = None,
         deadline_s: float = START_S,
     ) -> Self:
         """Convert the model where that is still to do, start SGLang, load the model.
@@ -94,7 +94,7 @@ class SGLangEngine:
         prompt, sampling = await self._renderer.prompt(request)
         parameters = self._parameters(sampling)
         images = await asyncio.to_thread(lambda: [image.data for image in prompt.images])
-        answer = _Answer(prompt, sampling, self.tokenizer)
+        answer = _ReplyReader(prompt, sampling, self.tokenizer)
         with self._process.request() as asked:
             ids = marked(prompt, self._image_id, self.info.image_tokens)
             await asked.ask("generate", images, ids=ids, sampling=parameters, logprobs=sampling.logprobs)
@@ -176,7 +176,7 @@ def marked(prompt: Prompt, image_id: int, image_tokens: int) -> list[int]:
     return ids
 
 
-class _Answer:
+class _ReplyReader:
     """SGLang's replies to one request as chunks. Counts as the local engine: the token of an end is none of it."""
 
     def __init__(self, prompt: Prompt, sampling: Sampling, tokenizer: "Tokenizer") -> None:
@@ -238,14 +238,14 @@ def _arguments(profile: "Profile", directory: Path) -> dict[str, Any]:
 def _tokenizer(directory: Path) -> "Tokenizer":
     from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 
-    return Tokenizer.load(directory / "tokenizer.json")
+    return Tokenizer.load(directory / TOKENIZER)
 
 
 def _described(
     directory: Path, config: Mapping[str, Any], arguments: Mapping[str, Any], context: int
 ) -> EngineInfo:
     text, vision = config.get("text_config", config), config.get("vision_config")
-    made_of = _read_json(directory / CERTIFICATE)["source"]
+    made_of = read_json(directory, CERTIFICATE)["source"]
     keys_and_values = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
     return EngineInfo(
         kind="sglang",
@@ -262,13 +262,3 @@ def _described(
         image_pixels=vision["image_size"] if vision else None,
         kv_token_bytes=keys_and_values * (4 if arguments["dtype"] == "float32" else 2),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} can't be read: {one_line(error)}", hint="ghostvis convert CHECKPOINT --out DIR"
-        ) from error
-    return found

@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile import ModelSettings
 
 WORKER = "ghostvis_cli.sglang.worker"
-Report = Callable[[str], None]
 Reply = dict[str, Any]
 
 
 class Process:
     """One SGLang. Requests may run at once, all on the loop that started it."""
 
-    def __init__(self, child: Child, log: SGLangLog, report: Report) -> None:
+    def __init__(self, child: Child, log: SGLangLog, report: Callable[[str], None]) -> None:
         self._child, self._log, self._report = child, log, report
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
@@ -38,7 +37,12 @@ class Process:
         self._failure: GhostvisError | None = None
 
     @classmethod
-    async def start(cls, environment: Mapping[str, str], report: Report, detail: Report | None) -> Self:
+    async def start(
+        cls,
+        environment: Mapping[str, str],
+        report: Callable[[str], None],
+        detail: Callable[[str], None] | None,
+    ) -> Self:
         log = SGLangLog()
 
         def on_line(line: str) -> None:

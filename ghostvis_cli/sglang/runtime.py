@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ghostvis_cli.convert.directory import CONFIG, read_json
 from ghostvis_cli.errors import EngineError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
     `lpm` and not SGLang's first come, first served: waiting questions about one image then follow each other
     while its positions are cached, instead of evicting each other's.
     """
-    engine, config = profile.engine, model_config(directory)
+    engine, config = profile.engine, read_json(directory, CONFIG)
     found: dict[str, Value | None] = {
         "model_path": str(directory),
         "served_model_name": name,
@@ -205,16 +206,6 @@ def _cpu_tokens(config: Mapping[str, Any], profile: "Profile") -> int:
 def architectures(config: Mapping[str, Any]) -> list[str]:
     """The class that SGLang is to take: for Qwen3 ours, which counts its tensors and can round as training did."""
     return [OURS if name == STOCK else name for name in config["architectures"]]
-
-
-def model_config(directory: Path) -> dict[str, Any]:
-    """The directory's config.json."""
-    try:
-        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{directory} has no readable config.json: {error}") from error
-    assert isinstance(found, dict)
-    return found
 
 
 def environment(profile: "Profile") -> dict[str, str]:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from ghostvis_cli import files, scratch
-from ghostvis_cli.engines.base import Sampling
+from ghostvis_cli.convert.directory import CONFIG, GENERATION_CONFIG, read_json
 from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, UsageError
+from ghostvis_cli.sampling import Sampling
 from ghostvis_cli.serve.listen import free_port, is_loopback_only, url_of
 from ghostvis_cli.serve.settings import (
     CERTIFICATE,
@@ -251,7 +252,7 @@ class _Lives:
         try:
             await probe.until_ready(answers=first)
             if first:
-                about = await probe.about(runtime.model_config(launch.directory))
+                about = await probe.about(read_json(launch.directory, CONFIG))
             else:
                 about = About(launch.name, None)
         except (httpx2.HTTPError, KeyError, ValueError) as error:
@@ -319,7 +320,7 @@ def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
 
     SGLang takes the sampling of requests that name none from generation_config.json, and from nowhere else.
     """
-    file = directory / "generation_config.json"
+    file = directory / GENERATION_CONFIG
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = {name: getattr(sampling, name) for name in FROM_MODEL}
     wanted["top_k"] = sampling.top_k or -1  # SGLang's word for all of them

@@ -58,6 +58,8 @@ class TimedEngine:
     failing: Callable[[GenerateRequest], BaseException | None] = lambda request: None
     counts_tokens: bool = True
     names_ids: bool = True
+    tokenizer: None = None
+    server: None = None
     thinks: int = 0  # of the first tokens, so many are reasoning
     hides: int = 0  # reasoning tokens that are counted and not sent
     running: int = 0

@@ -41,7 +41,7 @@ def demo_url() -> Iterator[str]:
 
     async def load() -> Any:
         engine = await make_engine(resolve(None, flags={"model.source": "demo"}).profile)
-        return Served(engine, getattr(engine, "tokenizer", None))
+        return Served(engine, engine.tokenizer)
 
     with running(load=load) as server:
         assert server.ready.wait(60)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from ghostvis_cli import demo
-from ghostvis_cli.batch.manifest import fingerprint
 from ghostvis_cli.checkpoint import load, locate
+from ghostvis_cli.checkpoint.fingerprint import fingerprint
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.cli.app import build

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.convert import cache, run, sources, staging
+from ghostvis_cli.convert.directory import is_converted
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.convert.plan import WeightsDtype
 from ghostvis_cli.errors import ModelError, OutputError
@@ -238,4 +239,4 @@ def test_a_damaged_index_costs_time_and_nothing_else(tmp_path: Path) -> None:
 def test_nothing_half_written_counts_as_an_entry(tmp_path: Path) -> None:
     with staging.staged(tmp_path / "entry", 0) as directory:
         (directory / "config.json").write_text("{}")
-        assert not cache.is_converted(tmp_path / "entry")
+        assert not is_converted(tmp_path / "entry")

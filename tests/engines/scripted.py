@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
-from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings, Server
+from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, Server, complete
+from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.images import EncodedImage
 from ghostvis_cli.prompt import Message
 

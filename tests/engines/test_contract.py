@@ -46,7 +46,7 @@ def remote(behind: Start) -> Start:
     @asynccontextmanager
     async def start() -> AsyncIterator[tuple[Engine, InWork]]:
         async with behind() as (served, in_work):
-            with running(served, vocabulary=getattr(served, "tokenizer", None)) as server:
+            with running(served, vocabulary=served.tokenizer) as server:
                 async with await RemoteEngine.connect(RemoteSettings(server.url, retries=0)) as engine:
                     yield engine, in_work
 

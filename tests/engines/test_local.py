@@ -180,7 +180,7 @@ async def test_requests_that_join_leave_and_abort_at_random_disturb_nobody() -> 
         async with asyncio.timeout(10):
             while scheduler.busy:  # noqa: ASYNC110 - the last aborts are the step thread's to carry out
                 await asyncio.sleep(0.001)
-        assert (scheduler.running, scheduler.reading, list(scheduler.waiting), engine._owners) == (
+        assert (scheduler.running, scheduler.prefilling, list(scheduler.waiting), engine._owners) == (
             [],
             None,
             [],

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob, ToolCall, Usage, complete
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, Server, TokenLogprob, ToolCall, Usage, complete
 from ghostvis_cli.engines.fake import FakeEngine
-from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings, Server
+from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.errors import EngineError, ExitCode, InputError, RequestError, UsageError
 from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.prompt import ImagePart, Message, Text, Tool, with_line_breaks

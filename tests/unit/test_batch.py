@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from ghostvis_cli import encoding
 from ghostvis_cli.batch.journal import Journal, Progress
-from ghostvis_cli.batch.manifest import Manifest, fingerprint
+from ghostvis_cli.batch.manifest import Manifest
 from ghostvis_cli.batch.rows import CHAT_URL, TEXT_URL, ImageSource, Row, RunSettings, Turn, read_row
 from ghostvis_cli.batch.run import ENGINE_ERRORS_IN_A_ROW, Batch, JournalSink
 from ghostvis_cli.batch.source import RowFile
+from ghostvis_cli.checkpoint.fingerprint import fingerprint
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage
 from ghostvis_cli.engines.fake import FakeEngine

@@ -15,7 +15,7 @@ from ghostvis_cli.images import load_image
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.prompt import Message, Prompt, render_for_reply, render_text
 from ghostvis_cli.sglang import channel
-from ghostvis_cli.sglang.engine import _Answer, marked
+from ghostvis_cli.sglang.engine import _ReplyReader, marked
 from ghostvis_cli.sglang.plugin.expand import expand
 from ghostvis_cli.sglang.worker import failure
 from tests.conftest import DATA
@@ -34,7 +34,7 @@ def reply(
 
 def answered(replies: list[dict[str, Any]], **sampling: Any) -> Completion:
     """What the replies add up to; those behind the end are not read."""
-    answer = _Answer(PROMPT, Sampling(**sampling), TOKENIZER)
+    answer = _ReplyReader(PROMPT, Sampling(**sampling), TOKENIZER)
     read = (answer.read(each) for each in replies if not answer.ended)
     return gather([chunk for chunk in read if chunk is not None])
 
@@ -58,7 +58,7 @@ def test_an_end_that_is_to_be_ignored_is_a_token_without_text() -> None:
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:
-    answer = _Answer(PROMPT, Sampling(), TOKENIZER)
+    answer = _ReplyReader(PROMPT, Sampling(), TOKENIZER)
     texts = [chunk.text for id_ in bytewise("é🙂") if (chunk := answer.read(reply(id_))) is not None]
     assert [text for text in texts if text] == ["é", "🙂"]
 

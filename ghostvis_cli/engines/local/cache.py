@@ -1,7 +1,7 @@
-"""What is worth keeping between requests: keys and values of prompts' beginnings, and images' rows.
+"""What is kept between requests: keys and values of prefixes, and images' rows.
 
 A position's identity is its token id, or for an image's row a negative number made from the image's pixels.
-Two sequences share their longest common beginning, and nothing else: keys depend on all that came before.
+Two sequences share their longest common prefix only: keys depend on all positions before them.
 """
 
 from collections import OrderedDict
@@ -57,8 +57,8 @@ class PrefixCache:
         self.entries: list[Entry] = []  # least recently used first
         self.nbytes = 0
 
-    def best(self, ids: "Identity") -> tuple[int, Entry | None]:
-        """The entry that shares the longest beginning with `ids`, and how long that is."""
+    def match(self, ids: "Identity") -> tuple[int, Entry | None]:
+        """The entry that shares the longest prefix with `ids`, and the length of that prefix in positions."""
         shared = [common_prefix(entry.ids, ids) for entry in self.entries]
         length = max(shared, default=0)
         if not length:
@@ -67,7 +67,7 @@ class PrefixCache:
         self.entries.append(entry)
         return length, entry
 
-    def put(self, ids: "Identity", rows: Rows, row: int) -> None:
+    def insert(self, ids: "Identity", rows: Rows, row: int) -> None:
         """Keep the first len(ids) positions of a row, and drop entries that say nothing beyond them."""
         shared = [common_prefix(entry.ids, ids) for entry in self.entries]
         if not self.capacity_bytes or not len(ids) or len(ids) in shared:
@@ -85,17 +85,17 @@ class PrefixCache:
 class ImageCache:
     """Images' rows (N, D) by digest: the tower sees an image once, however often it is asked about.
 
-    Only the step thread changes it; `known` may be asked from any thread.
+    Only the step thread changes it; `get` may be asked from any thread.
     """
 
     def __init__(self, capacity: int = 128) -> None:
         self.capacity = capacity
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
 
-    def known(self, digest: str) -> Tensor | None:
+    def get(self, digest: str) -> Tensor | None:
         return self._rows.get(digest)
 
-    def put(self, digest: str, rows: Tensor) -> None:
+    def insert(self, digest: str, rows: Tensor) -> None:
         """Remember, or remember as just used."""
         self._rows[digest] = rows
         self._rows.move_to_end(digest)

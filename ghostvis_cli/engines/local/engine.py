@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from ghostvis_cli.checkpoint.choose import choose_layout
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Chunk, EngineInfo, GenerateRequest
@@ -25,7 +26,7 @@ from ghostvis_cli.errors import EngineError, GhostvisError, UsageError
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.decoder import Decoder
 from ghostvis_cli.model.preprocess import preprocess
-from ghostvis_cli.threads import in_daemon_thread
+from ghostvis_cli.threads import in_daemon_thread, too_small_to_share
 
 if TYPE_CHECKING:
     from ghostvis_cli.engines.local.scheduler import ImageInput
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 # Waking the caller's thread for every token costs a small model more than the token itself. Nobody sees 4 ms.
 DELIVER_EVERY_S = 0.004
-# A step of a smaller model is too short to share: waiting for the other core costs more than it does, and on a
-# busy machine some fifty times more.
-LEAST_PARAMETERS_TO_SHARE = 10_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,10 +58,12 @@ class LocalSettings:
 class LocalEngine:
     """Runs a loaded model. Requests are batched as they come and leave; see `Scheduler` for how."""
 
+    server = None
+
     def __init__(self, loaded: LoadedModel, settings: LocalSettings = LocalSettings()) -> None:
         self.tokenizer = loaded.tokenizer
         self._config = loaded.model.config
-        self._layout, layout_notices = _choose_layout(loaded, settings.layout)
+        layout, layout_notices = choose_layout(self._config, settings.layout)
         self._scheduler = Scheduler(
             loaded.model,
             loaded.tokenizer,
@@ -81,7 +81,7 @@ class LocalEngine:
             context_tokens=decoder.max_positions,
             trained_tokens=decoder.sequence_len,
             image_tokens=vision.num_tokens if vision else 0,
-            layout=self._layout if vision else None,
+            layout=layout,
             source=checkpoint.source,
             tag=checkpoint.tag,
             step=checkpoint.step,
@@ -91,7 +91,7 @@ class LocalEngine:
             checkpoint=checkpoint,
         )
         self._renderer = Renderer(
-            loaded.tokenizer, self._layout, self.info.image_tokens, decoder.max_positions
+            loaded.tokenizer, layout or "inline", self.info.image_tokens, decoder.max_positions
         )
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._owners: dict[
@@ -165,7 +165,7 @@ class LocalEngine:
         """What the step thread needs of an image: its rows where they are known, else its pixels."""
         vision = self._config.vision
         assert vision is not None, "render refuses images for text models"
-        known = self._scheduler.images.known(image.digest)
+        known = self._scheduler.images.get(image.digest)
         if known is not None:
             return known
         return preprocess(image.pil(), vision.tower.image_size, vision.image_mean, vision.image_std)
@@ -267,18 +267,7 @@ def _choose_decode(decoder: Decoder, settings: LocalSettings) -> Decode:
 def _choose_threads(model: torch.nn.Module, settings: LocalSettings) -> int | None:
     """Threads for the step thread's operations; None leaves torch's own choice."""
     parameters = list(model.parameters())
-    small = sum(parameter.numel() for parameter in parameters) < LEAST_PARAMETERS_TO_SHARE
+    small = too_small_to_share(sum(parameter.numel() for parameter in parameters))
     return (
         1 if settings.threads is None and small and parameters[0].device.type == "cpu" else settings.threads
     )
-
-
-def _choose_layout(loaded: LoadedModel, wanted: Layout | None) -> tuple[Layout, list[str]]:
-    """What was asked for, else what the file records, else what the published trainer would have done."""
-    recorded = wanted or loaded.model.config.layout
-    if recorded or loaded.model.config.vision is None:
-        return recorded or "inline", []
-    notice = (
-        "the checkpoint does not record its layout: taking prepend_slots, as the published trainer (--layout)"
-    )
-    return "prepend_slots", [notice]

@@ -1,7 +1,7 @@
 """Continuous batching: which sequences run in the next step, and running it. Synchronous, one thread.
 
-A step reads up to `prefill_tokens` positions of waiting prompts, then decodes one token for every running
-sequence. Running sequence i lives in cache row i; the one being read (there is at most one) lives in the row
+A step prefills up to `prefill_tokens` positions of waiting prompts, then decodes one token for every running
+sequence. Running sequence i lives in cache row i; the one in prefill (there is at most one) lives in the row
 after them, so that it can join without moving.
 """
 
@@ -50,7 +50,7 @@ class Sequence:
     filled: int = 0
     cached_tokens: int = 0
     done: bool = False
-    vision_rows: Tensor | None = None  # (images x N, D), while the prompt is being read
+    vision_rows: Tensor | None = None  # (images x N, D), during prefill
 
     @classmethod
     def start(
@@ -100,13 +100,13 @@ class Scheduler:
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self.images = ImageCache()
         self.waiting: deque[Sequence] = deque()
-        self.reading: Sequence | None = None
+        self.prefilling: Sequence | None = None
         self.running: list[Sequence] = []
         self.events: list[tuple[Sequence, Event]] = []
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.reading or self.running)
+        return bool(self.waiting or self.prefilling or self.running)
 
     def submit(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -122,7 +122,7 @@ class Scheduler:
     def step(self) -> list[tuple[Sequence, Event]]:
         """One round; what it produced, in order. A fault of one sequence is its own; a fault of all ends all."""
         try:
-            self._read_prompts()
+            self._prefill()
             if self.running:
                 self._decode()
         except Exception as error:
@@ -131,10 +131,10 @@ class Scheduler:
 
     def abandon(self, reason: GhostvisError) -> None:
         """Drop every sequence with this reason, and start afresh."""
-        for sequence in [*self.running, *([self.reading] if self.reading else []), *self.waiting]:
+        for sequence in [*self.running, *([self.prefilling] if self.prefilling else []), *self.waiting]:
             sequence.done = True
             self.events.append((sequence, reason))
-        self.running, self.reading = [], None
+        self.running, self.prefilling = [], None
         self.waiting.clear()
         with suppress(Exception):  # no memory for new rows: what the old ones hold is read by nobody
             self.rows.reset()
@@ -143,28 +143,28 @@ class Scheduler:
         events, self.events = self.events, []
         return events
 
-    # --- reading prompts
+    # --- prefill
 
-    def _read_prompts(self) -> None:
+    def _prefill(self) -> None:
         budget = self.prefill_tokens
-        while budget > 0 and (sequence := self.reading or self._admit()):
+        while budget > 0 and (sequence := self.prefilling or self._admit()):
             start, end = sequence.filled, min(sequence.filled + budget, len(sequence.prompt.ids))
             budget -= end - start
             try:
-                hidden = self._read_chunk(sequence, start, end)
+                hidden = self._prefill_chunk(sequence, start, end)
             except Exception as error:
                 self._fail(sequence, error)
                 continue
             sequence.filled = end
             if end == len(sequence.prompt.ids):
-                self.reading, sequence.vision_rows = None, None
+                self.prefilling, sequence.vision_rows = None, None
                 self.running.append(sequence)
                 self._choose([sequence], self.model.decoder.logits(hidden[:, -1]))
 
     def _admit(self) -> Sequence | None:
         """The longest-waiting sequence for which there is a row."""
         while self.waiting and len(self.running) < self.max_batch:
-            self.reading = sequence = self.waiting.popleft()
+            self.prefilling = sequence = self.waiting.popleft()
             try:
                 self._begin(sequence)
             except Exception as error:
@@ -174,11 +174,11 @@ class Scheduler:
         return None
 
     def _begin(self, sequence: Sequence) -> None:
-        """Give it a row, begun with the longest known beginning of its prompt."""
+        """Give it a cache row that starts with the longest prefix of its prompt that is cached or running."""
         row = len(self.running)
         self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
-        shared, entry = self.prefixes.best(sequence.identity[:most])
+        shared, entry = self.prefixes.match(sequence.identity[:most])
         live, source = max(
             (
                 (common_prefix(s.identity[: s.filled], sequence.identity[:most]), i)
@@ -192,7 +192,7 @@ class Scheduler:
             self.rows.copy_in(row, entry.layers, shared)
         sequence.filled = sequence.cached_tokens = max(live, shared)
 
-    def _read_chunk(self, sequence: Sequence, start: int, end: int) -> Tensor:
+    def _prefill_chunk(self, sequence: Sequence, start: int, end: int) -> Tensor:
         """Run positions start to end of one prompt: hidden rows (1, T, D)."""
         decoder = self.model.decoder
         begin = max(0, start - decoder.config.reach)
@@ -213,12 +213,12 @@ class Scheduler:
             rows: dict[str, Tensor] = {}
             for digest, image in zip(digests, sequence.images, strict=True):
                 known = image if isinstance(image, Tensor) else rows.get(digest)
-                known = self.images.known(digest) if known is None else known
+                known = self.images.get(digest) if known is None else known
                 if known is None:
                     pixels = torch.from_numpy(image).to(self.device)
                     known = self.model.encode_images(pixels[None])[0]
                 rows[digest] = known
-                self.images.put(digest, known)
+                self.images.insert(digest, known)
             sequence.vision_rows = torch.cat([rows[digest] for digest in digests])
         return sequence.vision_rows
 
@@ -231,7 +231,7 @@ class Scheduler:
             self.rows,
             [sequence.last(1 + self.model.decoder.config.reach) for sequence in batch],
             [sequence.filled for sequence in batch],
-            self.reading.filled if self.reading else 0,
+            self.prefilling.filled if self.prefilling else 0,
         )
         for sequence in batch:
             sequence.filled += 1
@@ -289,9 +289,9 @@ class Scheduler:
         """Take a sequence out of its row, keep what it computed, and close the gap."""
         sequence.done = True
         last = len(self.running) - 1
-        if sequence is self.reading:
+        if sequence is self.prefilling:
             self._keep(sequence, last + 1)
-            self.reading = None
+            self.prefilling = None
         else:
             row = self.running.index(sequence)
             self._keep(sequence, row)
@@ -299,8 +299,8 @@ class Scheduler:
                 self.rows.copy(last, row, self.running[last].filled)
                 self.running[row] = self.running[last]
             self.running.pop()
-            if self.reading:
-                self.rows.copy(last + 1, last, self.reading.filled)
+            if self.prefilling:
+                self.rows.copy(last + 1, last, self.prefilling.filled)
         if not self.busy and self.rows.nbytes > IDLE_BYTES:
             self.rows.reset()
 
@@ -309,6 +309,6 @@ class Scheduler:
         output = np.asarray(sequence.output, dtype=np.int64)
         ids = np.concatenate((sequence.identity, output))[: sequence.filled]
         try:
-            self.prefixes.put(ids, self.rows, row)
+            self.prefixes.insert(ids, self.rows, row)
         except (RuntimeError, MemoryError):
             self.prefixes.clear()

@@ -5,9 +5,9 @@ from typing import Any
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.convert.mapping import architecture, padded_mlp_width
 from ghostvis_cli.convert.remote_code import TEXT_CLASSES, auto_map
-from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.model.config import RMS_EPS, DecoderConfig, GhostVisConfig, Layout
 from ghostvis_cli.model.generations import PLAIN
+from ghostvis_cli.sampling import Sampling
 
 
 def model_config(

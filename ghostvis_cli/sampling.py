@@ -1,0 +1,68 @@
+"""How tokens are chosen: the one home of sampling's defaults and ranges."""
+
+from dataclasses import dataclass
+
+from ghostvis_cli.encoding import well_formed
+from ghostvis_cli.errors import UsageError
+
+MOST_TOKENS = 1_000_000  # that anybody asks for
+
+
+class SamplingError(UsageError):
+    """`field` of a Sampling can't be so."""
+
+    def __init__(self, field: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens, in this order: penalty, top-k, temperature, top-p, min-p, draw.
+
+    temperature 0 takes the likeliest token. top_k 0, top_p 1 and min_p 0 switch that filter off. Without a
+    seed every request draws its own. logprobs asks for that many alternatives a token besides the one chosen.
+    """
+
+    max_tokens: int = 100
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 50
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _whole("max_tokens", self.max_tokens, 1, MOST_TOKENS)
+        _number("temperature", self.temperature, 0, 100)
+        _number("top_p", self.top_p, 1e-9, 1)
+        _whole("top_k", self.top_k, 0, 1_000_000)
+        _number("min_p", self.min_p, 0, 1)
+        _number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, 2**63 - 1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, 20)
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
+            raise SamplingError("stop", "stop is not a tuple of strings")
+        if not all(self.stop):
+            raise SamplingError("stop", "a stop string is empty", hint="leave it out")
+        for text in self.stop:
+            well_formed(text, "a stop string")
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int:
+        raise SamplingError(name, f"{name} is {value!r}, not a whole number")
+    if not low <= value <= high:
+        raise SamplingError(name, f"{name} is {value}, outside {low} to {high}")
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise SamplingError(name, f"{name} is {value!r}, not a number")
+    if not low <= value <= high:  # also catches NaN
+        raise SamplingError(name, f"{name} is {value:g}, outside {low:g} to {high:g}")
