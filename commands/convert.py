@@ -104,7 +104,7 @@ def _chosen(profile: "Profile") -> "Checkpoint":
     """The checkpoint meant. The demo must be asked for: nobody wants it converted by accident."""
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, choose_checkpoint, is_chosen
 
-    checkpoint, notices = choose_checkpoint(profile.model)
+    checkpoint, notices = choose_checkpoint(profile.model, report=output.notice)
     if checkpoint.source == DEMO_SOURCE and not is_chosen(profile.model):
         raise UsageError(
             "no checkpoint was named and there is no base directory",

@@ -9,13 +9,14 @@ from ghostvis_cli.errors import ModelError
 from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    from ghostvis_cli.checkpoint.hub import Reference
     from ghostvis_cli.checkpoint.locate import Checkpoint
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
-@options.shared(options.BASE_DIR, options.PROFILE, options.JSON)
+@options.shared(options.HF, options.BASE_DIR, options.PROFILE, options.JSON)
 def models(
     ctx: typer.Context,
     *,
@@ -23,10 +24,13 @@ def models(
 ) -> None:
     """List the checkpoints found: source, tag, step, kind, parameters, size."""
     from ghostvis_cli import demo
-    from ghostvis_cli.checkpoint import locate
+    from ghostvis_cli.checkpoint import hub, locate
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, base_dir_of, is_base_chosen
 
     model = options.resolve_profile(ctx, ()).profile.model
+    if (named := hub.reference(model)) is not None:
+        _of_a_hub(named, json=json)
+        return
     base = base_dir_of(model)
     if is_base_chosen(model) and not base.is_dir():
         raise ModelError(
@@ -49,6 +53,48 @@ def models(
         output.detail(record["path"])
         for name, constant in (record["constants"] or {}).items():
             output.detail(f"  {name} {constant['value']} ({constant['origin']})")
+
+
+def _of_a_hub(named: "Reference", *, json: bool) -> None:
+    """What a repository holds, by its list of files: no weights are fetched, and kinds are not known."""
+    from ghostvis_cli.checkpoint import hub
+
+    found = hub.scan(named, output.notice)
+    records: list[dict[str, Any]] = [
+        {
+            "source": each.checkpoint.source,
+            "tag": each.checkpoint.tag,
+            "step": each.checkpoint.step,
+            "path": each.path,
+            "format": "huggingface" if each.checkpoint.hf else "torch",
+            "size_bytes": each.weights_bytes,
+        }
+        for each in found
+    ]
+    if json:
+        output.record({"schema_version": SCHEMA_VERSION, "hf": str(named), "models": records})
+        return
+    if not records:
+        raise ModelError(f"{named} holds no model that is known here", hint="--hf OWNER/NAME:PATH")
+    rows = [
+        (
+            each["source"] or "-",
+            each["tag"] or "-",
+            _number(each["step"]),
+            each["path"],
+            _size(each["size_bytes"]),
+        )
+        for each in records
+    ]
+    output.table(("SOURCE", "TAG", "STEP", "PATH", "SIZE"), rows)
+
+
+def _number(step: int | None) -> str:
+    return "-" if step is None else str(step)
+
+
+def _size(nbytes: int | None) -> str:
+    return "-" if nbytes is None else f"{nbytes / 1e6:,.1f} MB"
 
 
 def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -100,7 +146,5 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     """Source and tag choose a model; one that has none is chosen by its path."""
     parameters = f"{record['parameters'] / 1e6:,.1f}M" if record["parameters"] else "-"
     kind = record["kind"] or "not usable"
-    size = f"{record['size_bytes'] / 1e6:,.1f} MB" if record["size_bytes"] is not None else "-"
-    step = "-" if record["step"] is None else str(record["step"])
     named = (record["source"], record["tag"] or "-") if record["source"] else ("-", record["path"])
-    return (*named, step, kind, parameters, size)
+    return (*named, _number(record["step"]), kind, parameters, _size(record["size_bytes"]))

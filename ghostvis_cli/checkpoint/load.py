@@ -10,7 +10,7 @@ from ghostvis_cli.checkpoint import directory, generations
 from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
-from ghostvis_cli.checkpoint.locate import SOURCE_DIRS, Checkpoint
+from ghostvis_cli.checkpoint.locate import Checkpoint, metas_of_base
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.errors import ModelError, limit_reached, one_line
 
@@ -72,10 +72,8 @@ def inspect(checkpoint: Checkpoint) -> Classified:
 
 def _meta_of_base(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The meta file of the base run that a later stage's checkpoint descends from, where it lies beside it."""
-    stage = checkpoint.path.absolute().parent
-    places = (stage.parent.parent / SOURCE_DIRS["base"][0] / stage.name, stage.parent / "base")
     try:
-        found = sorted(path for place in places for path in place.glob("meta_*.json"))
+        found = metas_of_base(checkpoint.path)
         return _read(found[-1]) if found else None
     except (ModelError, OSError):
         return None  # it would only date the model

@@ -72,6 +72,13 @@ class Checkpoint:
         return next((found for found in candidates if found.exists()), candidates[-1 if self.base_dir else 3])
 
 
+def metas_of_base(path: Path) -> list[Path]:
+    """The meta files of the base run that a later stage's checkpoint descends from, where they lie beside it."""
+    stage = path.absolute().parent
+    places = (stage.parent.parent / SOURCE_DIRS["base"][0] / stage.name, stage.parent / "base")
+    return sorted(meta for place in places for meta in place.glob("meta_*.json"))
+
+
 def default_base_dir() -> Path:
     """`NANOCHAT_BASE_DIR`, else ~/.cache/nanochat, else (no home at all) ./.cache/nanochat."""
     if chosen := os.environ.get(BASE_VARIABLE):

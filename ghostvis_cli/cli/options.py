@@ -46,6 +46,7 @@ BASE_DIR = _option(
     metavar="DIR",
     help="Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat).",
 )
+HF = _option(str, "--hf", metavar="OWNER/NAME", help="A model of a hub: OWNER/NAME[@REVISION][:PATH].")
 MODEL = (
     _option(str, "--source", metavar="SOURCE", help="Checkpoint source: sft, mid, rl, base, or demo."),
     _option(str, "--model-tag", "-g", metavar="TAG", help="Tag, such as d32 (default: the largest)."),
@@ -56,6 +57,7 @@ MODEL = (
         metavar="PATH",
         help="A model_*.pt file, or a directory: of some, or in Hugging Face's format.",
     ),
+    HF,
     BASE_DIR,
     _option(
         str,

@@ -9,7 +9,7 @@ from ghostvis_cli.checkpoint.choose import base_dir_of, choose_checkpoint, is_ba
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.doctor.converted import chosen_directory
 from ghostvis_cli.doctor.finding import Finding, Status, from_error
-from ghostvis_cli.errors import ModelError
+from ghostvis_cli.errors import EngineError, ModelError
 from ghostvis_cli.machine import GIB, read_memory
 from ghostvis_cli.profile import EngineSettings, ModelSettings, Resolved
 
@@ -30,8 +30,8 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
     # SGLang takes a converted directory as it is: what `converted` finds of it is all there is.
     if profile is not None and runs_here and (is_local or chosen_directory(resolved) is None):
         try:
-            chosen, notices = choose_checkpoint(profile.model)
-        except ModelError as error:
+            chosen, notices = choose_checkpoint(profile.model, online=False)
+        except (EngineError, ModelError) as error:
             yield from_error("checkpoints", "chosen", error)
         else:
             for line in notices:

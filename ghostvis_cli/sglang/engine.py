@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, read_json
+from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, TOKENIZER, read_json
 from ghostvis_cli.engines.base import (
     Chunk,
     EngineInfo,
