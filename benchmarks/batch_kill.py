@@ -11,7 +11,6 @@ tokens and the order of rows are not compared: they may differ. Of the batch tha
 token ids are also compared with those of the model in the batch's own process.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -27,7 +26,7 @@ from typing import Any, Self
 
 import httpx2
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from ghostvis_cli import demo
 
 IMAGES = ("three-shapes.jpg", "red-circle.png", "two-circles-striped.png", "cross-and-diamond.jpg")
@@ -47,9 +46,7 @@ class Calm:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--server-kills", type=int, default=10)

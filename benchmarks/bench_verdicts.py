@@ -14,7 +14,6 @@ from its request; with --steady, a server whose tokens come at known times in th
 run's repeats before the other's; "interleaved" takes turns, as `bench --engines` does.
 """
 
-import argparse
 import asyncio
 import json
 import math
@@ -26,7 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Self
 
-from benchmarks.report import machine
+from benchmarks.report import machine, parser_of
 from ghostvis_cli.bench.compare import HEADLINES, Comparison, compare, sides
 from ghostvis_cli.bench.schema import (
     EngineCard,
@@ -246,9 +245,7 @@ def real_rates(runs: Sequence[dict[str, Any]], repeats: int) -> dict[str, tuple[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--repeats", type=int, nargs="*", default=[5, REPEATS])
     parser.add_argument("--record", type=Path, metavar="FILE")

@@ -17,7 +17,6 @@ To the prompt: from the start of the process to its prompt, with --base-url and 
 that it took by then, which a busy machine disturbs less. Target: 0.5 s.
 """
 
-import argparse
 import asyncio
 import os
 import random
@@ -32,7 +31,7 @@ from pathlib import Path
 
 import pexpect
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.render import Markdown
 from ghostvis_cli.chat.session import Reply
@@ -227,9 +226,7 @@ def verdict(value: float, target: float, unit: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
     print(machine())

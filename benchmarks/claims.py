@@ -9,7 +9,6 @@ each, and the ratio of the repeats with its 95 % interval. Reports stay in --rep
 Some 20 minutes on two cores. Where SGLang is not installed it says how to get it.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 
 COMMAND = [sys.executable, "-c", "from ghostvis_cli.cli.app import main; main()"]
 SHARED_TOKENS = 512
@@ -128,9 +127,7 @@ def measure_engines(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", nargs="?", default="demo", help="demo, or a checkpoint directory")
     parser.add_argument("--against", action="append", default=[], metavar="URL")
     parser.add_argument("--only", default="", metavar="WORDS", help="rows whose names hold these words")

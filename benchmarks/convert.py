@@ -10,7 +10,6 @@ the new one, whole. A verification layer by layer must pass in the memory that i
 the whole-model one, which takes 4 GB, is shown beside it. Exit 1 where one of these does not hold.
 """
 
-import argparse
 import json
 import os
 import random
@@ -24,7 +23,7 @@ from hashlib import file_digest
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from ghostvis_cli import demo
 
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
@@ -168,9 +167,7 @@ def kill(checkpoint: Path, folder: Path, kills: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--folder", type=Path, help="where 8 GB fit (default: the temporary directory)")

@@ -8,7 +8,6 @@ number of new tokens, no stop. Also: decoding as a share of what memory bandwidt
 every weight but the embedding table read once a token, at the speed of a large float32 sum over the same bytes.
 """
 
-import argparse
 import asyncio
 import multiprocessing
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.nanochat import nanochat
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint.load import LoadedModel
 from ghostvis_cli.checkpoint.locate import Checkpoint
@@ -176,9 +175,7 @@ def bandwidth_share(ours: Worker, new_tokens: int, repeats: int) -> tuple[Spread
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     arguments = parser.parse_args()

@@ -6,14 +6,13 @@ The command line is read from the Makefile. The first run compiles the modules a
 not counted. Peak memory is the greatest resident set of that process, as the kernel counts it.
 """
 
-import argparse
 import os
 import shlex
 import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,9 +45,7 @@ def run_once(command: list[str]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=int, default=7)
     runs = parser.parse_args().runs
     print(machine())

@@ -9,7 +9,6 @@ where windows bite. Target: n7 keeps 0.85 of n1's rate. With --sglang both are c
 a CUDA device where there is one, and asked for the same answers; memory is what SGLang says the weights take.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -26,7 +25,7 @@ import torch
 
 from benchmarks.claims import server
 from benchmarks.decode import SIZES, Ours, Worker, random_model
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.generations import windows
@@ -204,9 +203,7 @@ def measure_sglang(size: str, repeats: int, flags: Sequence[str]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=["d6"], choices=[f"d{depth}" for depth in VOCABULARIES])
     parser.add_argument("--sglang", action="store_true")

@@ -2,19 +2,21 @@
 
     python -m benchmarks.gpu_sglang [--model d32|d32-text|demo|tiny|tiny-text] [--states A,B] [-- SGLANG FLAGS]
 
-One server a state, all started at once and measured in turns (`ghostvis bench`, repeats of pairs): each row has a
-seed of its own, so that every image is new to every server. Ratios are to the first state, with their 95 %
-interval. Beside each rate: seconds of processor time for a request, of the main process with its threads and of the
-detokenizer; the scheduler's are no figure, because it looks for work without a pause. Then answers: each state
-against the local engine, and against the first state. d32 is a vision model of the real sizes (2.1 billion
-parameters, CLIP ViT-L/14 at 224 pixels), d32-text its decoder; weights are random.
+One server a state, all started at once and measured in turns: each row has a seed of its own, so that every image
+is new to every server, and --clients processes ask, so that they are not what is measured. Ratios are to the first
+state, with their 95 % interval. Below each rate: processor time for a request, of the main process with its threads
+and of each other kind of process, and how busy the busiest thread was. Then answers: each state against the local
+engine, and against the first state. d32 is a vision model of the real sizes (2.1 billion parameters, CLIP ViT-L/14
+at 224 pixels), d32-text its decoder; weights are random.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,27 +25,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
-from benchmarks.claims import COMMAND, bench
+from benchmarks.claims import COMMAND
+from benchmarks.clients import WARM_UP, Clients, Load, Result, clients
 from benchmarks.random_model import MODELS, make
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from benchmarks.sglang_soak import soak
 from ghostvis_cli import demo
+from ghostvis_cli.bench.stats import paired_shift
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
+from ghostvis_cli.engines.base import Completion, GenerateRequest, complete
 from ghostvis_cli.images import EncodedImage, load_image
-from ghostvis_cli.processor_use import DETOKENIZER, MAIN, SHORTEST_S, Use, Watch
+from ghostvis_cli.processor_use import (
+    DETOKENIZER,
+    FULL,
+    MAIN,
+    SCHEDULER,
+    SHORTEST_S,
+    WORKER,
+    Use,
+    Watch,
+    limit,
+)
 from ghostvis_cli.prompt import Message
+from ghostvis_cli.sampling import Sampling
 
+ROLES = (MAIN, WORKER, DETOKENIZER, SCHEDULER)
 QUESTIONS = ("What is in this picture?", "How many shapes are there?", "Where is the red one?")
 NEW_TOKENS = 32
 READY_S = 400
-SHOWN = ("requests_per_s", "ttft_p50", "e2e_p50")
-# Room for several servers on one device; their starts then do not have to take turns. Fewer graphs start sooner.
-SHARED = ("--max-total-tokens", "49152", "--cuda-graph-max-bs-decode", "64")
+# Room for several servers on one device; their starts then do not have to take turns. Those that are not asked keep
+# no core busy. Fewer graphs start sooner.
+SHARED = ("--max-total-tokens", "24576", "--sleep-on-idle", "--cuda-graph-max-bs-decode", "64")
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ TUNED = (
     *("--cuda-graph-backend-prefill", "full", "--stream-interval", "4", "--schedule-policy", "lpm"),
     *("--enable-metrics", "--enable-cache-report"),
 )
-WORKERS = ("--tokenizer-worker-num", "4")
+ONE_WORKER = ("--tokenizer-worker-num", "1")
 STATES = {
     "no cuDNN": State(CROWD | {"GHOSTVIS_VISION_GRAPHS": "0"}, flags=EAGER),
     "graphs": State(CROWD, flags=("--stream-interval", "1")),
@@ -71,8 +87,7 @@ STATES = {
     "now": State(),
     "breakable": State(flags=("--cuda-graph-backend-prefill", "breakable")),
     "no caches": State(NO_CACHES, flags=("--disable-radix-cache",)),
-    "4 workers": State(flags=WORKERS),
-    "4 w no caches": State(NO_CACHES, flags=(*WORKERS, "--disable-radix-cache")),
+    "1 worker": State(flags=ONE_WORKER),
     "tp 2": State(options=("--tensor-parallel-size", "2")),
     "tp 2 nccl": State(options=("--tensor-parallel-size", "2"), flags=("--disable-custom-all-reduce",)),
     "dp 2": State(options=("--data-parallel-size", "2")),
@@ -100,21 +115,19 @@ class Row:
         )
         return f"{about}, {self.output} tokens, {self.concurrency} in flight"
 
-    def options(self, requests: int) -> list[str]:
+    def load(self, seed: int, requests: int, temperature: float) -> Load:
         count = requests if self.concurrency > 1 else max(4, requests // 10)
-        shared = ["--concurrency", str(self.concurrency), "--output-len", str(self.output)]
-        if not self.questions:
-            return [*shared, "--num-prompts", str(count), "--prompt-len", str(self.words)]
-        galleries = max(1, count // self.questions)
-        return [
-            *shared,
-            "--images",
-            str(galleries),
-            "--questions",
-            str(self.questions),
-            "--image-size",
-            self.size,
-        ]
+        width, height = map(int, self.size.split("x"))
+        return Load(
+            seed,
+            count,
+            self.concurrency,
+            self.questions,
+            (width, height),
+            self.words,
+            self.output,
+            temperature,
+        )
 
 
 IMAGES = (
@@ -142,11 +155,28 @@ class Server:
 # --- servers
 
 
+def states_of(given: argparse.Namespace) -> dict[str, State]:
+    """The known ones, those of --add, and with --before that of an older checkout."""
+    found = dict(STATES)
+    for text in given.add:
+        name, _, flags = text.partition("=")
+        found[name] = State(flags=tuple(flags.split()))
+    if given.before is not None:
+        path = f"{given.before.resolve()}:{os.environ.get('PYTHONPATH', '')}"
+        found["before"] = State({"PYTHONPATH": path, "PYTHONSAFEPATH": "1"})
+    return found
+
+
 @contextmanager
-def serving(model: Path, states: Sequence[str], flags: Sequence[str], logs: Path) -> Iterator[list[Server]]:
+def serving(
+    model: Path, states: Mapping[str, State], flags: Sequence[str], logs: Path
+) -> Iterator[list[Server]]:
     """One server a state, started together, each ready. States that do not start are told and left out."""
     with ExitStack() as stack:
-        starting = [(state, stack.enter_context(_started(model, state, flags, logs))) for state in states]
+        starting = [
+            (name, stack.enter_context(_started(model, name, state, flags, logs)))
+            for name, state in states.items()
+        ]
         servers = [
             Server(state, url) for state, out in starting if (url := _url(state, out, logs)) is not None
         ]
@@ -156,9 +186,9 @@ def serving(model: Path, states: Sequence[str], flags: Sequence[str], logs: Path
 
 
 @contextmanager
-def _started(model: Path, name: str, flags: Sequence[str], logs: Path) -> Iterator[IO[str]]:
+def _started(model: Path, name: str, state: State, flags: Sequence[str], logs: Path) -> Iterator[IO[str]]:
     """Its stdout, which will be one line."""
-    state, log = STATES[name], logs / f"{name.replace(' ', '-')}.log"
+    log = logs / f"{name.replace(' ', '-')}.log"
     if state.plain:
         argv = _plain(model, [*flags, *state.flags], log)
     else:
@@ -212,59 +242,78 @@ finally:
 
 def _url(state: str, out: IO[str], logs: Path) -> str | None:
     line = out.readline()
-    if not line:
-        log = (logs / f"{state.replace(' ', '-')}.log").read_text(errors="replace")
-        print(f"the server in the state {state!r} ended:\n{log[-3000:]}", flush=True)
-        return None
-    return str(json.loads(line)["url"])
+    if line and "url" in (said := json.loads(line)):
+        return str(said["url"])
+    log = logs / f"{state.replace(' ', '-')}.log"
+    end = log.read_text(errors="replace")[-3000:] if log.exists() else line
+    print(f"the server in the state {state!r} ended:\n{end}", flush=True)
+    return None
 
 
 # --- rates
 
 
-def measure(servers: Sequence[Server], row: Row, seed: int, given: argparse.Namespace, reports: Path) -> None:
+def measure(
+    servers: Sequence[Server], row: Row, seed: int, given: argparse.Namespace, asking: Clients
+) -> None:
     """One row: the states in turn, each asked the same that nobody asked before."""
-    first, *others = servers
-    options = ["--base-url", first.url, *(word for each in others for word in ("--against", each.url))]
-    options += [*row.options(given.requests), "--repeat", str(given.repeats), "--seed", str(seed)]
-    watches, started_s = [Watch(server.port) for server in servers], time.monotonic()
-    report = bench(reports / f"{seed}.json", *options)
-    wall_s = time.monotonic() - started_s
+    asking.prepare(row.load(seed, given.requests, given.temperature), given.repeats)
+    for server in servers:
+        asking.run(server.url, WARM_UP)
+    runs: dict[str, list[Run]] = {server.state: [] for server in servers}
+    for number in range(given.repeats):
+        for server in [*servers[number % len(servers) :], *servers[: number % len(servers)]]:
+            watch = Watch(server.port)
+            result = asking.run(server.url, number)
+            runs[server.state].append(Run(result, watch.uses()))
     print(f"\n{row.name}", flush=True)
-    for server, watch, engine in zip(servers, watches, report["engines"], strict=True):
-        runs = [run["figures"] for run in report["runs"] if run["engine"] == engine["name"]]
-        asked = sum(run["requests"] or 0 for run in runs) or 1
-        spent = {role: 1000 * wall_s * cores / asked for role, cores in _cores(watch).items()}
-        rate, ttft, e2e = (Spread.of([run[name] or 0 for run in runs]) for name in SHOWN)
-        print(
-            f"  {server.state:<12} {rate.show(1)} requests/s, TTFT {1000 * ttft.median:.1f} ms, "
-            f"whole {1000 * e2e.median:.1f} ms; main {spent.get(MAIN, 0):.2f} ms, "
-            f"detokenizer {spent.get(DETOKENIZER, 0):.2f} ms a request{_ratio(report, engine['name'])}",
-            flush=True,
+    for server in servers:
+        for line in told(server.state, runs[server.state], runs[servers[0].state]):
+            print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    result: Result
+    uses: Sequence[Use]
+
+    def spent_ms(self, role: str) -> float:
+        """Of processor time for a request."""
+        cores = sum(use.cores for use in self.uses if use.role == role)
+        return 1000 * cores * (self.result.ended_s - self.result.begun_s) / max(1, len(self.result.whole_s))
+
+    def busiest(self, role: str) -> float:
+        """Share of a core that the busiest thread of such a process had or waited for."""
+        return max((use.busiest for use in self.uses if use.role == role), default=0.0)
+
+
+def told(state: str, runs: Sequence[Run], first: Sequence[Run]) -> Iterator[str]:
+    """A state's line, and what is to be known about its runs."""
+    rates = Spread.of([run.result.rate for run in runs])
+    ttft = statistics.median(run.result.first_ms for run in runs)
+    whole = statistics.median(run.result.whole_ms for run in runs)
+    spent = ", ".join(
+        f"{role} {statistics.median(run.spent_ms(role) for run in runs):.2f} ms "
+        f"({statistics.median(run.busiest(role) for run in runs):.0%})"
+        for role in ROLES
+        if any(run.busiest(role) for run in runs)
+    )
+    line = f"  {state:<12} {rates.show(1)} requests/s, TTFT {ttft:.1f} ms, whole {whole:.1f} ms"
+    if runs is not first and all(run.result.rate for run in (*first, *runs)):
+        changes = [math.log(b.result.rate / a.result.rate) for a, b in zip(first, runs, strict=True)]
+        ratio = paired_shift(changes)
+        line += "; {:.2f} times the first ({:.2f} to {:.2f})".format(
+            *(math.exp(value) for value in (ratio.estimate, ratio.low, ratio.high))
         )
-    for note in report["notes"]:
-        print(f"    {note}", flush=True)
-
-
-def _cores(watch: Watch) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for use in watch.uses():
-        found[use.role] = found.get(use.role, 0.0) + use.cores
-    return found
-
-
-def _ratio(report: Mapping[str, Any], engine: str) -> str:
-    """To the first state; nothing for itself."""
-    for each in report["extra"].get("ratios", ()):
-        if each["figure"] == "requests_per_s" and engine in (
-            each.get("engine"),
-            each.get("b"),
-            each.get("other"),
-        ):
-            return (
-                f"; {each['value']:.2f} times the first ({each['low'] or 0:.2f} to {each['high'] or 0:.2f})"
-            )
-    return ""
+    yield line
+    yield f"    a request takes {spent}"
+    if failed := {what: times for run in runs for what, times in run.result.failed.items()}:
+        yield f"    failed: {failed}"
+    if (busy := max(run.result.busy for run in runs)) > FULL:
+        yield f"    a client process was {busy:.0%} busy: more of them (--clients)"
+    limits = [found.message for run in runs if (found := limit(run.uses)) is not None]
+    if limits:
+        yield f"    in {len(limits)} of {len(runs)} runs {limits[-1]}"
 
 
 @contextmanager
@@ -380,14 +429,20 @@ def agreement(known: Sequence[Completion], served: Sequence[tuple[list[int], lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", choices=("demo", *MODELS), default="d32")
     parser.add_argument("--states", default="now,no caches", help=", ".join(STATES))
+    parser.add_argument(
+        "--add", action="append", default=[], metavar="NAME=FLAGS", help="a state with these of SGLang"
+    )
+    parser.add_argument("--before", type=Path, metavar="DIR", help="an older checkout: the state `before`")
     parser.add_argument("--rows", default="all", help="numbers of rows, from 0; none for the answers alone")
     parser.add_argument("--requests", type=int, default=320, help="of a run")
     parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--clients", type=int, default=4, help="processes that ask")
+    parser.add_argument(
+        "--temperature", type=float, default=Sampling().temperature, help="0: the likeliest token"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()) % 10**6 * 100, help="of the first row")
     parser.add_argument(
         "--profile", default="", help="rows to measure again in the first state, under py-spy"
@@ -402,24 +457,25 @@ def main() -> None:
     )
     split = [*sys.argv, "--"].index("--")
     given, flags = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the servers too
     print(f"{machine()}{_gpu()}; {given}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         place = given.reports or Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         checkpoint, directory = model(given, place)
-        states = [name.strip() for name in given.states.split(",")]
-        shared = (*SHARED[: 2 if given.device == "cpu" else None], *flags)
+        states = {name: states_of(given)[name] for name in map(str.strip, given.states.split(","))}
+        shared = (*SHARED[: 3 if given.device == "cpu" else None], *flags)
         started_s = time.monotonic()
-        with serving(directory, states, shared, place) as servers:
+        with serving(directory, states, shared, place) as servers, clients(given.clients) as asking:
             print(f"{len(servers)} servers ready after {time.monotonic() - started_s:.0f} s", flush=True)
             rows = TEXTS if given.model.endswith("-text") else (*IMAGES, *TEXTS)
             numbers = {"all": list(range(len(rows))), "none": []}.get(given.rows)
             chosen = map(int, given.rows.split(",")) if numbers is None else numbers
             for number in chosen:
-                measure(servers, rows[number], given.seed + number, given, place)
+                measure(servers, rows[number], given.seed + number, given, asking)
             for number in map(int, given.profile.split(",")) if given.profile else ():
                 with profiled(servers[0], f"profile-{number}", place):
-                    measure(servers[:1], rows[number], given.seed + 50 + number, given, place)
+                    measure(servers[:1], rows[number], given.seed + 50 + number, given, asking)
             if given.soak:
                 asyncio.run(soak(servers[0].url, given.soak))
             if not given.no_answers:

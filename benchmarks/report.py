@@ -1,11 +1,19 @@
 """What every benchmark says about where it ran, and how it sums up repeated pairs."""
 
+import argparse
 import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a program's own docstring."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def machine() -> str:

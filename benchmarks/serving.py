@@ -14,7 +14,6 @@ round are the same for both and new to their caches; both decode each request's 
 The two of a pair take turns in one run and swap places from pair to pair; what is reported is the pair's ratio.
 """
 
-import argparse
 import asyncio
 import functools
 import json
@@ -32,7 +31,7 @@ from typing import Any
 
 import httpx2
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from ghostvis_cli import demo
 from ghostvis_cli.engines.base import Engine, GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
@@ -324,9 +323,7 @@ def pairs(one: Callable[[], float], other: Callable[[], float], repeats: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
     print(machine(), flush=True)

@@ -15,7 +15,6 @@ way.
 Equality: greedy tokens of the served model that are the local engine's, over 64 tokens, `exact` and `fast`.
 """
 
-import argparse
 import asyncio
 import base64
 import gc
@@ -33,7 +32,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 from ghostvis_cli.engines.base import GenerateRequest, complete
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from tests.sglang.asking import (
@@ -238,9 +237,7 @@ def measure_equality(place: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()

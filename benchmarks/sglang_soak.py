@@ -9,21 +9,24 @@ At the end, with nothing in flight: what SGLang still counts as running, and how
 first third was over, by when caches and pools are full.
 """
 
-import argparse
 import asyncio
 import base64
 import io
 import json
 import time
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.report import parser_of
 from ghostvis_cli.processor_use import listeners, local_port, with_children
 
 MIB = 2**20
 LOOK_S, QUIET_S = 10.0, 8.0
+DRAWING = 4  # processes that make images
 
 
 @dataclass
@@ -45,13 +48,14 @@ def image(number: int) -> str:
 
 
 async def client(
-    url: str, numbers: "asyncio.Queue[int]", until_s: float, killed: int, counts: Counts
+    url: str, numbers: "asyncio.Queue[int]", until_s: float, killed: int, counts: Counts, drawing: Executor
 ) -> None:
     host, port = urlsplit(url).hostname, local_port(url)
     while time.monotonic() < until_s:
         number = await numbers.get()
         numbers.put_nowait(number + 1)
-        content = [{"type": "image_url", "image_url": {"url": await asyncio.to_thread(image, number)}}]
+        drawn = await asyncio.get_running_loop().run_in_executor(drawing, image, number)
+        content = [{"type": "image_url", "image_url": {"url": drawn}}]
         content.append({"type": "text", "text": "What is in this picture?"})
         asked = {"model": "x", "stream": True, "max_tokens": 16, "ignore_eos": True, "temperature": 0}
         body = json.dumps({**asked, "messages": [{"role": "user", "content": content}]}).encode()
@@ -115,7 +119,9 @@ async def soak(url: str, seconds: float, in_flight: int = 64, killed: int = 10) 
     numbers.put_nowait(int(time.time()) * 1000)
     until_s = time.monotonic() + seconds
     watching = asyncio.create_task(watch(pids, seconds, counts))
-    await asyncio.gather(*(client(url, numbers, until_s, killed, counts) for _ in range(in_flight)))
+    with ProcessPoolExecutor(DRAWING, mp_context=get_context("spawn")) as drawing:
+        asked = (client(url, numbers, until_s, killed, counts, drawing) for _ in range(in_flight))
+        await asyncio.gather(*asked)
     looks = await watching
     await asyncio.sleep(QUIET_S)
     print(f"{counts}; /dev/shm {before} before, {shared()} after; running: {await running(url)}")
@@ -140,9 +146,7 @@ async def running(url: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--url", required=True)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--in-flight", type=int, default=64)

@@ -11,7 +11,6 @@ Prints a table: how the tries ended, and the time from the signal to the end. Wh
 start of Python itself, before a line of this project has run, is counted apart. Exits with 1 if a try was not good.
 """
 
-import argparse
 import os
 import random
 import re
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.report import machine
+from benchmarks.report import machine, parser_of
 
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
 ENDS = ("--timeout", "SIGTERM", "SIGINT")
@@ -72,9 +71,7 @@ class Try:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--tries", type=int, default=300, help="of each end of each command")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -7,7 +7,6 @@ ones compiles the modules and warms the disk cache. What is run are real process
 Python.
 """
 
-import argparse
 import os
 import resource
 import subprocess
@@ -16,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.report import Spread, machine
+from benchmarks.report import Spread, machine, parser_of
 
 GHOSTVIS = Path(sys.executable).with_name("ghostvis")
 
@@ -50,9 +49,7 @@ def user_ms(command: Sequence[str], env: Mapping[str, str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=int, default=15)
     runs = parser.parse_args().runs
     print(machine())

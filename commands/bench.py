@@ -2,13 +2,14 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ghostvis_cli import endings
 from ghostvis_cli.bench.stats import MOST_REPEATS, REPEATS
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import UsageError
 
 from . import bench_compare, bench_prefix  # noqa: TID251 - its own parts
@@ -43,121 +44,51 @@ Requests are greedy and run to their full length (--ignore-eos). Every figure is
 # The same function twice: bare `ghostvis bench`, and `ghostvis bench run`.
 @app.callback(invoke_without_command=True, epilog=EXAMPLES)
 @app.command("run", epilog=EXAMPLES)
-@options.shared(options.MODEL, options.IMAGES_BACKGROUND, options.ANY_ENGINE, options.GPUS, options.SCRIPTED)
-def bench(
-    ctx: typer.Context,
-    num_prompts: Annotated[
-        int | None,
-        typer.Option("--num-prompts", metavar="N", min=1, max=MOST, help="Requests of a run (default 100)."),
-    ] = None,
-    with_vision: Annotated[
-        bool, typer.Option("--with-vision", help="An image of its own in every prompt.")
-    ] = False,
-    images: Annotated[
-        int | None,
-        typer.Option("--images", metavar="G", min=1, max=MOST, help="Images, shared by --questions."),
-    ] = None,
-    questions: Annotated[
-        int | None,
-        typer.Option("--questions", metavar="Q", min=1, max=MOST, help="Questions to each of --images."),
-    ] = None,
-    shared_prefix: Annotated[
+@options.takes(
+    option(int, "--num-prompts N", "Requests of a run (default 100).", min=1, max=MOST),
+    option(bool, "--with-vision", "An image of its own in every prompt."),
+    option(int, "--images G", "Images, shared by --questions.", min=1, max=MOST),
+    option(int, "--questions Q", "Questions to each of --images.", min=1, max=MOST),
+    option(
+        int, "--shared-prefix N", "Tokens of a system prompt they share.", default=0, min=0, max=1_000_000
+    ),
+    option(int, "--turns N", "Turns of each conversation.", default=1, min=1, max=100),
+    option(str, "--prompt-len LEN", "128, 64-256, normal:128,32 or lognormal:128,0.5 (words)."),
+    option(str, "--output-len LEN", "Tokens of an answer, likewise.", default="64"),
+    option(str, "--image-size SIZE", "512x384, 720p, 224,336 or 224-1024.", default="512x384"),
+    option(str, "--image-format KIND", "jpeg, png or webp.", default="jpeg"),
+    option(str, "--input FILE.jsonl", "Your own rows, as for generate --input.", name="input_file"),
+    option(Path, "--save-workload FILE.jsonl", "Write the rows; --input replays them.", name="workload_file"),
+    option(int, "--seed N", "Of workload and arrivals.", name="workload_seed", default=42, min=0, max=2**53),
+    option(
+        bool, "--ignore-eos/--natural-stops", "Answers of full length, or as the model ends.", default=True
+    ),
+    option(int, "--concurrency N", "Requests in flight; with a rate, at most.", min=1, max=65536),
+    option(float, "--request-rate X", "Requests a second, whatever the server does."),
+    option(str, "--arrival KIND", "Of --request-rate: poisson or constant.", default="poisson"),
+    option(float, "--ramp-up SECONDS", "To full load in a straight line.", default=0.0, min=0),
+    option(str, "--sweep NAME=V,V", "concurrency=1,2,4,8 or request-rate=1,2,4."),
+    option(float, "--duration SECONDS", "Send for so long, rows over and over."),
+    option(int, "--warm-up N", "Requests before, not counted.", default=4, min=0, max=MOST),
+    option(
         int,
-        typer.Option(
-            "--shared-prefix", metavar="N", min=0, max=1_000_000, help="Tokens of a system prompt they share."
-        ),
-    ] = 0,
-    turns: Annotated[
-        int, typer.Option("--turns", metavar="N", min=1, max=100, help="Turns of each conversation.")
-    ] = 1,
-    prompt_len: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt-len", metavar="LEN", help="128, 64-256, normal:128,32 or lognormal:128,0.5 (words)."
-        ),
-    ] = None,
-    output_len: Annotated[
-        str, typer.Option("--output-len", metavar="LEN", help="Tokens of an answer, likewise.")
-    ] = "64",
-    image_size: Annotated[
-        str, typer.Option("--image-size", metavar="SIZE", help="512x384, 720p, 224,336 or 224-1024.")
-    ] = "512x384",
-    image_format: Annotated[
-        str, typer.Option("--image-format", metavar="KIND", help="jpeg, png or webp.")
-    ] = "jpeg",
-    input_file: Annotated[
-        str | None,
-        typer.Option("--input", metavar="FILE.jsonl", help="Your own rows, as for generate --input."),
-    ] = None,
-    workload_file: Annotated[
-        Path | None,
-        typer.Option("--save-workload", metavar="FILE.jsonl", help="Write the rows; --input replays them."),
-    ] = None,
-    workload_seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, max=2**53, help="Of workload and arrivals.")
-    ] = 42,
-    ignore_eos: Annotated[
-        bool,
-        typer.Option("--ignore-eos/--natural-stops", help="Answers of full length, or as the model ends."),
-    ] = True,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(
-            "--concurrency", metavar="N", min=1, max=65536, help="Requests in flight; with a rate, at most."
-        ),
-    ] = None,
-    request_rate: Annotated[
-        float | None,
-        typer.Option("--request-rate", metavar="X", help="Requests a second, whatever the server does."),
-    ] = None,
-    arrival: Annotated[
-        str, typer.Option("--arrival", metavar="KIND", help="Of --request-rate: poisson or constant.")
-    ] = "poisson",
-    ramp_up: Annotated[
-        float, typer.Option("--ramp-up", metavar="SECONDS", min=0, help="To full load in a straight line.")
-    ] = 0.0,
-    sweep: Annotated[
-        str | None,
-        typer.Option("--sweep", metavar="NAME=V,V", help="concurrency=1,2,4,8 or request-rate=1,2,4."),
-    ] = None,
-    duration: Annotated[
-        float | None,
-        typer.Option("--duration", metavar="SECONDS", help="Send for so long, rows over and over."),
-    ] = None,
-    warm_up: Annotated[
-        int, typer.Option("--warm-up", metavar="N", min=0, max=MOST, help="Requests before, not counted.")
-    ] = 4,
-    repeat: Annotated[
-        int | None,
-        typer.Option(
-            "--repeat",
-            metavar="N",
-            min=1,
-            max=MOST_REPEATS,
-            help=f"Runs of each (default 1; {REPEATS} for a report: compare needs them to tell chance).",
-        ),
-    ] = None,
-    slo: Annotated[
-        str | None, typer.Option("--slo", metavar="LIMITS", help="For goodput: ttft=200ms,tpot=20ms,e2e=2s.")
-    ] = None,
-    engines: Annotated[
-        str | None,
-        typer.Option("--engines", metavar="KIND,KIND", help="Several in turn: local, sglang, remote."),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option("--against", metavar="URL", help="An OpenAI-compatible server to measure. Repeatable."),
-    ] = None,
-    output_file: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .svg."),
-    ] = None,
-    details: Annotated[
-        bool, typer.Option("--details", help="Keep every request's times in the report.")
-    ] = False,
-    *,
-    json: bool,
-) -> None:
+        "--repeat N",
+        f"Runs of each (default 1; {REPEATS} for a report: compare needs them to tell chance).",
+        min=1,
+        max=MOST_REPEATS,
+    ),
+    option(str, "--slo LIMITS", "For goodput: ttft=200ms,tpot=20ms,e2e=2s."),
+    option(str, "--engines KIND,KIND", "Several in turn: local, sglang, remote."),
+    option(list[str], "--against URL", "An OpenAI-compatible server to measure. Repeatable."),
+    option(Path, "--output REPORT", "Write the report: .json, .csv, .html or .svg.", name="output_file"),
+    option(bool, "--details", "Keep every request's times in the report."),
+    options.MODEL,
+    options.IMAGES_BACKGROUND,
+    options.ANY_ENGINE,
+    options.GPUS,
+    options.SCRIPTED,
+)
+def bench(ctx: typer.Context, *, output_file: Path | None, json: bool) -> None:
     """Measure throughput and latency, of text or with images."""
     if ctx.invoked_subcommand is not None:
         _refuse_before_a_command(ctx)
@@ -178,7 +109,7 @@ def bench(
         try:
             if output_file is not None:
                 save(report, output_file)
-        finally:  # a full disk shall not take the figures along
+        finally:  # print the figures even where the report can't be written
             if json:
                 output.record(schema.to_json(report))
             else:
@@ -189,14 +120,14 @@ def bench(
 
 
 def _wants_records(path: str | None) -> bool:
-    """A page shows every request, and so do its charts."""
+    """Whether the report needs every request's record: a page and its charts show them."""
     from ghostvis_cli.bench.files import kind
 
     return path is not None and kind(Path(path)) in (".html", ".svg")
 
 
 def _refuse_before_a_command(ctx: typer.Context) -> None:
-    """`bench --json compare A B` would drop --json without a word."""
+    """Refuse options before a subcommand, as in `bench --json compare A B`: they would be ignored."""
     for name in ctx.params:
         if options.was_typed(ctx, name):
             command = ctx.invoked_subcommand

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import CheckFailedError, InputError, UsageError, printable
 from ghostvis_cli.version import SCHEMA_VERSION
 
@@ -25,26 +26,24 @@ EXAMPLES = """Examples:
 """
 
 
-@options.shared(options.JSON)
+@options.takes(
+    option(list[str], "--metric -m NAME", "Figures to compare, such as ttft_p90. Repeatable."),
+    option(list[str], "--fail-if CONDITION", "'ttft_p95>+5%': then code 9. Repeatable."),
+    option(bool, "--force", "Compare even what is not the same work."),
+    option(
+        str, "--format KIND", "table, markdown, json or benchfmt (benchstat).", name="form", default="table"
+    ),
+    options.JSON,
+)
 def bench_compare(
     reports: Annotated[
         list[Path], typer.Argument(metavar="A.json [B.json]...", help="The first is the base.")
     ],
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric", "-m", metavar="NAME", help="Figures to compare, such as ttft_p90. Repeatable."
-        ),
-    ] = None,
-    fail_if: Annotated[
-        list[str] | None,
-        typer.Option("--fail-if", metavar="CONDITION", help="'ttft_p95>+5%': then code 9. Repeatable."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare even what is not the same work.")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="KIND", help="table, markdown, json or benchfmt (benchstat).")
-    ] = "table",
     *,
+    metric: list[str] | None,
+    fail_if: list[str] | None,
+    force: bool,
+    form: str,
     json: bool,
 ) -> None:
     """Say of each figure whether it got better or worse, or that there is no evidence."""
@@ -110,12 +109,13 @@ def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
 # --- a report once more
 
 
-@options.shared()
+@options.takes(
+    option(Path, "--output FILE", "Write it as .html, .svg, .csv or .json.", name="output_file"),
+)
 def bench_report(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="What a run wrote with --output.")],
-    output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write it as .html, .svg, .csv or .json.")
-    ] = None,
+    *,
+    output_file: Path | None,
 ) -> None:
     """Show a report again, or make a page or an image of it."""
     from ghostvis_cli.bench import schema

@@ -2,12 +2,12 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import ExitCode
 
 EXAMPLES = """Examples:
@@ -22,38 +22,35 @@ EXAMPLES = """Examples:
 """
 
 
-@options.shared(options.MODEL, options.ANY_ENGINE, options.SCRIPTED)
+@options.takes(
+    option(int, "--pairs N", "Images, each asked twice.", default=20, max=10_000),
+    option(int, "--questions N", "To one image, at the end.", default=10, min=2, max=256),
+    option(int, "--text WORDS", "A text of so many words, no image.", default=0, min=0, max=1_000_000),
+    option(str, "--image-size WxH", "Of the images.", default="512x384"),
+    option(bool, "--flush", "Ask a third time after SGLang forgot its keys and values."),
+    option(
+        int,
+        "--seed N",
+        "Of the images (default: one never used before).",
+        name="workload_seed",
+        min=0,
+        max=2**53,
+    ),
+    option(Path, "--output REPORT", "Write the report: .json, .csv, .html or .svg.", name="output_file"),
+    options.MODEL,
+    options.ANY_ENGINE,
+    options.SCRIPTED,
+)
 def bench_prefix(
     ctx: typer.Context,
-    pairs: Annotated[
-        int, typer.Option("--pairs", metavar="N", max=10_000, help="Images, each asked twice.")
-    ] = 20,
-    questions: Annotated[
-        int, typer.Option("--questions", metavar="N", min=2, max=256, help="To one image, at the end.")
-    ] = 10,
-    text: Annotated[
-        int,
-        typer.Option(
-            "--text", metavar="WORDS", min=0, max=1_000_000, help="A text of so many words, no image."
-        ),
-    ] = 0,
-    image_size: Annotated[
-        str, typer.Option("--image-size", metavar="WxH", help="Of the images.")
-    ] = "512x384",
-    flush: Annotated[
-        bool, typer.Option("--flush", help="Ask a third time after SGLang forgot its keys and values.")
-    ] = False,
-    workload_seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", metavar="N", min=0, max=2**53, help="Of the images (default: one never used before)."
-        ),
-    ] = None,
-    output_file: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="REPORT", help="Write the report: .json, .csv, .html or .svg."),
-    ] = None,
     *,
+    pairs: int,
+    questions: int,
+    text: int,
+    image_size: str,
+    flush: bool,
+    workload_seed: int | None,
+    output_file: Path | None,
     json: bool,
 ) -> None:
     """Prove the prefix cache: new images against known ones. Code 9 when server and clock disagree."""
@@ -97,7 +94,7 @@ def bench_prefix(
 
 
 def _unused_seed() -> int:
-    """Images of a seed that was used before may still be in the server's cache."""
+    """A seed for this run alone: images of an earlier one may still be in the server's cache."""
     import secrets
 
     return secrets.randbelow(2**31)

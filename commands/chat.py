@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ghostvis_cli.cli import guard, options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,50 +30,36 @@ OVERFLOWS = ("refuse", "drop-oldest")
 
 
 @app.command(epilog=EXAMPLES)
-@options.shared(
-    options.SYSTEM,
-    options.MODEL,
-    options.IMAGES_BACKGROUND,
-    options.SAMPLING,
-    options.ANY_ENGINE,
-    options.GPUS,
-    options.SCRIPTED,
+@options.takes(
+    option(list[str], "--image -i SOURCE", "Attach to the first message. Repeatable."),
+    option(str, "--session NAME", "Go on with this session, or begin it."),
+    option(bool, "--continue -c", "Go on with the newest session.", name="resume"),
+    option(
+        str,
+        "--overflow WHAT",
+        "When the model is full: refuse, or drop-oldest turns (default refuse).",
+        default="refuse",
+    ),
+    option(bool, "--raw", "Show the model's text without Markdown."),
+    option(bool, "--stats", "A line of statistics per reply, on stderr."),
+    option(bool, "--history/--no-history", "Remember typed lines for the arrow keys.", default=True),
+    option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
+    option(int, "--max-tokens N", "Most tokens in a reply (default 200)."),
+    option(bool, "--json", "Without a terminal: one JSON object per turn."),
+    options.ANSWERING,
 )
 def chat(
     ctx: typer.Context,
-    image: Annotated[
-        list[str] | None,
-        typer.Option("--image", "-i", metavar="SOURCE", help="Attach to the first message. Repeatable."),
-    ] = None,
-    session: Annotated[
-        str | None, typer.Option("--session", metavar="NAME", help="Go on with this session, or begin it.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the newest session.")] = False,
-    overflow: Annotated[
-        str,
-        typer.Option(
-            "--overflow",
-            metavar="WHAT",
-            help="When the model is full: refuse, or drop-oldest turns (default refuse).",
-        ),
-    ] = "refuse",
-    raw: Annotated[bool, typer.Option("--raw", help="Show the model's text without Markdown.")] = False,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="A line of statistics per reply, on stderr.")
-    ] = False,
-    history: Annotated[
-        bool, typer.Option("--history/--no-history", help="Remember typed lines for the arrow keys.")
-    ] = True,
-    preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="Show images in the terminal.")
-    ] = True,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens in a reply (default 200).")
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Without a terminal: one JSON object per turn.")
-    ] = False,
     *,
+    image: list[str] | None,
+    session: str | None,
+    resume: bool,
+    overflow: str,
+    raw: bool,
+    stats: bool,
+    history: bool,
+    preview: bool,
+    json: bool,
     quiet: bool,
 ) -> None:
     """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""
@@ -112,7 +99,7 @@ def chat(
 
 
 def _guarded_at_terminal(ctx: typer.Context) -> None:
-    """--lock and --log-file; signals are the chat's own business there, and people have no deadline."""
+    """Put --lock and --log-file into effect. At a terminal the chat handles signals itself and has no deadline."""
     for name in ("json", "timeout"):
         if ctx.params[name]:
             raise UsageError(
@@ -125,7 +112,7 @@ def _guarded_at_terminal(ctx: typer.Context) -> None:
 
 
 def _conversation(ctx: typer.Context, resolved: "Resolved", *, autosave: bool) -> "Conversation":
-    """What to go on with: a session's file, or a new one. A home that can't be written costs only a notice."""
+    """The conversation to continue, or a new one. A home that can't be written is only a notice."""
     from ghostvis_cli.chat.conversation import Conversation
 
     file = None
@@ -151,7 +138,7 @@ def _session_file(params: dict[str, Any], *, autosave: bool) -> "SessionFile | N
         return sessions.open(params["session"])
     if params["resume"]:
         return sessions.newest()
-    if not autosave:  # a cron job must not become somebody's last conversation
+    if not autosave:  # else --continue would go on with what a cron job asked
         return None
     sessions.prune()
     return sessions.unnamed()

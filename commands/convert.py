@@ -11,6 +11,7 @@ import typer
 
 from ghostvis_cli import address_space, endings, sizes
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.version import SCHEMA_VERSION
 
@@ -32,42 +33,46 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
 
 
 @app.command(epilog=EXAMPLES)
-@options.shared(options.MODEL, options.SCRIPTED)
+@options.takes(
+    option(Path, "--out -o DIR", "The directory to make."),
+    option(
+        str,
+        "--dtype TYPE",
+        "Of the written weights: bfloat16, float16 or float32.",
+        name="weights_dtype",
+        default="bfloat16",
+    ),
+    option(str, "--max-shard-size SIZE", "Most bytes in a file of weights.", default="5GB"),
+    option(bool, "--force", "Replace DIR, if an earlier convert made it."),
+    option(
+        bool,
+        "--verify/--no-verify",
+        "Compare answers with the checkpoint's before anything is replaced.",
+        default=True,
+    ),
+    option(
+        bool,
+        "--verify-by-layer",
+        "Verify in little memory, as is done by itself where both models don't fit.",
+        name="by_layer",
+    ),
+    option(bool, "--dry-run", "Write nothing: list the tensors and their sizes."),
+    options.MODEL,
+    options.SCRIPTED,
+)
 def convert(
     ctx: typer.Context,
     checkpoint: Annotated[
         str | None, typer.Argument(metavar="[CHECKPOINT]", help="As --checkpoint-path.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The directory to make.")
-    ] = None,
-    weights_dtype: Annotated[
-        str,
-        typer.Option("--dtype", metavar="TYPE", help="Of the written weights: bfloat16, float16 or float32."),
-    ] = "bfloat16",
-    max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Most bytes in a file of weights.")
-    ] = "5GB",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace DIR, if an earlier convert made it.")
-    ] = False,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify", help="Compare answers with the checkpoint's before anything is replaced."
-        ),
-    ] = True,
-    by_layer: Annotated[
-        bool,
-        typer.Option(
-            "--verify-by-layer",
-            help="Verify in little memory, as is done by itself where both models don't fit.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing: list the tensors and their sizes.")
-    ] = False,
     *,
+    out: Path | None,
+    weights_dtype: str,
+    max_shard_size: str,
+    force: bool,
+    verify: bool,
+    by_layer: bool,
+    dry_run: bool,
     checkpoint_path: str | None,
     json: bool,
 ) -> None:
@@ -101,7 +106,7 @@ def convert(
 
 
 def _chosen(profile: "Profile") -> "Checkpoint":
-    """The checkpoint meant. The demo must be asked for: nobody wants it converted by accident."""
+    """The checkpoint to convert. The demo model only where it was asked for."""
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, choose_checkpoint, is_chosen
 
     checkpoint, notices = choose_checkpoint(profile.model, report=output.notice)
@@ -140,7 +145,7 @@ def parse_size(text: str) -> int:
 
 
 def _prepared_to_verify(plan: "Plan") -> "Plan":
-    """Refuse beforehand what would fail after minutes of writing."""
+    """Refuse now what would fail after minutes of writing."""
     from importlib.util import find_spec
 
     from ghostvis_cli.convert.memory import fitted

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import ExitCode, UsageError
 from ghostvis_cli.version import SCHEMA_VERSION
 
@@ -28,19 +29,15 @@ EXAMPLES = """Examples:
 
 
 @app.command(epilog=EXAMPLES)
-@options.shared(options.MODEL, options.ANY_ENGINE, options.PROFILE, options.JSON)
-def doctor(
-    ctx: typer.Context,
-    run: Annotated[
-        bool, typer.Option("--run/--no-run", help="Ask the model for text and about an image.")
-    ] = True,
-    time_limit: Annotated[
-        float,
-        typer.Option("--time-limit", min=1, max=86_400, metavar="SECONDS", help="For everything together."),
-    ] = 60.0,
-    *,
-    json: bool,
-) -> None:
+@options.takes(
+    option(bool, "--run/--no-run", "Ask the model for text and about an image.", default=True),
+    option(float, "--time-limit SECONDS", "For everything together.", default=60.0, min=1, max=86_400),
+    options.MODEL,
+    options.ANY_ENGINE,
+    options.PROFILE,
+    options.JSON,
+)
+def doctor(ctx: typer.Context, *, run: bool, time_limit: float, json: bool) -> None:
     """Examine this machine, the settings and the model or server. Exit code 9 when something is wrong."""
     from ghostvis_cli.doctor import diagnose
 

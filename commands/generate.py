@@ -8,6 +8,7 @@ import typer
 
 from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import ExitCode, GhostvisError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -37,72 +38,46 @@ NOT_BESIDE_INPUT = {
 
 
 @app.command(epilog=EXAMPLES)
-@options.shared(
-    options.SYSTEM,
-    options.MODEL,
-    options.IMAGES_BACKGROUND,
-    options.SAMPLING,
-    options.ANY_ENGINE,
-    options.GPUS,
-    options.SCRIPTED,
+@options.takes(
+    option(list[str], "--prompt TEXT", "A prompt. Repeatable."),
+    option(Path, "--prompt-file FILE", "Read the prompt from a file."),
+    option(
+        list[str],
+        "--image -i SOURCE",
+        "Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt.",
+    ),
+    option(str, "--input FILE.jsonl", "Many prompts, one row a line; - is stdin.", name="input_file"),
+    option(str, "--output OUT.jsonl", "Where rows' results go; run again, it goes on.", name="output_file"),
+    option(int, "--concurrency N", "Rows in flight (default: the engine's).", min=1, max=4096),
+    option(bool, "--retry-errors", "Run rows again that failed in an earlier run."),
+    option(bool, "--raw", "Continue the text as it is, without chat markup."),
+    option(int, "--logprobs N", "Alternatives per token, in JSON only."),
+    option(bool | None, "--ignore-eos", "Do not stop where the model would."),
+    option(bool, "--jsonl", "One JSON object a line, one per prompt."),
+    option(bool | None, "--stream/--no-stream", "Show text as it comes (default: on a terminal)."),
+    option(bool, "--stats", "A line of statistics per answer, on stderr."),
+    options.ANSWERING,
 )
 def generate(
     ctx: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="- reads stdin.")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt. Repeatable.")
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")
-    ] = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            "-i",
-            metavar="SOURCE",
-            help="Path, - (stdin), data: or http(s) URL. Repeatable; goes to every prompt.",
-        ),
-    ] = None,
-    input_file: Annotated[
-        str | None,
-        typer.Option("--input", metavar="FILE.jsonl", help="Many prompts, one row a line; - is stdin."),
-    ] = None,
-    output_file: Annotated[
-        str | None,
-        typer.Option("--output", metavar="OUT.jsonl", help="Where rows' results go; run again, it goes on."),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(
-            "--concurrency", metavar="N", min=1, max=4096, help="Rows in flight (default: the engine's)."
-        ),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Run rows again that failed in an earlier run.")
-    ] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it is, without chat markup.")
-    ] = False,
-    logprobs: Annotated[
-        int | None, typer.Option("--logprobs", metavar="N", help="Alternatives per token, in JSON only.")
-    ] = None,
-    ignore_eos: Annotated[
-        bool | None, typer.Option("--ignore-eos", help="Do not stop where the model would.")
-    ] = None,
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line, one per prompt.")] = False,
-    stream: Annotated[
-        bool | None,
-        typer.Option("--stream/--no-stream", help="Show text as it comes (default: on a terminal)."),
-    ] = None,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="A line of statistics per answer, on stderr.")
-    ] = False,
     *,
+    prompt: list[str] | None,
+    prompt_file: Path | None,
+    image: list[str] | None,
+    input_file: str | None,
+    output_file: str | None,
+    concurrency: int | None,
+    retry_errors: bool,
+    raw: bool,
+    logprobs: int | None,
+    jsonl: bool,
+    stream: bool | None,
+    stats: bool,
     system: str | None,
     json: bool,
 ) -> None:
-    """TimedAnswer a prompt, with or without images."""
+    """Answer a prompt, with or without images."""
     options.guarded(ctx)
     resolved = options.resolve_profile(ctx)
     if json and jsonl:
@@ -223,7 +198,9 @@ async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", sho
             code = int(ExitCode.OK)
         else:
             code = await _answer_many(engine, requests, show)
-        output.notices(line for line in engine.info.notices if line not in told)  # learnt from the answers
+        output.notices(
+            line for line in engine.info.notices if line not in told
+        )  # known only after the answers
         return code
 
 
@@ -234,7 +211,7 @@ async def _answer_one(engine: "Engine", request: "GenerateRequest", show: _Show)
 
 
 async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show: _Show) -> int:
-    """A prompt that fails does not take the others with it: code 8, or its own code where none succeeded."""
+    """Each prompt fails for itself. Code 8 where some succeeded, else the first failure's code."""
     from ghostvis_cli.answer import ask
 
     quiet_show = _Show(records=show.records, stream=False, stats=show.stats)

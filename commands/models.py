@@ -16,12 +16,8 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
-@options.shared(options.HF, options.BASE_DIR, options.PROFILE, options.JSON)
-def models(
-    ctx: typer.Context,
-    *,
-    json: bool,
-) -> None:
+@options.takes(options.HF, options.BASE_DIR, options.PROFILE, options.JSON)
+def models(ctx: typer.Context, *, json: bool) -> None:
     """List the checkpoints found: source, tag, step, kind, parameters, size."""
     from ghostvis_cli import demo
     from ghostvis_cli.checkpoint import hub, locate

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.version import SCHEMA_VERSION
 
@@ -24,7 +25,7 @@ Name = Annotated[
 
 
 @app.command("list")
-@options.shared(options.JSON)
+@options.takes(options.JSON)
 def list_profiles(*, json: bool) -> None:
     """The profiles this directory sees, and where each is kept."""
     library = _library()
@@ -38,14 +39,13 @@ def list_profiles(*, json: bool) -> None:
 
 
 @app.command("show")
-@options.shared(options.PROFILE, options.JSON)
+@options.takes(
+    option(bool, "--origin", "Say behind each value where it is from."),
+    options.PROFILE,
+    options.JSON,
+)
 def show_profile(
-    name: Name = None,
-    origin: Annotated[bool, typer.Option("--origin", help="Say behind each value where it is from.")] = False,
-    *,
-    profile: str | None,
-    sets: list[str] | None,
-    json: bool,
+    name: Name = None, *, origin: bool, profile: str | None, sets: list[str] | None, json: bool
 ) -> None:
     """Every setting as a run would get it, secrets left out."""
     from ghostvis_cli.profile import resolve
@@ -65,7 +65,7 @@ def show_profile(
 
 
 @app.command("path")
-@options.shared()
+@options.takes()
 def path_of_profile(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The profile; else the directory.")
@@ -86,7 +86,7 @@ def path_of_profile(
 
 
 @app.command("validate")
-@options.shared(options.JSON)
+@options.takes(options.JSON)
 def validate_profiles(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Else every profile found.")] = None,
     *,
@@ -110,14 +110,17 @@ def validate_profiles(
 
 
 @app.command("init")
-@options.shared()
+@options.takes(
+    option(bool, "--project", "A ghostvis.yaml here, for everyone."),
+    option(str, "--extends NAME", "Profile to inherit from."),
+    option(bool, "--force", "Replace the file that is there."),
+)
 def begin_profile(
     name: Annotated[str, typer.Argument(help="Letters, digits and . _ -")],
-    project: Annotated[bool, typer.Option("--project", help="A ghostvis.yaml here, for everyone.")] = False,
-    extends: Annotated[
-        str | None, typer.Option("--extends", metavar="NAME", help="Profile to inherit from.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+    *,
+    project: bool,
+    extends: str | None,
+    force: bool,
 ) -> None:
     """Write a profile with every setting explained, and print its path."""
     from ghostvis_cli.profile.manage import begin

@@ -14,6 +14,7 @@ import typer
 
 from ghostvis_cli.addresses import is_host
 from ghostvis_cli.cli import options, output
+from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import EngineError, UsageError
 from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
 from ghostvis_cli.version import SCHEMA_VERSION
@@ -43,7 +44,47 @@ are answered.
 
 
 @app.command(epilog=EXAMPLES)
-@options.shared(
+@options.takes(
+    option(
+        str, "--host ADDRESS", f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key."
+    ),
+    option(int, "--port N", f"Port; 0 takes a free one ({DEFAULT.port}).", min=0, max=65535),
+    option(str, "--api-key-env NAME", "Variable that holds the key (GHOSTVIS_API_KEY)."),
+    option(str, "--served-model-name NAME", "The model's name in the API (default: its tag)."),
+    option(list[str], "--allow-image-host HOST", "Fetch images from this host too. Repeatable."),
+    option(
+        list[str],
+        "--cors-origin ORIGIN",
+        "Let web pages of this origin in besides this machine's, as https://a.example. Repeatable.",
+    ),
+    option(
+        list[str],
+        "--allowed-host NAME",
+        "Answer requests for this host name too; without a key only this machine's. Repeatable.",
+    ),
+    option(
+        float,
+        "--max-body-mb MIB",
+        f"Largest body, MiB ({DEFAULT.max_body_bytes // MIB}).",
+        min=0.001,
+        max=1_000_000,
+    ),
+    option(
+        int, "--max-waiting N", f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting}).", min=1
+    ),
+    option(
+        float,
+        "--drain-timeout SECONDS",
+        f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
+        min=0,
+    ),
+    option(
+        float,
+        "--ready-timeout SECONDS",
+        f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
+        min=1,
+    ),
+    option(str, "--restart WHEN", "on-failure: start SGLang again when it ends by itself; no (the default)."),
     options.MODEL,
     options.IMAGES_BACKGROUND,
     options.SERVED_SAMPLING,
@@ -60,98 +101,19 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="[-- SGLANG OPTIONS]", help="Passed to SGLang as they are."),
     ] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            "--host",
-            metavar="ADDRESS",
-            help=f"Address to listen on ({DEFAULT.host}); beyond this machine only with a key.",
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port", metavar="N", min=0, max=65535, help=f"Port; 0 takes a free one ({DEFAULT.port})."
-        ),
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the key (GHOSTVIS_API_KEY)."),
-    ] = None,
-    served_model_name: Annotated[
-        str | None,
-        typer.Option(
-            "--served-model-name", metavar="NAME", help="The model's name in the API (default: its tag)."
-        ),
-    ] = None,
-    allow_image_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-image-host", metavar="HOST", help="Fetch images from this host too. Repeatable."
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cors-origin",
-            metavar="ORIGIN",
-            help="Let web pages of this origin in besides this machine's, as https://a.example. Repeatable.",
-        ),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allowed-host",
-            metavar="NAME",
-            help="Answer requests for this host name too; without a key only this machine's. Repeatable.",
-        ),
-    ] = None,
-    max_body_mb: Annotated[
-        float | None,
-        typer.Option(
-            "--max-body-mb",
-            metavar="MIB",
-            min=0.001,
-            max=1_000_000,
-            help=f"Largest body, MiB ({DEFAULT.max_body_bytes // MIB}).",
-        ),
-    ] = None,
-    max_waiting: Annotated[
-        int | None,
-        typer.Option(
-            "--max-waiting",
-            metavar="N",
-            min=1,
-            help=f"Requests taken in at once; more get 429 ({DEFAULT.max_waiting}).",
-        ),
-    ] = None,
-    drain_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--drain-timeout",
-            metavar="SECONDS",
-            min=0,
-            help=f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
-        ),
-    ] = None,
-    ready_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--ready-timeout",
-            metavar="SECONDS",
-            min=1,
-            help=f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
-        ),
-    ] = None,
-    restart: Annotated[
-        str | None,
-        typer.Option(
-            "--restart",
-            metavar="WHEN",
-            help="on-failure: start SGLang again when it ends by itself; no (the default).",
-        ),
-    ] = None,
     *,
+    host: str | None,
+    port: int | None,
+    api_key_env: str | None,
+    served_model_name: str | None,
+    allow_image_host: list[str] | None,
+    cors_origin: list[str] | None,
+    allowed_host: list[str] | None,
+    max_body_mb: float | None,
+    max_waiting: int | None,
+    drain_timeout: float | None,
+    ready_timeout: float | None,
+    restart: str | None,
     json: bool,
     log_file: str | None,
     quiet: bool,
@@ -202,7 +164,7 @@ def serve(
 
 
 def _kind(profile: "Profile") -> Literal["local", "sglang"]:
-    """What serves: as asked for, else SGLang where it can, and a word about which."""
+    """What serves: the engine that was asked for, else SGLang where it can be used. Tells which."""
     from ghostvis_cli.sglang import runtime
 
     engine = profile.engine
@@ -232,7 +194,7 @@ def _api_key(profile: "Profile", variable: str | None) -> str | None:
 
 
 def _hosts(option: str, names: list[str] | None) -> tuple[str, ...]:
-    """As they are compared. What no request's host can be would never match, without a word."""
+    """Host names as they are compared. One that no request can have is refused, since it would never match."""
     for name in names or ():
         if not is_host(name):
             raise UsageError(f"{option} {name!r} is not a host's name", hint=f"{option} box.example")
@@ -258,7 +220,7 @@ def _log_to_stderr(quiet: bool, verbose: bool) -> None:
 
 
 def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, json: bool) -> None:
-    """The line on stdout. It means the same on every engine: requests are answered."""
+    """Print the line on stdout that says, for every engine, that requests are answered now."""
     if not json:
         output.answer(f"{url}\n")
         return
@@ -296,7 +258,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 
 
 def _serve_sglang(profile: "Profile", settings: ServerSettings, sglang: SGLangSettings, *, json: bool) -> int:
-    """Port, plug-in, directory, in this order: what costs least is found out first."""
+    """Check port, plug-in and directory in this order, the cheapest first."""
     from ghostvis_cli.convert import cache
     from ghostvis_cli.convert.directory import tag
     from ghostvis_cli.serve.listen import free_port

@@ -57,7 +57,7 @@ def create_sglang_engine(
     base_url: str | None = None,
     profile: str | None = None,
 ) -> "GhostVisSGLangEngine":
-    """Load a model (or connect to a server) by the seed's words. What is left out comes from the profile.
+    """Load a model (or connect to a server) by the words of training. What is left out comes from the profile.
 
     SGLang runs it where it is usable, else the local engine, whose `info.notices` then say why; a profile or
     variable that chooses an engine is obeyed. SGLang's first start for a checkpoint also converts it.
@@ -79,7 +79,7 @@ def create_sglang_engine(
 
 
 def _with_sglang(resolved: Resolved) -> Resolved:
-    """With the engine that this API is named for, where nobody chose one and it can be used; else why not."""
+    """With SGLang as the engine, where none was chosen and it can be used; else with a notice of why not."""
     engine = resolved.profile.engine
     if engine.kind == "auto" and engine.base_url is None:
         from ghostvis_cli.sglang.runtime import why_not
@@ -217,7 +217,7 @@ class GhostVisSGLangEngine:
             raise
 
     async def _shut_down(self) -> None:
-        """Close the engine, then let whoever waited for it hear about it before the loop ends."""
+        """Close the engine, and let requests that wait for it fail before the loop ends."""
         await self._engine.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
@@ -286,7 +286,7 @@ def _message(message: Mapping[str, str], images: Sequence[EncodedImage]) -> Mess
 
 
 async def _complete_all(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Completion]:
-    """All at once; where one fails, the others are cancelled and its error is raised."""
+    """Run all at once. Where one fails, the others are cancelled and its error is raised."""
     tasks = [asyncio.create_task(complete(engine, request)) for request in requests]
     try:
         return list(await asyncio.gather(*tasks))

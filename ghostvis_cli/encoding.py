@@ -68,7 +68,7 @@ def pieces_of(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _as_utf8(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """UTF-8 goes through as it is: a fault in it is told with its line."""
+    """UTF-8 is not converted, so that faults are told with their line."""
     pieces, start = iter(pieces), b""
     for piece in pieces:
         start += piece

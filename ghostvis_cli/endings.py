@@ -39,7 +39,7 @@ class Ended(SystemExit):
 
 
 class ReaderGone(SystemExit):
-    """Whoever read stdout has left."""
+    """The reader of stdout has closed it."""
 
     def __init__(self) -> None:
         super().__init__(int(ExitCode.READER_GONE))
@@ -50,7 +50,7 @@ Stop: TypeAlias = Callable[[Ending], None]
 
 @dataclass(frozen=True, eq=False)
 class _Need:
-    """A block that must be left first, and how it wants to be stopped, where it has a way of its own."""
+    """A block that must be left before the process ends, and how to stop it, where it has its own way."""
 
     stop: Stop | None
 
@@ -171,7 +171,7 @@ def is_free() -> bool:
 
 
 def ask_to_stop(ending: Ending) -> bool:
-    """For signal handlers. Whether what is under way has a way of its own, for which there is no hurry."""
+    """For signal handlers: ask what runs to stop. True where it has its own way to, which has no time limit."""
     own = _own_stop()
     if stop := own or _state.cancel:
         stop(ending)
@@ -181,6 +181,7 @@ def ask_to_stop(ending: Ending) -> bool:
 
 
 def can_stop() -> bool:
+    """Whether a signal can stop what runs now, rather than end the process."""
     return bool(_state.cancel or _own_stop())
 
 
@@ -190,5 +191,6 @@ def _own_stop() -> Stop | None:
 
 
 def undo_all() -> None:
+    """Undo what must not be left half done, the newest first."""
     for undo in reversed(_state.undo):
         undo()

@@ -1,17 +1,5 @@
 """The error tree and the exit codes: every failure a user can cause has a class, a code and a next step.
 
-GhostvisError
-├── UsageError        2   flags, profile
-├── InputError        3   image, prompt, JSONL row
-├── ModelError        4   checkpoint missing, damaged, unsafe, of an unsupported kind
-├── EngineError       5   not reachable, not installed, not ready in time; likewise a program that we need
-├── RequestError      6   the engine answered with an error, or cannot do what was asked
-├── MemoryLimitError  7   out of memory, or of what else the system allows; the hint says what to change
-├── CheckFailedError  9   a check said no, such as convert's comparison
-├── LockedError      10   another run holds --lock
-├── DeadlineError   124   --timeout passed
-└── OutputError       1   stdout can't be written, as on a full disk: no bug, no traceback
-
 A GhostvisError itself is a bug (1). Ctrl-C, SIGTERM and a reader that left are no errors: see cli/guard.py.
 """
 
@@ -47,64 +35,61 @@ class GhostvisError(Exception):
     code: ClassVar[ExitCode] = ExitCode.BUG
     kind: ClassVar[str] = "error"
 
+    def __init_subclass__(cls, *, code: ExitCode | None = None, kind: str | None = None) -> None:
+        cls.code, cls.kind = code or cls.code, kind or cls.kind
+
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
+    def record(self) -> dict[str, int | str | None]:
+        """As JSON records have it."""
+        return {"code": int(self.code), "kind": self.kind, "message": self.message, "hint": self.hint}
 
-class UsageError(GhostvisError):
-    code = ExitCode.USAGE
-    kind = "usage"
+
+class UsageError(GhostvisError, code=ExitCode.USAGE, kind="usage"):
+    """Options, arguments or a profile that can't be used."""
 
 
-class InputError(GhostvisError):
-    code = ExitCode.INPUT
-    kind = "input"
+class InputError(GhostvisError, code=ExitCode.INPUT, kind="input"):
+    """An image, a prompt or a row that can't be used."""
 
 
 class ContextLengthError(InputError):
     """Prompt and answer are more than the model has positions for."""
 
 
-class ModelError(GhostvisError):
-    code = ExitCode.MODEL
-    kind = "checkpoint"
+class ModelError(GhostvisError, code=ExitCode.MODEL, kind="checkpoint"):
+    """A checkpoint that is missing, damaged, unsafe or of an unsupported kind."""
 
 
-class EngineError(GhostvisError):
-    code = ExitCode.ENGINE
-    kind = "engine"
+class EngineError(GhostvisError, code=ExitCode.ENGINE, kind="engine"):
+    """An engine or a program that is not reachable, not installed or not ready in time."""
 
 
-class RequestError(GhostvisError):
-    code = ExitCode.REQUEST
-    kind = "request"
+class RequestError(GhostvisError, code=ExitCode.REQUEST, kind="request"):
+    """The engine answered with an error, or can't do what was asked."""
 
 
-class MemoryLimitError(GhostvisError):
-    code = ExitCode.MEMORY
-    kind = "memory"
+class MemoryLimitError(GhostvisError, code=ExitCode.MEMORY, kind="memory"):
+    """Out of memory or of what else the system limits; the hint says what to change."""
 
 
-class CheckFailedError(GhostvisError):
-    code = ExitCode.CHECK_FAILED
-    kind = "check"
+class CheckFailedError(GhostvisError, code=ExitCode.CHECK_FAILED, kind="check"):
+    """A check said no, such as the comparison of convert."""
 
 
-class LockedError(GhostvisError):
-    code = ExitCode.LOCKED
-    kind = "locked"
+class LockedError(GhostvisError, code=ExitCode.LOCKED, kind="locked"):
+    """Another run holds --lock."""
 
 
-class DeadlineError(GhostvisError):
-    code = ExitCode.TIMEOUT
-    kind = "timeout"
+class DeadlineError(GhostvisError, code=ExitCode.TIMEOUT, kind="timeout"):
+    """--timeout has passed."""
 
 
-class OutputError(GhostvisError):
-    code = ExitCode.BUG
-    kind = "output"
+class OutputError(GhostvisError, code=ExitCode.BUG, kind="output"):
+    """What was to be written could not be, as on a full disk: no bug, no traceback."""
 
 
 LOWER = (
@@ -147,5 +132,6 @@ def printable(name: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """What an exception says, on one line that a terminal can show."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return printable(" ".join(text.split()))

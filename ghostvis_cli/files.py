@@ -55,7 +55,7 @@ def write(
     try:
         with writing as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
             file.writelines((content,) if isinstance(content, bytes) else content)
-    except OSError as error:  # it may name the temporary file, which nobody knows
+    except OSError as error:  # it may name the temporary file, which means nothing to the user
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
@@ -162,7 +162,7 @@ def _opened(place: Path) -> int:
             if error.errno != errno.ENXIO or not place.is_fifo():
                 raise
             if time.monotonic() > until:
-                raise OSError(errno.ENXIO, "nobody reads this FIFO", str(place)) from error
+                raise OSError(errno.ENXIO, "no process reads this FIFO", str(place)) from error
             time.sleep(0.02)
         else:
             os.set_blocking(descriptor, True)
@@ -179,11 +179,11 @@ def _temporary(path: Path, mode: int) -> tuple[int, Path]:
         descriptor = os.open(temporary, flags, mode)
         if lock(descriptor) and os.fstat(descriptor).st_nlink:
             return descriptor, temporary
-        os.close(descriptor)  # somebody swept before it was locked
+        os.close(descriptor)  # another process removed it before it was locked
 
 
 def lock(descriptor: int) -> bool:
-    """False where another process has it. A file system without locks is as if nobody had."""
+    """False where another process has it. True on a file system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

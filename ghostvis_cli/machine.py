@@ -32,6 +32,6 @@ def read_memory() -> Memory | None:
 
 
 def _reclaimable(stat: Path) -> int:
-    """Files that the kernel keeps in memory while nobody else wants it: they count as used, and are not."""
+    """Bytes of cached files, which count as used and are given up when memory is needed."""
     rows = (line.split() for line in stat.read_text().splitlines())
     return next((int(row[1]) for row in rows if row[0] == "inactive_file"), 0)

@@ -44,6 +44,7 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def directory(kind: Kind, env: Mapping[str, str] = os.environ) -> Path | None:
+    """Our directory of one kind, from our variable, XDG's or the home; None without a home."""
     if own := env.get(variable(kind)):
         return expanded(own)
     xdg, below_home = PLACES[kind]

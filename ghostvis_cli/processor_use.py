@@ -6,7 +6,7 @@ Of Linux alone, and of processes that this user may look at; of others nothing i
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,14 @@ TITLES = {
 }
 # What runs it: a module, or the script `sglang`; not what lies in a folder of that name, such as .venv-sglang.
 SGLANG = re.compile(r"^sglang\.\w|^ghostvis_cli\.sglang\.|(^|/)sglang$|/sglang/launch_server\.py$")
+REPLICAS = "replicas (docs/scaling.md)"
 FIXES = {
-    MAIN: "-- --tokenizer-worker-num 4, or replicas (docs/scaling.md)",
-    WORKER: "more of them (-- --tokenizer-worker-num 8), or replicas (docs/scaling.md)",
+    MAIN: f"-- --tokenizer-worker-num 4, or {REPLICAS}",
+    WORKER: f"more of them (-- --tokenizer-worker-num 8), or {REPLICAS}",
     DETOKENIZER: "answers in larger pieces (-- --stream-interval 8)",
-    SCHEDULER: "a GPU or a smaller model; replicas (docs/scaling.md)",
+    SCHEDULER: f"a GPU or a smaller model; {REPLICAS}",
 }
-LOCAL_FIX = "SGLang on a GPU, or replicas (docs/scaling.md)"
+LOCAL_FIX = f"SGLang on a GPU, or {REPLICAS}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Watch:
 
 def limit(uses: Iterable[Use]) -> Limit | None:
     """The process that fills a core, if one does."""
-    for use in sorted(uses, key=lambda each: each.busiest, reverse=True):
+    known = list(uses)
+    for use in sorted(known, key=lambda each: each.busiest, reverse=True):
         if use.role == MAIN and use.has_many_threads:
             message = (
                 f"the server's {use.role} ({use.pid}) takes {use.cores:.1f} cores for what one thread does"
@@ -100,8 +102,15 @@ def limit(uses: Iterable[Use]) -> Limit | None:
             message = (
                 f"the server's {use.role} ({use.pid}) fills a core: no request gets faster beside others"
             )
-            return Limit(message, FIXES[use.role] if use.is_sglang else LOCAL_FIX)
+            return Limit(message, _fix(use, known) if use.is_sglang else LOCAL_FIX)
     return None
+
+
+def _fix(use: Use, beside: Sequence[Use]) -> str:
+    """Beside tokenizer workers the main process passes on what they read, and more of them are no help to it."""
+    if use.role == MAIN and any(other.role == WORKER for other in beside):
+        return REPLICAS
+    return FIXES[use.role]
 
 
 def local_port(url: str) -> int | None:

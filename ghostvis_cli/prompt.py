@@ -29,6 +29,8 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Text:
+    """A piece of a message's text."""
+
     text: str
 
     def __post_init__(self) -> None:
@@ -37,6 +39,8 @@ class Text:
 
 @dataclass(frozen=True)
 class ImagePart:
+    """An image's place in a message."""
+
     image: "EncodedImage"
 
 

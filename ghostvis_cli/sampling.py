@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.errors import UsageError
 
-MOST_TOKENS = 1_000_000  # that anybody asks for
+MOST_TOKENS = 1_000_000  # more than any request needs
+# What a `Sampling` may hold; whole numbers where the range is one of whole numbers.
+RANGES: dict[str, tuple[int, int] | tuple[float, float]] = {
+    "max_tokens": (1, MOST_TOKENS),
+    "temperature": (0.0, 100.0),
+    "top_p": (1e-9, 1.0),
+    "top_k": (0, 1_000_000),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-3, 1e3),
+    "seed": (0, 2**63 - 1),
+    "logprobs": (0, 20),
+}
 
 
 class SamplingError(UsageError):
@@ -36,16 +47,9 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _whole("max_tokens", self.max_tokens, 1, MOST_TOKENS)
-        _number("temperature", self.temperature, 0, 100)
-        _number("top_p", self.top_p, 1e-9, 1)
-        _whole("top_k", self.top_k, 0, 1_000_000)
-        _number("min_p", self.min_p, 0, 1)
-        _number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        if self.seed is not None:
-            _whole("seed", self.seed, 0, 2**63 - 1)
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, 20)
+        for name, (low, high) in RANGES.items():
+            if (value := getattr(self, name)) is not None or name not in ("seed", "logprobs"):
+                (_whole if isinstance(low, int) else _number)(name, value, low, high)
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
             raise SamplingError("stop", "stop is not a tuple of strings")
         if not all(self.stop):
@@ -54,7 +58,7 @@ class Sampling:
             well_formed(text, "a stop string")
 
 
-def _whole(name: str, value: object, low: int, high: int) -> None:
+def _whole(name: str, value: object, low: float, high: float) -> None:
     if type(value) is not int:
         raise SamplingError(name, f"{name} is {value!r}, not a whole number")
     if not low <= value <= high:

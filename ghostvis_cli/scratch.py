@@ -36,7 +36,7 @@ def _made() -> tuple[Path, int]:
     while True:
         place = Path(tempfile.mkdtemp(prefix=PREFIX))
         if (lock := _locked(place)) is not None and place.exists():
-            return place, lock  # else somebody swept before it was locked
+            return place, lock  # else another process removed it before it was locked
 
 
 def sweep() -> None:

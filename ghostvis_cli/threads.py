@@ -1,4 +1,4 @@
-"""Work in other threads, none of which holds up whoever leaves."""
+"""Work in threads that do not hold up the end of the process."""
 
 import threading
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ def too_small_to_share(parameters: int) -> bool:
 
 
 class Impatient(ThreadPoolExecutor):
-    """An executor for an event loop whose end does not wait for weights that are still being read."""
+    """An executor whose shutdown does not wait for running work, such as reading weights."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait=False, cancel_futures=True)
@@ -34,11 +34,11 @@ def require_loop() -> None:
 
 
 def in_daemon_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
-    """The result of blocking `work`, for the running event loop. Cancelling ends the wait alone."""
+    """The result of blocking `work`, for the running event loop. Cancelling ends the wait, not the work."""
     import asyncio
 
     future: Future[T] = Future()
-    future.set_running_or_notify_cancel()  # from here on it can be given a result, whoever still waits
+    future.set_running_or_notify_cancel()  # from here on it takes a result, even where the wait was cancelled
 
     def run() -> None:
         try:

@@ -1,6 +1,6 @@
 """An image's transparent parts -> the ground they are laid on. Needs Pillow and nothing else of this project.
 
-What colours lie hidden under alpha is an accident of the program that drew the image: nobody ever saw them.
+The colours under transparent pixels are an accident of the program that wrote the image.
 """
 
 import re

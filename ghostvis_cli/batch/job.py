@@ -25,7 +25,7 @@ FAILURES_TOLD = 5
 
 @dataclass(frozen=True)
 class Job:
-    """`output` None or `-` is stdout: whole records as they come, and nothing to go on with another time.
+    """`output` None or `-` is stdout: records are written as they come, and the run can't be resumed.
 
     So is a pipe or a device, such as /dev/stdout or what a shell makes of >(...).
     """
@@ -38,7 +38,7 @@ class Job:
 
 
 class Reporter(Protocol):
-    """How a job speaks. The module cli.output is one."""
+    """Where a job reports to. The module cli.output is one."""
 
     def notice(self, text: str, /) -> None: ...
     def detail(self, text: str, /) -> None: ...

@@ -151,7 +151,7 @@ class Journal:
             self._size += len(content)
 
     def close(self) -> None:
-        """Unlock. A file that nothing was written to goes again."""
+        """Unlock, and remove a file that nothing was written to."""
         with self._in_use:
             if not self._size:
                 with suppress(OSError):
@@ -160,7 +160,7 @@ class Journal:
             self._descriptor = -1
 
     def _entries(self, progress: Progress) -> Iterator[_Entry]:
-        """Every record; a torn last line is cut off first. A broken line before others is not our doing."""
+        """Every record. A torn last line is cut off first; a broken line elsewhere is an error."""
         whole = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):

@@ -65,7 +65,7 @@ class Manifest:
 
 
 def plain_settings(settings: RunSettings) -> dict[str, Any]:
-    """As JSON will give them back."""
+    """The settings as they come back from JSON."""
     plain: dict[str, Any] = json.loads(_dump(asdict(settings)))
     return plain
 

@@ -16,23 +16,19 @@ from ghostvis_cli.errors import InputError, UsageError
 from ghostvis_cli.profile.settings import keys
 from ghostvis_cli.profile.values import from_python, nearest, shown
 from ghostvis_cli.prompt import ImagePart, Message, Role, Text, with_line_breaks
-from ghostvis_cli.serve.openai_fields import BODY, IMAGE_PART, IMAGE_URL, MESSAGE, TEXT_PART, Known
-from ghostvis_cli.serve.openai_types import ROLES
 
 if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
+    from ghostvis_cli.openai import schema
 
 Json: TypeAlias = Mapping[str, Any]
 SAMPLING = tuple(each.name for each in fields(Sampling))
 PROMPT_FIELDS = ("prompt", "messages", "images", "system", *SAMPLING)
 OPENAI_FIELDS = ("custom_id", "method", "url", "body")
 CHAT_URL, TEXT_URL = "/v1/chat/completions", "/v1/completions"
+KINDS: dict[object, "schema.Kind"] = {CHAT_URL: "chat", TEXT_URL: "text"}
 # What a row answers in another way than a server does, or not at all.
-NOT_HERE = {"stream": (False,), "n": (1,), "return_token_ids": (False,)}
-BODIES = {
-    url: replace(known, read=known.read - set(NOT_HERE), neutral={**known.neutral, **NOT_HERE})
-    for url, known in ((CHAT_URL, BODY["chat"]), (TEXT_URL, BODY["text"]))
-}
+NOT_HERE = {"stream": False, "n": 1, "return_token_ids": False}
 SEEDS = 2**63
 
 
@@ -54,6 +50,8 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Turn:
+    """One message of a row."""
+
     role: Role
     parts: tuple[Text | ImageSource, ...]
 
@@ -95,14 +93,11 @@ def _loaded(part: Text | ImageSource, load: "Callable[[str], EncodedImage]") -> 
 
 def read_row(line: bytes, index: int, line_number: int, settings: RunSettings) -> Row:
     """The row a line holds. One without an id is known by its line's number."""
-    row = _parse(line)
-    openai = "custom_id" in row or "body" in row
-    name, given, raw = _openai(row) if openai else _short(row, settings.raw)
-    row_id = _id(row, name, line_number)
-    sampling = _sampling(given, settings.sampling, index)
-    if raw:
-        return _checked(Row(index, row_id, sampling, prompt=_prompt(given)))
-    return _checked(Row(index, row_id, sampling, turns=_turns(given, settings.system)))
+    values = _parse(line)
+    openai = "custom_id" in values or "body" in values
+    row_id = _id(values, "custom_id" if openai else "id", line_number)
+    row = _openai(values, index, settings) if openai else _short(values, index, settings)
+    return _checked(replace(row, id=row_id))
 
 
 def _parse(line: bytes) -> Json:
@@ -146,46 +141,59 @@ def _checked(row: Row) -> Row:
 # --- the two forms
 
 
-def _short(row: Json, raw: bool) -> tuple[str, Json, bool]:
-    _known(row, ("id", *PROMPT_FIELDS))
-    if raw and (stray := [name for name in ("messages", "images", "system") if row.get(name)]):
-        raise InputError(f"{stray[0]} has no place with --raw, which continues a prompt as it is")
-    return "id", row, raw
+def _short(values: Json, index: int, settings: RunSettings) -> Row:
+    _known(values, ("id", *PROMPT_FIELDS))
+    given = {name: _setting(name, values[name]) for name in SAMPLING if values.get(name) is not None}
+    sampling = replace(_seeded(settings.sampling, index), **given)
+    if settings.raw:
+        if stray := [name for name in ("messages", "images", "system") if values.get(name)]:
+            raise InputError(f"{stray[0]} has no place with --raw, which continues a prompt as it is")
+        return Row(index, "", sampling, prompt=_prompt(values.get("prompt")))
+    return Row(index, "", sampling, _turns(values, settings.system))
 
 
-def _openai(row: Json) -> tuple[str, Json, bool]:
-    _known(row, OPENAI_FIELDS)
-    url, body = row.get("url"), row.get("body")
-    if row.get("method", "POST") != "POST":
-        raise InputError(f"method is POST, not {shown(str(row['method']))}")
-    if not isinstance(url, str) or url not in BODIES:
+def _turns(values: Json, default_system: str | None) -> tuple[Turn, ...]:
+    if (values.get("prompt") is None) == (values.get("messages") is None):
+        raise InputError("a row has either a prompt or messages")
+    own = values.get("system")
+    if own is not None and not isinstance(own, str):
+        raise InputError(f"system is text, not {_kind(own)}")
+    system = default_system if own is None else own
+    if values.get("messages") is None:
+        images = [ImageSource(_url(url, "images")) for url in _list(values, "images")]
+        return _complete([Turn("user", (*images, Text(_prompt(values.get("prompt")))))], system)
+    if values.get("images"):
+        raise InputError("images goes with a prompt; in messages an image is an image_url part of its turn")
+    from ghostvis_cli.openai import schema
+
+    messages = schema.read(schema.Conversation, {"messages": values["messages"]}).messages
+    if own and messages[0].speaker == "system":
+        raise InputError("system is there twice, as a field and as a message")
+    return _complete(_spoken(messages), system)
+
+
+def _openai(values: Json, index: int, settings: RunSettings) -> Row:
+    """`model` is the run's to choose."""
+    from ghostvis_cli.openai import schema
+
+    _known(values, OPENAI_FIELDS)
+    url, body = values.get("url"), values.get("body")
+    if values.get("method", "POST") != "POST":
+        raise InputError(f"method is POST, not {shown(str(values['method']))}")
+    if (kind := KINDS.get(url if isinstance(url, str) else None)) is None:
         raise InputError(f"url is {CHAT_URL} or {TEXT_URL}, not {shown(str(url))}")
     if not isinstance(body, dict):
         raise InputError(f"body is a JSON object, not {_kind(body)}")
-    return "custom_id", _body(body, url), url == TEXT_URL
-
-
-def _body(body: Json, url: str) -> Json:
-    """The body with OpenAI's spellings replaced by ours. `model` is the run's to choose."""
-    _allowed(BODIES[url], body, "body")
-    read = BODIES[url].read - {"model", "stream_options"}
-    given = {name: value for name, value in body.items() if value is not None and name in read}
-    if given.get("top_k") == -1:  # SGLang's way to say: all
-        given["top_k"] = 0
-    if (limit := given.pop("max_completion_tokens", None)) is not None:
-        given["max_tokens"] = limit
-    if url == CHAT_URL:
-        top = given.pop("top_logprobs", 0)
-        wanted = given.pop("logprobs", False)
-        if not isinstance(wanted, bool):
-            raise InputError(f"body.logprobs is true or false, not {_kind(wanted)}")
-        given |= {"logprobs": top} if wanted else {}
-    return given
-
-
-def _allowed(known: Known, values: Json, place: str) -> None:
-    if stray := known.stray(values, place):
-        raise InputError(stray.message)
+    asked = schema.read(schema.BODY[kind], body, "body")
+    for name, neutral in NOT_HERE.items():
+        if getattr(asked, name) not in (None, neutral):
+            raise InputError(f"body.{name} is not supported here")
+    sampling = asked.sampling(_seeded(settings.sampling, index))
+    if isinstance(asked, schema.ChatBody):
+        return Row(index, "", sampling, _complete(_spoken(asked.messages, "body."), settings.system))
+    if len(asked.prompt) > 1:
+        raise InputError("body.prompt is one text: a row has one answer")
+    return Row(index, "", sampling, prompt=_prompt(asked.prompt[0]))
 
 
 def _known(row: Json, names: Sequence[str]) -> None:
@@ -208,8 +216,7 @@ def _id(row: Json, name: str, line_number: int) -> str | int:
     return value
 
 
-def _prompt(row: Json) -> str:
-    value = row.get("prompt")
+def _prompt(value: object) -> str:
     if value is None:
         raise InputError("there is no prompt")
     if not isinstance(value, str):
@@ -219,12 +226,9 @@ def _prompt(row: Json) -> str:
     return value
 
 
-def _sampling(row: Json, default: Sampling, index: int) -> Sampling:
-    """A seed for the run becomes one for each row, so that an answer does not depend on its neighbours."""
-    given = {name: _setting(name, row[name]) for name in SAMPLING if row.get(name) is not None}
-    if default.seed is not None:
-        given.setdefault("seed", (default.seed + index) % SEEDS)
-    return replace(default, **given) if given else default
+def _seeded(default: Sampling, index: int) -> Sampling:
+    """A seed of each row's own, made from the run's, so that an answer does not depend on other rows."""
+    return default if default.seed is None else replace(default, seed=(default.seed + index) % SEEDS)
 
 
 def _setting(name: str, value: object) -> Any:
@@ -241,65 +245,28 @@ def _sampling_keys() -> dict[str, Any]:
     return {name: keys()[f"sampling.{name}"] for name in SAMPLING}
 
 
-def _turns(row: Json, system: str | None) -> tuple[Turn, ...]:
-    if (row.get("prompt") is None) == (row.get("messages") is None):
-        raise InputError("a row has either a prompt or messages")
-    if row.get("messages") is None:
-        images = [ImageSource(_url(url, "images")) for url in _list(row, "images", or_none=True)]
-        turns = [Turn("user", (*images, Text(_prompt(row))))]
-    elif row.get("images"):
-        raise InputError("images goes with a prompt; in messages an image is an image_url part of its turn")
-    else:
-        turns = [_turn(each, f"messages[{n}]") for n, each in enumerate(_list(row, "messages"))]
-    own = row.get("system")
-    if own is not None and not isinstance(own, str):
-        raise InputError(f"system is text, not {_kind(own)}")
-    if turns[0].role == "system":
-        if own:
-            raise InputError("system is there twice, as a field and as a message")
-    elif text := system if own is None else own:
-        turns.insert(0, Turn("system", (Text(text),)))
+def _complete(turns: list[Turn], system: str | None) -> tuple[Turn, ...]:
+    if system and turns[0].role != "system":
+        turns.insert(0, Turn("system", (Text(system),)))
     if turns[-1].role != "user":
         raise InputError("the last message is the user's: it is what the model answers")
     return tuple(turns)
 
 
-def _turn(message: object, name: str) -> Turn:
-    if not isinstance(message, dict):
-        raise InputError(f"{name} is a JSON object, not {_kind(message)}")
-    _allowed(MESSAGE, message, name)
-    role = ROLES.get(str(message.get("role")))
-    if role is None:
-        raise InputError(f"{name}.role is one of {', '.join(ROLES)}, not {shown(str(message.get('role')))}")
-    content = message.get("content")
-    if isinstance(content, str):
-        parts: tuple[Text | ImageSource, ...] = (Text(content),)
-    else:
-        entries = enumerate(_list(message, "content", f"{name}."))
-        parts = tuple(_part(entry, role, f"{name}.content[{n}]") for n, entry in entries)
+def _spoken(messages: "Sequence[schema.Message]", place: str = "") -> list[Turn]:
+    return [_turn(message, f"{place}messages[{number}]") for number, message in enumerate(messages)]
+
+
+def _turn(message: "schema.Message", name: str) -> Turn:
+    parts = tuple(
+        Text(part.text)
+        if part.type == "text"
+        else ImageSource(_url(part.image_url.url, f"{name}.content[{n}]"))
+        for n, part in enumerate(message.content)
+    )
     if not any(isinstance(part, ImageSource) or part.text.strip() for part in parts):
         raise InputError(f"{name}.content is empty")
-    return Turn(role, parts)
-
-
-def _part(entry: object, role: Role, name: str) -> Text | ImageSource:
-    part = entry if isinstance(entry, dict) else {}
-    match part.get("type"):
-        case "text":
-            _allowed(TEXT_PART, part, name)
-            if not isinstance(part.get("text"), str):
-                raise InputError(f"{name}.text is text, not {_kind(part.get('text'))}")
-            return Text(part["text"])
-        case "image_url" if role == "user":
-            _allowed(IMAGE_PART, part, name)
-            image = part.get("image_url")
-            _allowed(IMAGE_URL, image if isinstance(image, dict) else {}, f"{name}.image_url")
-            return ImageSource(
-                _url(image.get("url") if isinstance(image, dict) else image, f"{name}.image_url")
-            )
-        case "image_url":
-            raise InputError(f"{name}: an image belongs to a user's message")
-    raise InputError(f'{name} is an object of type "text" or "image_url"')
+    return Turn(message.speaker, parts)
 
 
 def _url(value: object, name: str) -> str:
@@ -310,15 +277,11 @@ def _url(value: object, name: str) -> str:
     return value
 
 
-def _list(row: Json, name: str, path: str = "", *, or_none: bool = False) -> list[Any]:
-    value = row.get(name)
-    if value is None and or_none:
-        return []
-    if not isinstance(value, list):
-        raise InputError(f"{path}{name} is a list, not {_kind(value)}")
-    if not value and not or_none:
-        raise InputError(f"{path}{name} is empty")
-    return value
+def _list(values: Json, name: str) -> list[Any]:
+    value = values.get(name)
+    if not isinstance(value, list | None):
+        raise InputError(f"{name} is a list, not {_kind(value)}")
+    return value or []
 
 
 def _kind(value: object) -> str:

@@ -98,7 +98,7 @@ def _line(record: dict[str, Any]) -> bytes:
 class Batch:
     """One run over the rows that are left.
 
-    An error that is a row's own becomes its record. An EngineError is nobody's: the row is left for the next
+    An error of a row is recorded for it. An EngineError is not the row's fault: the row is left for the next
     run, and several in a row end this one.
     """
 
@@ -165,7 +165,7 @@ class Batch:
             except GhostvisError as error:
                 if error.code in FATAL:
                     raise
-                await self._record(row, {"error": _plain(error)}, int(error.code))
+                await self._record(row, {"error": error.record()}, int(error.code))
                 self.on_failure(row, error)
             else:
                 self._engine_errors = 0
@@ -188,7 +188,7 @@ class Batch:
         return answer
 
     def _filters(self) -> bool:
-        """Whether an answer that was cut short may be what a content filter left of it: nobody else's are."""
+        """Whether a content filter may have cut the answer short: only plain OpenAI servers have one."""
         server = self.engine.server
         return server is not None and server.kind == "openai"
 
@@ -202,10 +202,6 @@ class Batch:
         self._engine_errors += 1
         if self._engine_errors >= ENGINE_ERRORS_IN_A_ROW:
             raise error
-
-
-def _plain(error: GhostvisError) -> dict[str, Any]:
-    return {"code": int(error.code), "kind": error.kind, "message": error.message, "hint": error.hint}
 
 
 def _duration(seconds: float) -> str:

@@ -33,6 +33,7 @@ class Condition:
 
 
 def condition(text: str) -> Condition:
+    """A condition of --fail-if from its text, such as "ttft_p95>+5%". UsageError where it is none."""
     found = CONDITION.fullmatch(text)
     if found is None:
         raise UsageError(f"--fail-if {text!r} is not of the form METRIC>+N%", hint="--fail-if 'ttft_p95>+5%'")
@@ -57,7 +58,7 @@ def judged(check: Condition, comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _judgeable(check: Condition, finding: Finding) -> None:
-    """A check that can't fail is worse than none, so it is an error."""
+    """Refuse a check that can never fail."""
     if finding.verdict == "too few repeats":
         raise InputError(
             f"--fail-if {check.text} can't be judged by {finding.repeats} repeats",

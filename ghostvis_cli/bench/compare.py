@@ -1,6 +1,6 @@
 """Two reports -> a verdict per metric: better, worse, or no evidence. Decides; rendering is compare_text's.
 
-Whatever was measured, B against A. Reports of unlike work are refused, since no arithmetic makes them comparable.
+Compares B with A. Reports of different workloads are refused: their figures can't be compared.
 A verdict needs an interval that leaves out "no change"; see stats.py for where intervals come from, and
 benchmarks/bench_verdicts.py for how often they are wrong. Two runs made one after the other also differ by what
 became of the machine in between, which no number of repeats can show: each interval is wider by as much as a fixed
@@ -32,7 +32,7 @@ HEADLINES = (
 LEAST_PAIRS = 8
 UNSTEADY = 0.05
 STEADIER = 3  # times the machine's spread over a metric's, from which on the metric is not the machine's
-# Runs shall tell a change of 10 % of what most people look at first; where they can't, a note says what would.
+# Of these metrics a change of 10 % should be detectable; where it is not, a note says what would make it so.
 FIRST_LOOKED_AT, WORTH_TELLING = ("requests_per_s", "e2e_p50"), 0.10
 
 
@@ -76,6 +76,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Two sides, what was found of each metric, and notes for people."""
+
     a: Side
     b: Side
     findings: tuple[Finding, ...]
@@ -201,7 +203,7 @@ def _loads(a: Side, b: Side) -> list[tuple[Load, Load]]:
 
 
 def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding | None:
-    """None where a side has no such figure, or nothing of the kind happened on either."""
+    """What is found of one metric; None where a side lacks it or it is 0 on both."""
     left, right = a.values(first, name), b.values(second, name)
     if not left or not right or not any((*left.values(), *right.values())):
         return None
@@ -242,7 +244,7 @@ def _absolute(a: Sequence[float], b: Sequence[float], paired: bool) -> Interval:
 
 
 def _depends_on_machine(name: str) -> bool:
-    """Times and rates do; tokens, shares and memory do not."""
+    """Whether a metric depends on the machine's speed: times and rates do, tokens, shares and memory do not."""
     return metric(name).unit in ("s", "1/s")
 
 
@@ -268,7 +270,7 @@ def _drift(a: Side, b: Side, first: Load, second: Load, most: float) -> float:
 
 
 def _spread(values: Sequence[float]) -> float:
-    """The standard deviation of their logarithms."""
+    """The standard deviation of the values' logarithms."""
     return stats.deviation([math.log(value) for value in values])
 
 
@@ -346,7 +348,7 @@ def _reach(finding: Finding) -> float:
 
 
 def _circumstances(a: Side, b: Side) -> Iterator[tuple[str, Any, Any]]:
-    """What may differ because it is what is compared, and is worth knowing because it may not be."""
+    """(name, a, b) of the two set-ups: what differs may be what is compared, or an accident."""
     for name in ("kind", "device", "dtype", "layout", "server"):
         yield name, getattr(a.card, name), getattr(b.card, name)
     for part in ("machine", "versions"):

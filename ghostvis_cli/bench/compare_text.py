@@ -49,11 +49,12 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """One line, since a second one would end the row or the list."""
+    """Text on one line: a second line would end the row or the list."""
     return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def record(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Comparisons as --json prints them."""
     return [
         {
             "a": comparison.a.name,
@@ -66,7 +67,7 @@ def record(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
-    """JSON has no infinity: ends that are not known are null."""
+    """A finding as JSON, where infinite ends of intervals are null."""
     change: dict[str, Any] = asdict(finding.change)
     if not finding.change.known:
         change |= {"low": None, "high": None}
@@ -111,7 +112,7 @@ def _named(figures: Any) -> list[str]:
 
 
 def _unit(name: str) -> str:
-    """benchstat scales what ends in sec, B or /s by itself."""
+    """benchstat itself scales units that end in sec, B or /s."""
     base = name.removesuffix("_per_s").replace("_", "-")
     match metric(name).unit:
         case "s":

@@ -17,7 +17,7 @@ LONGEST_NAME = 240  # bytes, of 255: what is not yet whole lies beside under a l
 
 
 def check_place(path: Path | None) -> None:
-    """Before an hour of measuring, not after it. UsageError where a report could not be written to `path`."""
+    """Check, before measuring for an hour, that a report can be written to `path`. UsageError where it can't."""
     if path is None:
         return
     name = printable(str(path))
@@ -39,7 +39,7 @@ def check_place(path: Path | None) -> None:
 
 
 def _is_writable(path: Path) -> bool:
-    """A FIFO, a device and a stream need only be writable themselves; a file's folder gets a new one."""
+    """Whether `path` can be written: a FIFO, a device or a stream itself, a file by its folder."""
     try:
         place = files.target(path)
     except OSError:
@@ -54,7 +54,7 @@ def kind(path: Path) -> str:
 
 
 def save(report: Report, path: Path) -> None:
-    """Write what KINDS lists, whole or not at all. OutputError where the disk says no."""
+    """Write the report in the form of its ending, whole or not at all. OutputError where that fails."""
     check_place(path)
     written = _written(report, kind(path))
     try:

@@ -1,4 +1,4 @@
-"""A report as one HTML page: figures, charts, and where they come from. It asks nobody for anything.
+"""A report as one HTML page: figures, charts, and where they come from. It loads nothing.
 
 No script, no font, no image from elsewhere: a policy in its head forbids them, so that the page can be mailed,
 archived and opened in ten years. Light and dark follow the reader's system.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.page_style import STYLE
-from ghostvis_cli.bench.report import RATES, prefix_section
+from ghostvis_cli.bench.report import RATES, prefix_section, round_cells
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, Record, Report, Run, Summary
 from ghostvis_cli.bench.stats import median, percentile_of_ordered
 from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot, stacked
@@ -258,7 +258,7 @@ def _timeline(report: Report) -> Figure | None:
 
 
 def _left_out(report: Report) -> str:
-    """More curves than colours can't be told apart."""
+    """A remark where not all curves are drawn: there are only so many colours."""
     count = len(report.summaries)
     return f" The first {MOST_SERIES} of {count} are drawn." if count > MOST_SERIES else ""
 
@@ -363,16 +363,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
     rows: list[Sequence[str]] = [
         ("", "questions", "vision tokens asked for", "computed", "ratio", "KV asked for", "KV computed")
     ]
-    for each in rounds:
-        memory = [
-            "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
-            for key in ("kv_asked_bytes", "kv_computed_bytes")
-        ]
-        asked, computed = (
-            NOT_REPORTED if each[key] is None else digits(each[key]) for key in ("asked", "computed")
-        )
-        ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
-        rows.append((each["name"], digits(each["questions"]), asked, computed, ratio, *memory))
+    rows += [(each["name"], digits(each["questions"]), *round_cells(each)) for each in rounds]
     per_token = rounds[0]["kv_token_bytes"]
     told = f"{per_token:,} bytes a token" if per_token else "the model's bytes per token are not known"
     return _table(rows, f"Keys and values: {told}")

@@ -53,7 +53,7 @@ class Job:
 
 
 class Reporter(Protocol):
-    """How a job speaks. The module cli.output is one."""
+    """Where a job reports to. The module cli.output is one."""
 
     def notice(self, text: str, /) -> None: ...
     def progress(self, line: Callable[[], str], /) -> AbstractAsyncContextManager[None]: ...
@@ -62,7 +62,7 @@ class Reporter(Protocol):
 async def run_job(
     job: Job, profile: "Profile", reporter: Reporter, kept: ExitStack
 ) -> tuple[Report, Interruption | None]:
-    """Measure everything the job asks for, on engines of its own. Cut short, what was measured by then, if any.
+    """Measure everything the job asks for, on engines that it starts. Interrupted: what was measured so far.
 
     Until `kept` is left, what would end the run waits for the report to be written.
     """
@@ -147,13 +147,13 @@ def _cut_short(cut: Interruption, runs: Sequence[Run], planned: int) -> str:
 
 
 def _without_rests(runs: Sequence[Run]) -> list[Run]:
-    """A run that was cut short counts only where its engine has no whole one at that load."""
+    """The runs without interrupted ones, except where an engine has no complete run at that load."""
     whole = {(run.engine, run.load) for run in runs if not run.cut_short}
     return [run for run in runs if not run.cut_short or (run.engine, run.load) not in whole]
 
 
 def engine_profiles(job: Job, profile: "Profile") -> dict[str, "Profile"]:
-    """What each engine is set to, by the name it is measured under. No request is ever repeated."""
+    """The profile of each engine, by the name it is measured under, with retries off."""
     settings = replace(profile.engine, retries=0)
     own = job.engines or ((settings.chosen_kind,) if not job.against or settings.base_url else ())
     if unknown := [name for name in own if name not in KINDS]:
@@ -192,7 +192,7 @@ def make_workload(job: Job, profile: "Profile", plan: Plan) -> Workload:
 
 
 def _announced(job: Job, work: Workload, plan: Plan) -> str:
-    """What is about to be asked, and how answers end: nobody should have to guess."""
+    """Lines about what will be sent, and how answers end."""
     runs = f"{plan.rounds} runs" if plan.rounds > 1 else "1 run"
     size = f"{len(work.rounds[0]):,} requests" if plan.duration_s is None else f"{plan.duration_s:g} s"
     end = (
@@ -204,7 +204,7 @@ def _announced(job: Job, work: Workload, plan: Plan) -> str:
 
 
 def exit_code(runs: Iterable[Run]) -> int:
-    """Done; partly done; or the code of what went wrong most, where nothing succeeded."""
+    """0, or 8 where some requests failed, or the code of the most frequent failure where all did."""
     done = failed = 0
     kinds: dict[str, int] = {}
     for run in runs:
@@ -221,7 +221,7 @@ def exit_code(runs: Iterable[Run]) -> int:
 
 
 def _allow_connections() -> None:
-    """Each request in flight is an open file, and shells allow some 1,024 where the system allows far more."""
+    """Raise the limit of open files: each request in flight is one, and shells allow some 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -235,13 +235,13 @@ def _is_here(profile: "Profile") -> bool:
 
 
 def _port(profile: "Profile") -> int | None:
-    """Of a server on this machine, whose processes can be looked at."""
+    """The port of a server on this machine, whose processes can be inspected; else None."""
     url = profile.engine.base_url
     return processor_use.local_port(url) if profile.engine.chosen_kind == "remote" and url else None
 
 
 def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:
-    """A tokenizer that cuts words up makes prompts longer than was asked for."""
+    """A note where prompts came out longer or shorter than was asked for, by the server's tokenizer."""
     length = job.spec.length
     if job.input is not None or job.spec.vision or job.spec.turns > 1 or job.spec.shared_prefix:
         return
@@ -256,7 +256,7 @@ def _lengths_off(job: Job, runs: Iterable[Run]) -> Iterable[str]:
 
 
 def _known_before(job: Job, runs: Iterable[Run], rows: int) -> Iterable[str]:
-    """The same command twice measures the cache of a server that still runs."""
+    """A note where a run's prompts were cached already, as when a command is repeated against a running server."""
     if job.input is not None or job.spec.turns > 1 or job.spec.shared_prefix:
         return
     for run in runs:

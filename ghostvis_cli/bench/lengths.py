@@ -12,7 +12,7 @@ NUMBER = r"(\d+(?:\.\d+)?)"
 NAMED_SIZES = {"360p": (640, 360), "720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160)}
 LARGEST_SIDE = 8192
 LONGEST = 1_000_000  # of a prompt or an answer, in tokens
-WIDEST = 10.0  # sigma of a lognormal length, whose exponential shall stay a number
+WIDEST = 10.0  # sigma of a lognormal length; its exponential must stay finite
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Length:
 
 
 def _bell(random: Random) -> float:
-    """Box and Muller, from random() alone: the only draw whose sequence Python promises for ever."""
+    """A normal draw by Box and Muller from random(), the only draw whose sequence Python guarantees."""
     return math.sqrt(-2 * math.log(1 - random.random())) * math.cos(2 * math.pi * random.random())
 
 

@@ -31,7 +31,7 @@ def utc_now() -> str:
 
 
 class Watch:
-    """Taken before the first run, asked after the last one."""
+    """What the machine did between the first run and the last."""
 
     def __init__(self, command: str, seed: int) -> None:
         self._command, self._seed = command, seed
@@ -105,7 +105,7 @@ def _ticks() -> dict[str, int]:
 
 
 def card(name: str, engine: "Engine", profile: "Profile") -> EngineCard:
-    """Who is measured, told after the run: an engine may learn about its server from the answers."""
+    """The engine's card, made after the run: an engine may learn about its server from the answers."""
     info = engine.info
     server = engine.server
     return EngineCard(
@@ -136,7 +136,7 @@ def _model_hash(engine: "Engine") -> str | None:
 
 
 def _profile_hash(profile: "Profile") -> str:
-    """Of every setting that can change a figure. Secrets are not in a profile, only where they are kept."""
+    """A hash of every setting that can change a figure. A profile holds no secrets."""
     settings = asdict(profile)
     for about_the_file in ("name", "description"):
         settings.pop(about_the_file)

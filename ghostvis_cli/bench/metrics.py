@@ -1,7 +1,7 @@
 """Records of requests -> figures, and figures of repeats -> estimates. Pure; docs/bench.md has every formula.
 
 Latencies count from the time a request was scheduled for. Where the client kept to its schedule that is when it
-was sent; where it did not, whoever waited has waited since then.
+was sent; where it did not, the wait before sending counts too.
 """
 
 import math
@@ -67,7 +67,7 @@ def chunk_gaps(record: Record) -> Iterator[float]:
 
 
 def token_gaps(record: Record) -> Iterator[float]:
-    """A chunk of k tokens counts k times a k-th of its gap. Nothing where tokens can't be told from chunks."""
+    """Seconds between tokens; a chunk of k gives k equal gaps. Empty where tokens per chunk are not known."""
     counts, sent = record.chunk_tokens, (record.completion_tokens or 0) - record.hidden_tokens
     if not any(counts) and len(record.chunk_s) == sent:
         counts = (1,) * len(record.chunk_s)
@@ -121,7 +121,7 @@ def _totals(done: Sequence[Record]) -> Figures:
 
 
 def _sum(counts: Sequence[int | None]) -> float | None:
-    """None where one of them was not reported: a sum of some would look like a sum of all."""
+    """The sum; None where a value was not reported."""
     known = [count for count in counts if count is not None]
     return float(sum(known)) if len(known) == len(counts) else None
 
@@ -184,7 +184,7 @@ def parse_slo(text: str) -> dict[str, float]:
 
 
 def within(record: Record, slo: Mapping[str, float]) -> bool:
-    """True if the request succeeded and met every objective. One token or none has no TPOT to miss."""
+    """Whether the request succeeded and met every objective. Without a second token there is no TPOT to miss."""
     if record.error is not None:
         return False
     values = {"ttft": ttft(record), "tpot": tpot(record), "e2e": e2e(record)}

@@ -1,9 +1,9 @@
 """The proof of a prefix cache: the same image asked about twice, in pairs, on one server.
 
-    cold     a question about an image that nobody has seen: the vision tower runs, the whole prompt is read
+    cold     a question about a new image: the vision tower runs, the whole prompt is prefilled
     warm     another question about the same image, right after: what came before the question may be known
     flushed  with --flush, a third question after the server forgot its keys and values. SGLang's flush keeps the
-             image's embeddings, so between cold and flushed lies the tower, between flushed and warm the reading
+             image's embeddings: cold - flushed is the tower's time, flushed - warm the prefill's
 
 Two witnesses: the server, who reports cached tokens, and our clock, which measures the time to the first token.
 The proof is that they agree. Pairs are interleaved, so what slows a machine down for a while slows both; one
@@ -79,7 +79,7 @@ class Pair:
 
     @property
     def saved(self) -> float:
-        """The share of the cold time that the warm request was spared."""
+        """The share of the cold time that the warm request saved."""
         return 1 - self.warm_s / self.cold_s if self.cold_s else 0.0
 
     @property
@@ -110,7 +110,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the pairs add up to. `saved` and `saved_s` are medians over pairs with 95 % intervals."""
+    """The result over all pairs. `saved` and `saved_s` are medians over pairs with 95 % intervals."""
 
     pairs: tuple[Pair, ...]
     rounds: tuple[Round, ...]
@@ -127,7 +127,7 @@ class Proof:
 
 @dataclass
 class Measured:
-    """What there is so far: what cuts a proof short leaves it."""
+    """What was measured so far, kept where the proof is interrupted."""
 
     pairs: list[Pair] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
@@ -197,7 +197,7 @@ async def _round(engine: Engine, rows: "_Rows", name: str) -> Round:
 
 
 async def _asked(engine: Engine, request: GenerateRequest) -> Record:
-    """One request. The record counts from its sending."""
+    """Run one request. Its record's times count from sending it."""
     started_s = now()
     first_s: float | None = None
     last = Chunk()
@@ -259,10 +259,10 @@ class _Subject:
     text: str
 
     def question(self) -> GenerateRequest:
-        """A question of its own: other words from its first one on, of the same number."""
+        """A question that differs from all others in its first word, and has as many words."""
         random = self.rows.random
         asked = f"{self.rows.words(QUESTION_WORDS)}. {random.choice(QUESTIONS)}"
-        # A copy: an engine in this process shall decode the image anew, as a server does.
+        # A copy, so that an engine in this process decodes the image again, as a server does.
         images = [] if self.image is None else [replace(self.image)]
         text = f"{self.text}\n\n{asked}" if self.text else asked
         return GenerateRequest((Message.of("user", text, images),), sampling=self.rows.sampling)

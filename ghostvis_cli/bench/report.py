@@ -11,7 +11,7 @@ from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, sho
 from ghostvis_cli.errors import InputError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-# In the table of rates, in this order; the others are counts, which a sentence tells better.
+# In the table of rates, in this order. The other figures are counts, told in a sentence.
 RATES = (
     "requests_per_s", "output_tokens_per_s", "input_tokens_per_s", "image_tokens_per_s", "goodput_per_s",
     "goodput_share", "cache_hit_rate", "mean_concurrency", "peak_memory_bytes", "mean_power_w",
@@ -97,7 +97,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def prefix_section(report: Report) -> Mapping[str, Any]:
-    """The proof of a report that may be anybody's: InputError where it is none."""
+    """The proof in a report that may come from anywhere. InputError where there is none."""
     from ghostvis_cli.bench import prefix
 
     section = report.extra["prefix"]
@@ -144,15 +144,20 @@ def _round_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
     head = f"{rounds[0]['questions']} questions, one image"
     yield head, "vision tokens asked for", "computed", "ratio", "KV memory asked for", "computed"
     for each in rounds:
-        ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
-        asked, computed = (
-            NOT_REPORTED if each[key] is None else digits(each[key]) for key in ("asked", "computed")
-        )
-        memory = [
-            "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
-            for key in ("kv_asked_bytes", "kv_computed_bytes")
-        ]
-        yield f"  {each['name']}", asked, computed, ratio, *memory
+        yield f"  {each['name']}", *round_cells(each)
+
+
+def round_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of one round of questions: vision tokens asked for and computed, their ratio, keys and values of both."""
+    asked, computed = (
+        NOT_REPORTED if each[key] is None else digits(each[key]) for key in ("asked", "computed")
+    )
+    ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
+    memory = [
+        "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
+        for key in ("kv_asked_bytes", "kv_computed_bytes")
+    ]
+    return (asked, computed, ratio, *memory)
 
 
 # --- CSV

@@ -71,7 +71,7 @@ class Target:
 
 @dataclass
 class Progress:
-    """For the line on the terminal."""
+    """How far the measurement is, for the progress line."""
 
     what: str = ""
     total: int | None = None
@@ -129,7 +129,7 @@ async def measure(
 
 
 async def warm_up(target: Target, items: Sequence[Item], load: Load, progress: Progress) -> None:
-    """Requests that nobody counts, as many in flight as will be. The first error where none succeeded."""
+    """Requests that are not measured, as many in flight. Raises the first error where none succeeded."""
     if not items:
         return
     client = Client(target, progress)
@@ -225,7 +225,7 @@ class Client:
     async def open(
         self, items: Sequence[Item], load: Load, offsets: Iterable[float], duration_s: float | None
     ) -> None:
-        """Requests at their times, whatever became of those before."""
+        """Send requests at their scheduled times, whether or not earlier ones have ended."""
         places = asyncio.Semaphore(load.concurrency) if load.concurrency else None
         ready = _ready(items, again=duration_s is not None)
         self._start_s = now()
@@ -271,7 +271,7 @@ class Client:
 
 
 async def _sleep_until(due_s: float) -> None:
-    """epoll wakes up to a tick late, so the last one is waited through awake, while others run."""
+    """Sleep until a time. epoll wakes up to a tick late, so the last tick is spent yielding to other tasks."""
     if (wait_s := due_s - now()) <= 0:
         return
     awake_s = TICK_S if wait_s > 2 * TICK_S else 0.0  # at shorter gaps nothing but waiting would be done
@@ -305,7 +305,7 @@ def _until(end_s: float, ready: Iterator[T]) -> Iterator[T]:
 
 @asynccontextmanager
 async def together() -> AsyncIterator[asyncio.TaskGroup]:
-    """Requests under way at once. What is no GhostvisError is a bug: it ends all of them, and is raised."""
+    """Run requests at once. An exception that is no GhostvisError is a bug: it ends all of them and is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
@@ -345,7 +345,7 @@ class LoopWatch:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A collection stops the loop for as long as there are objects to look at: after the run, not in it."""
+    """Collect garbage after the run, not in it: a collection stops the event loop."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

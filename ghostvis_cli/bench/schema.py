@@ -162,7 +162,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class EngineCard:
-    """Who was measured. `model_hash` and `profile_hash` are SHA-256 in hex, None where it can't be known."""
+    """The engine that was measured. `model_hash` and `profile_hash` are SHA-256 in hex, None where not known."""
 
     name: str  # as in Run.engine
     kind: str
@@ -207,6 +207,8 @@ class WorkloadSummary:
 
 @dataclass(frozen=True)
 class Report:
+    """What a run of bench writes: where, what, how, and every figure."""
+
     manifest: Manifest
     workload: WorkloadSummary
     engines: tuple[EngineCard, ...]
@@ -244,7 +246,7 @@ def from_json(document: Any) -> Report:
 
 
 def _check(report: Report) -> None:
-    """What types do not say."""
+    """Check what types do not say: engines and figures that exist."""
     cards = {card.name for card in report.engines}
     if not cards:
         raise InputError("report.engines is empty")
@@ -261,6 +263,7 @@ def to_text(report: Report) -> str:
 
 
 def read(path: Path) -> Report:
+    """A report from its JSON file. InputError where it is none, or of another version."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)

@@ -16,7 +16,7 @@ from itertools import combinations_with_replacement
 # A report holds a dozen metrics that mostly move together. At 99 % each, a table of them raises a false alarm
 # in fewer than one comparison of twenty; benchmarks/bench_verdicts.py counts.
 CONFIDENCE = 0.99
-# Runs where nobody chose: they find a change of 10 % where repeats vary by 2 % (bench_verdicts.py).
+# The default of runs: enough to find a change of 10 % where repeats vary by 2 % (bench_verdicts.py).
 REPEATS = 12
 MOST_REPEATS = 1_000  # that bench takes, and compare advises
 EXACT_UP_TO = 10_000  # pairs of values; beyond, the normal curve is the same to four digits
@@ -50,7 +50,7 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def percentile_of_ordered(ordered: Sequence[float], q: float) -> float:
-    """The same where the values are in order: sorting anew is what a million of them would feel."""
+    """As `percentile`, for values that are sorted already."""
     place = (len(ordered) - 1) * q / 100
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
@@ -81,9 +81,9 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """The middle of what the statistic comes to on samples drawn anew. The same values give the same interval.
+    """A bootstrap interval of a statistic. The same values give the same interval.
 
-    Too narrow for fewer than some eight values: there it covers 95 % by name and about 85 % in truth.
+    Too narrow for fewer than some eight values, where a 95 % interval covers about 85 %.
     """
     draw = random.Random(seed)
     outcomes = [statistic(draw.choices(values, k=len(values))) for _ in range(DRAWS)]
@@ -131,7 +131,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = CON
 
 
 def repeats_needed(confidence: float = CONFIDENCE) -> int:
-    """The least repeats on both sides with which `shift` can know anything: 4 at 95 %, 5 at 99 %."""
+    """The fewest repeats on both sides for which `shift` has a finite interval: 4 at 95 %, 5 at 99 %."""
     return next(n for n in range(1, 100) if 2 / math.comb(2 * n, n) <= 1 - confidence)
 
 

@@ -1,6 +1,6 @@
 """A piece of work that is always the same, timed around each repeat: how fast this machine was at that moment.
 
-Processors change speed: other people's programs, a neighbour on the same physical core, heat. Nothing that a
+Processors change speed: other programs, another thread on the same physical core, heat. Nothing that a
 process can ask tells of all of them, so it is measured. Comparing takes a change of the machine out of what it
 may call a change of the engine.
 """

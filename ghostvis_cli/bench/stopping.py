@@ -17,7 +17,7 @@ from ghostvis_cli.errors import one_line
 
 @dataclass(frozen=True)
 class Interruption:
-    """Why measuring ended early: a signal, or an error that left no point in going on, be it a bug of ours."""
+    """Why measuring ended early: a signal, or an error after which it can't go on."""
 
     by: Ending | Exception
 
@@ -26,14 +26,14 @@ class Interruption:
         return self.by.name if isinstance(self.by, Ending) else one_line(self.by)
 
     def take_effect(self) -> None:
-        """What would have happened had nobody held it up."""
+        """Do what was held up."""
         if isinstance(self.by, Exception):
             raise self.by
         endings.end(self.by)
 
 
 async def held_up(work: Coroutine[Any, Any, object], kept: ExitStack) -> Interruption | None:
-    """Do the work; None if it came to its end. Until `kept` is left, which is after the report, nothing is lost."""
+    """Do the work; None if it came to its end. Signals wait until `kept` is left, which is after the report."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     came: list[Ending] = []
 

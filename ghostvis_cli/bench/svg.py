@@ -88,7 +88,7 @@ class Bar:
 
 
 def plot(title: str, description: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
-    """Series between two axes. `title` and `description` are for those who can't see it."""
+    """Series between two axes. `title` and `description` are for screen readers."""
     legend, top = _legend(series)
     frame = _Frame(x, y, top)
     body = [legend, *frame.grid()]
@@ -141,7 +141,7 @@ def _taken_apart(chart: str) -> tuple[int, str]:
 
 
 class _Frame:
-    """Where values are on the paper."""
+    """Where values are in the drawing."""
 
     def __init__(self, x: Axis, y: Axis, top: int) -> None:
         self.x, self.y, self.top = x, y, top
@@ -187,7 +187,7 @@ class _Frame:
 
 
 def _thinned(series: Series) -> Sequence[tuple[float, float]]:
-    """At most MOST_DOTS points: of neighbours in time the highest, so that no peak is lost."""
+    """At most MOST_DOTS points: of those close in time the highest, so that no peak is lost."""
     points = series.points
     if len(points) <= MOST_DOTS:
         return points

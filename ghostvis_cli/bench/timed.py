@@ -1,4 +1,4 @@
-"""One request to its end, and what is known of it then: when each piece came, and of how many tokens."""
+"""One request run to its end, and its record: when each piece came, and of how many tokens."""
 
 import asyncio
 from contextlib import aclosing
@@ -17,7 +17,7 @@ def now() -> float:
 
 @dataclass
 class _Heard:
-    """The chunks of one answer of which the model made something: when each came, and what the last one said."""
+    """The chunks of one answer with generated tokens: when each came, and the last one."""
 
     times: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)  # 0: the engine does not say
@@ -100,6 +100,6 @@ async def timed(
 
 
 def _is_cancelled() -> bool:
-    """Whether this task is, and not just what it waits for: a group of tasks would take that for an end."""
+    """Whether this task itself is cancelled, not just what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -28,7 +28,7 @@ def seconds(value: float) -> str:
 
 
 def tick(value: float) -> str:
-    """Seconds at an axis: round as they are there, without zeros that say nothing."""
+    """Seconds as an axis label: without trailing zeros."""
     number, _, unit = seconds(value).partition(" ")
     return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.images import EncodedImage
 
 JsonRow: TypeAlias = dict[str, Any]
-TEXT_TOKENS, QUESTION_TOKENS = 128, 32  # of a prompt where nobody chose: alone, and beside an image
+TEXT_TOKENS, QUESTION_TOKENS = 128, 32  # default length of a prompt: alone, and with an image
 OUTPUT_TOKENS = 64
 PROMPTS = 100
 REPLY_TOKENS = 24  # of the assistant's turns in a conversation, which are part of the workload
@@ -114,7 +114,7 @@ class Spec:
         return self.prompt_len or Length("fixed", usual)
 
     def settings(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """The settings as plain JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(replace(self, prompt_len=self.length))))
         return plain | {"num_prompts": self.rows}
 
@@ -165,11 +165,11 @@ class Gallery:
         self._digests[url] = hashlib.sha256(image.data).hexdigest()
 
     def encode(self, urls: Iterable[str]) -> None:
-        """Make the base64 of these images, and keep no other: a server is sent it, which takes time and room."""
+        """Make the base64 of these images, which servers are sent, and drop that of all others."""
         self._encoded = {url: self._encoded.get(url) or self._images[url].base64() for url in urls}
 
     def fresh(self, url: str) -> "EncodedImage":
-        """An image nobody has decoded yet: an engine in this process shall pay for that as a server does."""
+        """An image that was not decoded yet: an engine in this process has to, as a server does."""
         return replace(self._images[url], encoded=self._encoded.get(url))
 
     def digest(self, url: str) -> str:
@@ -241,7 +241,7 @@ def _shared_images(spec: Spec, round_: str, random: Random, gallery: Gallery) ->
 
 
 def _conversations(spec: Spec, round_: str, random: Random, gallery: Gallery) -> Iterator[JsonRow]:
-    """All first turns, then all second ones: what came before is part of the row, so none waits for another."""
+    """All first turns, then all second ones. A row holds the turns before it, so none waits for another."""
     count = math.ceil(spec.rows / spec.turns)
     histories: list[list[JsonRow]] = [[] for _ in range(count)]
     for number in range(spec.rows):
@@ -276,7 +276,7 @@ def _image(spec: Spec, url: str) -> "EncodedImage":
 
 
 def _question(random: Random, words: int, vision: bool) -> str:
-    """Text of so many words that ends in a question; beside an image, in one about it."""
+    """A text of so many words that ends in a question, about the image where there is one."""
     question = _pick(random, QUESTIONS if vision else ("What do you think?",))
     more = words - len(question.split())
     return question if more < 1 else f"{_text(random, more)} {question}"

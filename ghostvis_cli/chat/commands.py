@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ghostvis_cli.images import EncodedImage
 
-SHOWN_PIXELS = 336  # a side of the square that is shown where nobody knows the model's; what most towers see
+SHOWN_PIXELS = 336  # side of the square to preview where the model's is not known; what most towers see
 
 
 @dataclass(frozen=True)

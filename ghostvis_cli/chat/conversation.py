@@ -13,12 +13,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ghostvis_cli import endings
 from ghostvis_cli.chat.context import Room, TooLongError, measure, says_too_long
 from ghostvis_cli.chat.session import Reply, Session
-from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Beside, Chunk, Engine, GenerateRequest
+from ghostvis_cli.engines.base import CHAT_MAX_TOKENS, Beside, Chunk, Closing, Engine, GenerateRequest
 from ghostvis_cli.errors import (
     EngineError,
     GhostvisError,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Overflow: TypeAlias = Literal["refuse", "drop-oldest"]
 
 
-class Conversation:
+class Conversation(Closing):
     """What a terminal or a script talks to. `session` is what was said, `last` the newest reply.
 
     file      where the session is saved after every change
@@ -121,12 +121,6 @@ class Conversation:
         if self.file is not None:
             self.file.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
     # Messages
 
     async def send(self, text: str) -> AsyncGenerator[Chunk, None]:
@@ -148,7 +142,7 @@ class Conversation:
                 yield chunk
 
     def forget(self, count: int) -> None:
-        """Send the model the oldest turns no more."""
+        """Stop sending the oldest turns to the model."""
         gone = self.session.forget(count)
         images = sum(len(turn.images) for turn in gone)
         and_images = f" with {images} image{'s' * (images > 1)}" if images else ""
@@ -171,7 +165,7 @@ class Conversation:
                 self._keep(coming)
 
     def _keep(self, coming: "_Coming") -> None:
-        """What came of a reply, however it ended."""
+        """Record what came of a reply, however it ended."""
         if coming.worth_keeping:
             self.last = coming.reply()
             self.session.answer(self.last)
@@ -201,7 +195,7 @@ class Conversation:
                 self._make_room(await measure(self.session, engine, limit), error)
 
     def _make_room(self, room: Room | None, refusal: GhostvisError | None) -> None:
-        """Drop what --overflow lets drop, or say why it does not fit. A server's refusal beats our estimate."""
+        """Drop turns as --overflow allows, or raise why it does not fit. A server's refusal beats our estimate."""
         drop, turns = room.drop if room else 0, len(self.session.sent)
         if refusal is not None and not drop and turns > 1:  # our estimate was too low, or there is none
             drop = max(1, turns // 4)
@@ -250,14 +244,14 @@ class Conversation:
         return self.engine.info.context_tokens if self.engine else None
 
     def context_used(self) -> int | None:
-        """Tokens of the whole conversation after its last reply; None where nobody counted."""
+        """Tokens of the whole conversation after its last reply; None where the engine did not count."""
         reply = self.session.turns[-1].reply if self.session.turns else None
         if reply is None or reply.usage is None:
             return None
         return reply.usage.prompt_tokens + reply.usage.completion_tokens
 
     def save(self, *, durable: bool = True) -> None:
-        """After every change. `durable` False leaves it to the system when it reaches the disk."""
+        """Save after a change. With `durable` False the system decides when it reaches the disk."""
         if self.file is None:
             return
         try:
@@ -284,14 +278,14 @@ class Conversation:
             )
 
     def _tell(self, line: str) -> None:
-        """Each line once."""
+        """Pass each notice on once."""
         if line not in self._told:
             self._told.add(line)
             self.note(line)
 
 
 class _Coming:
-    """A reply as far as it has come, on the clock of whoever waits for it."""
+    """A reply as far as it has come, with times by the caller's clock."""
 
     def __init__(self, model: str = "") -> None:
         self.model, self.last = model, Chunk()
@@ -307,7 +301,7 @@ class _Coming:
 
     @property
     def worth_keeping(self) -> bool:
-        """Some words, or an end that the model chose."""
+        """Whether there is text, or the model itself ended the reply."""
         return any(chunk.text for chunk in self._chunks) or self.last.finish_reason in ("stop", "length")
 
     def reply(self) -> Reply:
@@ -328,7 +322,7 @@ class _Coming:
 
 
 def _for_chat(resolved: "Resolved") -> "Profile":
-    """The profile, with longer answers where nobody chose how long."""
+    """The profile, with chat's default of max_tokens where none was chosen."""
     profile = resolved.profile
     if resolved.chose("sampling.max_tokens"):
         return profile

@@ -153,7 +153,7 @@ def _take_completion(event: KeyPressEvent) -> None:
 
 
 class _Remembered(FileHistory):
-    """A history that a full disk or a read-only home makes forgetful, not fatal."""
+    """A history of typed lines. A full disk or a read-only home loses lines and is no error."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError, UnicodeError):

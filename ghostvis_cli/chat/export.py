@@ -132,7 +132,7 @@ def markdown(session: Session, title: str) -> str:
 
 
 def _closed(text: str) -> str:
-    """Somebody's Markdown, unable to reach beyond itself."""
+    """Markdown of a message, kept from affecting the document around it."""
     fence = ""
     lines: list[str] = []
     for line in _visible(text).split("\n"):
@@ -149,7 +149,7 @@ def _closed(text: str) -> str:
 
 
 def _inert(line: str) -> str:
-    """No HTML and no image to fetch; what stands in a code span is left as it is."""
+    """Escapes HTML and images outside code spans."""
     pieces, end = [], 0
     for span in _CODE_SPAN.finditer(line):
         pieces += [_inert_text(line[end : span.start()]), span[0]]

@@ -26,7 +26,7 @@ COLUMNS, ROWS = 24, 12  # at most
 CELL_PIXELS = (10, 20)  # for sixels, which know no cells
 SIXEL_COLORS = 64
 ANSWER_WITHIN_S = 0.3
-# Does it show kitty's images? And what is it? Every terminal answers the second, so nobody waits for the first.
+# A query for kitty's image protocol, then one that every terminal answers: no answer to the first is a no.
 QUESTION = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
 ATTRIBUTES = re.compile(r"\x1b\[\?([\d;]*)c")
 
@@ -42,7 +42,7 @@ def protocol(env: Mapping[str, str], answer: str) -> Protocol:
 
 
 def ask_terminal() -> str:
-    """Its answer to QUESTION; nothing from one that does not answer. Only with a terminal on stdin and stdout."""
+    """The terminal's answer to QUESTION, empty without one. Needs a terminal on stdin and stdout."""
     if os.environ.get("TERM", "dumb") in ("dumb", "linux"):
         return ""
     with _keys_unread() as number:

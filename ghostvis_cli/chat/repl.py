@@ -1,4 +1,4 @@
-"""A chat on a terminal: read a line, do what it says, show the reply, until somebody leaves.
+"""The chat at a terminal: read a line, run it, show the reply, until the user leaves.
 
 Ctrl-C stops the reply that is on its way, and nothing else. SIGTERM and a closed window end the chat in order: the
 engine is told, the session saved, the code is the signal's.
@@ -172,11 +172,11 @@ class Chat:
 
     @property
     def _unanswered(self) -> str:
-        """A message that came to nothing stands on the line again: Enter sends it once more."""
+        """The message that got no reply, for the input line: Enter sends it again."""
         return self._conversation.session.draft or ""
 
     async def _meant(self, line: str) -> slash.Command | slash.Message | None:
-        """A path alone is a file that was dropped on the window: it may be meant as an image."""
+        """What a line stands for. A path alone is a file dropped on the window, perhaps an image to attach."""
         path = dropped_image(line)
         if path is not None and await self._editor.confirm(f"Attach {_short(path)}?"):
             return slash.Command(slash.BY_NAME["image"], quoted(path))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or the part of it that came. `usage` None: it was stopped, so nobody counted."""
+    """An answer, or the part that came. `usage` is None where it was stopped: no count came."""
 
     text: str
     finish_reason: FinishReason
@@ -58,7 +58,7 @@ class Turn:
 
     @cached_property  # a turn is sent again with every later message
     def messages(self) -> tuple[Message, ...]:
-        """As engines take it."""
+        """The turn as messages for an engine."""
         asked = Message.of("user", self.text, self.images)
         return (asked,) if self.reply is None else (asked, Message.of("assistant", self.reply.text))
 
@@ -70,7 +70,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Totals:
-    """Tokens of all replies that are still in the conversation. `cached` is None where nobody reported it."""
+    """Tokens of all replies still in the conversation. `cached` is None where no reply reported it."""
 
     replies: int = 0
     prompt: int = 0  # text and image together, each reply's whole prompt
@@ -187,7 +187,7 @@ class Session:
         return self.turns[self.forgotten :]
 
     def forget(self, count: int) -> list[Turn]:
-        """Send the model `count` of the oldest turns no more, nor their images. A message on its way stays."""
+        """Stop sending `count` of the oldest turns and their images. A message without a reply yet stays."""
         most = len(self.sent) - (not self.answered)
         gone = self.sent[: max(0, min(count, most))]
         self.forgotten += len(gone)

@@ -3,7 +3,7 @@
     STATE/chats/NAME/session.jsonl        replaced whole, so that every moment has a complete one
     STATE/chats/NAME/images/SHA256        written once, before the line that names it; removed after
 
-Directories are 0700 and files 0600. A session that nobody named is called after the time, as in
+Directories are 0700 and files 0600. An unnamed session is called after the time, as in
 20261123-101500-4711; the newest UNNAMED_KEPT of those are kept.
 """
 
@@ -78,7 +78,7 @@ class SessionStore:
         return self.open(names[0])
 
     def unnamed(self) -> "SessionFile":
-        """A place for a session that nobody named; nothing is written until it holds something."""
+        """A place for an unnamed session. Nothing is written before it holds something."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return SessionFile(self._home() / name, lazy=True)
 
@@ -124,7 +124,7 @@ class SessionFile:
         return (self.directory / SESSION).exists()
 
     def load(self, limits: "ImageLimits") -> Session:
-        """What it holds; InputError where that can't be read, and it stays as it is."""
+        """The stored session. InputError where it can't be read; the file stays unchanged."""
         return read_file(self.directory / SESSION, limits, name=f"session {self.name}")
 
     def save(self, session: Session, about: dict[str, str], *, durable: bool = True) -> None:
@@ -174,7 +174,7 @@ class SessionFile:
                 if os.path.samestat(os.fstat(lock), self.directory.stat()):
                     self._lock = lock
                     return
-            except FileNotFoundError:  # whoever had it removed it meanwhile
+            except FileNotFoundError:  # another process removed it meanwhile
                 pass
             except BlockingIOError as error:
                 os.close(lock)

@@ -1,4 +1,4 @@
-"""What the slash commands need of whoever shows the conversation: a terminal, or a script's two streams."""
+"""What slash commands need of the front end: a terminal, or a script's two streams."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol

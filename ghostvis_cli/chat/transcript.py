@@ -127,7 +127,7 @@ class _Reader:
             self.session.turns.append(Turn(_needed(row, "text"), self._images(row), reply))
 
     def finished(self) -> Session:
-        """A message whose reply was lost on the way is the draft again."""
+        """A message without a reply becomes the draft again."""
         self.session.take_back()
         self.session.forgotten = min(self.session.forgotten, len(self.session.turns))
         return self.session

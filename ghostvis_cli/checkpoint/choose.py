@@ -22,7 +22,7 @@ DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
 def choose_checkpoint(
     model: "ModelSettings", *, report: Callable[[str], None] | None = None, online: bool = True
 ) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint meant, with the tokenizer meant and the constants that were set, and what to tell the user.
+    """The chosen checkpoint with its tokenizer and the constants that were set, and lines for the user.
 
     One of a hub is fetched first, and `report` takes lines meanwhile; that may take long, so not on an event loop.
     Where not `online`, it must be in the cache.
@@ -41,7 +41,7 @@ def choose_checkpoint(
 
 
 def constants(model: "ModelSettings") -> Constants:
-    """Of a model's mathematics, those that were set."""
+    """The constants of the model's mathematics that were set."""
     return Constants(**{each.name: getattr(model, each.name) for each in fields(Constants)})
 
 
@@ -70,7 +70,7 @@ def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
 
 
 def is_chosen(model: "ModelSettings") -> bool:
-    """Whether a model was asked for in any way. Then no other one may answer in its stead."""
+    """Whether a model was chosen in any way. Then no other may be used instead."""
     of_model = (
         model.hf,
         model.checkpoint_path,
@@ -83,15 +83,17 @@ def is_chosen(model: "ModelSettings") -> bool:
 
 
 def is_base_chosen(model: "ModelSettings") -> bool:
+    """Whether a base directory was named, by a setting or by the environment."""
     return model.base_dir is not None or bool(os.environ.get(locate.BASE_VARIABLE))
 
 
 def base_dir_of(model: "ModelSettings") -> Path:
+    """The directory to look for checkpoints in: the chosen one, else where nanochat writes."""
     return expanded(model.base_dir) if model.base_dir else locate.default_base_dir()
 
 
 def _is_there(base_dir: Path) -> bool:
-    """A link that leads nowhere and a disk that does not answer are there: their owner must hear of it."""
+    """Whether it exists. A dangling link and a disk that does not answer do, so that an error follows."""
     try:
         base_dir.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -102,7 +104,7 @@ def _is_there(base_dir: Path) -> bool:
 
 
 def _passed_over(found: Checkpoint, base_dir: Path) -> list[str]:
-    """Upstream would choose one of these tags, and they hold nothing that can be loaded."""
+    """A notice of tags that upstream would choose and that hold nothing that can be loaded."""
     assert found.source is not None, "it was found under a source"
     told = []
     for tag, directory in locate.tags(base_dir, found.source).items():

@@ -1,4 +1,4 @@
-"""A checkpoint's identity, whatever it is called and wherever it lies."""
+"""A checkpoint's identity by its content, independent of name and place."""
 
 import hashlib
 import zipfile

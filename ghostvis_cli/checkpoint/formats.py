@@ -1,4 +1,4 @@
-"""What a file is that should hold a checkpoint and does not: its first bytes tell, and what to do about it.
+"""What a file is that is no checkpoint, told by its first bytes, and what the user can do about it.
 
 Knows formats by their signatures and reads no more than the first block; loading is header's and load's.
 """
@@ -33,7 +33,7 @@ UNZIP = "unzip {path}, and name the model_*.pt that was in it"
 
 
 def _packed(program: str, unpack: str) -> Format:
-    """A file behind a compressor; a tar behind one is unpacked by tar alone."""
+    """The format of a compressed file. Its hint covers a compressed tar as well."""
     return Format(
         f"compressed with {program}", f"{unpack} {{path}} > model_000000.pt; if it is a tar: {UNTAR}"
     )

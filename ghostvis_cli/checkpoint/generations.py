@@ -25,7 +25,7 @@ LETTERS = frozenset("SL")
 
 @dataclass(frozen=True)
 class Constants:
-    """What a user sets instead of what the generation says; None: as it says."""
+    """Constants that the user sets. None: the generation's own."""
 
     sequence_len: int | None = None
     rotary_base: float | None = None
@@ -88,7 +88,7 @@ def _refuse_side_branches(tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def _checked(generation: Generation, tensors: Mapping[str, TensorInfo]) -> Generation:
-    """A part of a generation's tensors is a damaged file or a fork; account_for_every_key sees to the rest."""
+    """Refuse a file with only some of a generation's tensors. account_for_every_key checks the rest."""
     stray = [name for name in tensors if LATER.match(name)] if not generation.gate_channels else []
     if stray:
         raise ModelError(f"it is a fork of nanochat: it has {stray[0]} without gates to open it")
@@ -96,7 +96,7 @@ def _checked(generation: Generation, tensors: Mapping[str, TensorInfo]) -> Gener
 
 
 def settable(generation: Generation) -> frozenset[str]:
-    """The constants that its mathematics has."""
+    """The constants that a generation's mathematics has."""
     names = {"sequence_len", "rotary_base", "softcap"}
     if generation.lambdas:
         names |= {"qk_scale", "rotary_tables", "window_pattern"}
@@ -108,19 +108,19 @@ def settable(generation: Generation) -> frozenset[str]:
 
 
 def dated(meta: Mapping[str, Any]) -> bool:
-    """Whether it tells soft cap 15 from 20."""
+    """Whether the meta file is known to be of the soft cap 15 or 20."""
     return type(evaluated_on(meta)) is int
 
 
 def evaluated_on(meta: Mapping[str, Any]) -> object:
-    """The `eval_tokens` of a base run, whose meta alone dates it: later stages have their own."""
+    """The `eval_tokens` of a base run, which date it. Later stages have other values."""
     settings = meta.get("user_config")
     of_base = any(key in meta for key in ("device_batch_size", "max_seq_len"))
     return settings.get("eval_tokens") if of_base and isinstance(settings, Mapping) else None
 
 
 def windows(pattern: str, layers: int, short: int, long: int) -> tuple[int, ...]:
-    """Of each layer: the pattern's letters over and over, and the last layer always long."""
+    """The window of each layer: the pattern repeated, and the last layer always long."""
     if not pattern or set(pattern.upper()) - LETTERS:
         raise ModelError(
             f"window_pattern is {pattern[:40]!r}, not made of the letters S and L",

@@ -36,6 +36,8 @@ HEADER_LIMIT_BYTES = 64 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
+    """A tensor as the header of a file describes it."""
+
     shape: tuple[int, ...]
     dtype: str
     itemsize: int

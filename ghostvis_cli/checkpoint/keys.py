@@ -64,7 +64,7 @@ KNOWN_CONFIG = frozenset(
     }
 )
 MOST_POSITIONS = 10_000_000  # beyond any real model; a hostile meta file must not size our tables
-# Stored by some writers, used by nobody: CLIP's pooled head, SigLIP's attention head, position numbers.
+# Stored by some writers and not needed: CLIP's pooled head, SigLIP's attention head, position numbers.
 UNUSED = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?(embeddings\.position_ids|head\..*)$")
 UNUSED_IN_CLIP = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?post_layernorm\.(weight|bias)$")
 
@@ -83,6 +83,8 @@ class Part:
 
 @dataclass
 class Classified:
+    """What a checkpoint is, and which of the file's keys make each of our parameters."""
+
     config: GhostVisConfig
     parts: dict[str, Part]  # our parameter name -> the file's keys
     parameters: int  # numbers in the file
@@ -226,7 +228,7 @@ class Classifier:
         return value
 
     def compare(self, name: str, actual: object) -> None:
-        """Believe the tensors; say so where the meta file differs."""
+        """Take the tensors' value, with a notice where the meta file differs."""
         stored = self.stored.get(name)
         if stored is not None and stored != actual:
             self.notices.append(f"the meta file says {name} = {stored}, the tensors say {actual}")
@@ -307,7 +309,7 @@ class Classifier:
         return found
 
     def constant(self, name: str, found: T, origin: str) -> T:
-        """A constant of the mathematics: as the user set it, else as found; remembered with its origin."""
+        """A constant of the mathematics: the user's, else the one found. Recorded with its origin."""
         if name in self.settable:
             self.constants[name] = (found, origin)
         if name in self.chosen:
@@ -333,7 +335,7 @@ class Classifier:
         return generations.windows(pattern, layers, short, sequence_len)
 
     def heads(self, generation: Generation, layers: int, width: int) -> tuple[int, int]:
-        """Query and key heads: off the gates, which have a row for each key head, else off the meta file."""
+        """Query and key heads: from the gates, which have a row for each key head, else from the meta file."""
         kv_rows = self.shape("transformer.h.0.attn.c_k.weight")[0]
         if generation.gate_channels:
             key_heads = self.shape(f"transformer.h.{layers - 1}.attn.ve_gate.weight")[0]
@@ -588,7 +590,7 @@ class Classifier:
     # --- the end
 
     def account_for_every_key(self) -> None:
-        """Nothing missing, nothing left over, every shape as it must be, every value a real number."""
+        """Check that no key is missing or left over, and that shapes and types are right."""
         clip = "vision.tower.class_token" in self.parts and "vision.tower.norm_post.weight" not in self.parts
         surplus = [
             key
@@ -641,6 +643,6 @@ def tower_heads(width: int) -> int:
 
 
 def _some(keys: list[str]) -> str:
-    """A readable list: every name up to eight, then a count."""
+    """A readable list: at most eight names, then a count."""
     shown = ", ".join(keys[:8])
     return shown if len(keys) <= 8 else f"{shown} and {len(keys) - 8} more"

@@ -26,6 +26,8 @@ META_LIMIT_BYTES = 16 * 1024**2
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """A model ready to run, its tokenizer and the checkpoint that both are of."""
+
     model: "GhostVis"
     tokenizer: Tokenizer
     checkpoint: Checkpoint
@@ -66,7 +68,12 @@ def inspect(checkpoint: Checkpoint) -> Classified:
         return classify(clean_names(header), meta, checkpoint.constants, base)
     except ModelError as error:
         raise _named(checkpoint.path, error) from None
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # nonsense in ways nobody foresaw
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # malformed in a way that is not checked for
         raise ModelError(f"{checkpoint.path} makes no sense: {one_line(error)}") from error
 
 
@@ -144,7 +151,7 @@ def assemble(
     device: "torch.device",
     dtype: "torch.dtype",
 ) -> "Tensor":
-    """One of our parameters out of the file's: cut, cast, moved, joined, and looked at once for NaN."""
+    """One of our parameters from the file's tensors: cut, cast, moved, joined, and checked to be finite."""
     import torch
 
     dtype = torch.float32 if part.exact else dtype

@@ -145,7 +145,7 @@ def scan_loose(base_dir: Path) -> Iterator[Checkpoint]:
 
 
 def find(base_dir: Path, source: str, tag: str | None = None, step: int | None = None) -> Checkpoint:
-    """The checkpoint meant, or a ModelError that lists what is there."""
+    """The checkpoint of that tag and step. ModelError lists what there is instead."""
     if source not in SOURCE_DIRS:
         raise ModelError(f"no source named {source!r}", hint=f"one of {', '.join(SOURCE_DIRS)}")
     available = tags(base_dir, source)
@@ -166,7 +166,7 @@ def find(base_dir: Path, source: str, tag: str | None = None, step: int | None =
 
 
 def _at(directory: Path, by_step: dict[int, Path], step: int | None) -> tuple[int, Path]:
-    """The step meant, the newest unless one is named, and its file."""
+    """The step, by default the newest, and its file."""
     chosen = max(by_step) if step is None else step
     if chosen not in by_step:
         raise ModelError(f"no step {chosen} in {directory}", hint=f"it has: {', '.join(map(str, by_step))}")

@@ -85,7 +85,7 @@ class Tokenizer:
             raise limit_reached(error) or instead(path, *["{"] * is_json) or damaged from error
 
     def _try_out(self) -> None:
-        """A split pattern that can't be compiled, or loses text, shows here and not in an answer."""
+        """Refuse a split pattern that can't be compiled or loses text."""
         try:
             _ = self._encoding
         except ImportError:
@@ -152,7 +152,7 @@ def _pickled(content: object) -> tuple[Any, Any, Any]:
 
 
 def _validated(pattern: Any, ranks: Any, specials: Any) -> tuple[str, dict[bytes, int], dict[str, int]]:
-    """Check every promise the format makes, so that nothing downstream has to."""
+    """Check all that the format promises, so that no later code has to."""
     if not isinstance(pattern, str) or not isinstance(ranks, dict) or not isinstance(specials, dict):
         raise ModelError("its vocabulary is incomplete")
     if not all(isinstance(key, bytes) and type(rank) is int for key, rank in ranks.items()):

@@ -1,7 +1,7 @@
 """What shells, cron and systemd ask of a run: to end soon after a signal or a deadline, and to run once at a time.
 
 No handler here raises: it ends the process at once, or where endings.py knows of something to unwind, has the work
-stopped. Where that gets stuck (a thread that is joined, a pipe that nobody reads), the process ends GRACE_S later
+stopped. Where that gets stuck (a thread that is joined, a pipe without a reader), the process ends GRACE_S later
 all the same.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import typer
 
-GRACE_S = 1.0  # longer than a step of a small model takes, short enough for whoever waits for the end
+GRACE_S = 1.0  # longer than a step of a small model, and short for a person who waits
 TWICE_S = (
     0.5  # `timeout` signals a process and then its group: one signal that comes twice is not a second one
 )
@@ -39,7 +39,7 @@ NOT_THE_JOB = (
 
 
 class _State:
-    """Of this process."""
+    """The state of this process."""
 
     def __init__(self) -> None:
         self.is_ours = False
@@ -113,14 +113,14 @@ def _on_signal(number: int, _frame: "FrameType | None") -> None:
 
 
 def _stop_in_another_program(ending: Ending) -> None:
-    """Inside somebody else's process, such as a test, a deadline may only stop the command."""
+    """Inside another program's process, such as a test's, a deadline may only stop the command."""
     if not endings.can_stop():
         raise Ended(ending)
     endings.ask_to_stop(ending)
 
 
 def _end_at_once(ending: Ending) -> None:
-    """Say the line, put away what must not stay, and end. Fit for a handler: waits for no lock, never raises."""
+    """Print the line, remove temporary files, end. For signal handlers: waits for no lock, never raises."""
     if _state.leaving:
         return
     _state.leaving = True
@@ -136,7 +136,7 @@ def _end_at_once(ending: Ending) -> None:
 
 
 def _end_within_grace(ending: Ending) -> None:
-    """Should unwinding get stuck."""
+    """End the process after GRACE_S, in case unwinding gets stuck."""
     if _state.is_cut_short:
         return
     _state.is_cut_short = True
@@ -167,7 +167,7 @@ def die_of_interrupt() -> None:
 
 
 def _in_front() -> bool:
-    """Whether a terminal's Ctrl-C comes to this process."""
+    """Whether this process is in the terminal's foreground, and gets its Ctrl-C."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
         return os.tcgetpgrp(terminal) == os.getpgrp()

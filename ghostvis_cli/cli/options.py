@@ -25,12 +25,19 @@ LONGEST_TIMEOUT_S = 1e8  # three years; the system's timer takes no infinity
 _DEFAULT = Sampling()
 
 
-def _option(kind: Any, *flags: str, name: str = "", default: Any = None, **about: Any) -> Parameter:
-    """An option, named after its first flag. One that was not typed is None, or False."""
-    default = False if kind is bool else default
+def option(
+    kind: Any, form: str, about: str, *, name: str = "", default: Any = None, **limits: Any
+) -> Parameter:
+    """An option as its help shows it: "--image -i SOURCE". One that was not typed is None, or False.
+
+    `name` is what the command calls it, where that is not the first flag's.
+    """
+    flags = [word for word in form.split() if word.startswith("-")]
+    metavar = " ".join(word for word in form.split() if word not in flags)
+    default = False if kind is bool and default is None else default
     kind = kind if default is not None else kind | None
-    name = name or flags[0].removeprefix("--").replace("-", "_")
-    annotated = Annotated[kind, typer.Option(*flags, **about)]
+    name = name or flags[0].split("/")[0].removeprefix("--").replace("-", "_")
+    annotated = Annotated[kind, typer.Option(*flags, metavar=metavar or None, help=about, **limits)]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
 
 
@@ -40,125 +47,98 @@ def _default(name: str) -> str:
 
 # --- which model
 
-BASE_DIR = _option(
-    str,
-    "--base-dir",
-    metavar="DIR",
-    help="Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat).",
+BASE_DIR = option(
+    str, "--base-dir DIR", "Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat)."
 )
-HF = _option(str, "--hf", metavar="OWNER/NAME", help="A model of a hub: OWNER/NAME[@REVISION][:PATH].")
+HF = option(str, "--hf OWNER/NAME", "A model of a hub: OWNER/NAME[@REVISION][:PATH].")
 MODEL = (
-    _option(str, "--source", metavar="SOURCE", help="Checkpoint source: sft, mid, rl, base, or demo."),
-    _option(str, "--model-tag", "-g", metavar="TAG", help="Tag, such as d32 (default: the largest)."),
-    _option(int, "--step", metavar="N", min=0, help="Training step (default: the newest)."),
-    _option(
+    option(str, "--source SOURCE", "Checkpoint source: sft, mid, rl, base, or demo."),
+    option(str, "--model-tag -g TAG", "Tag, such as d32 (default: the largest)."),
+    option(int, "--step N", "Training step (default: the newest).", min=0),
+    option(
         str,
-        "--checkpoint-path",
-        metavar="PATH",
-        help="A model_*.pt file, or a directory: of some, or in Hugging Face's format.",
+        "--checkpoint-path PATH",
+        "A model_*.pt file, or a directory: of some, or in Hugging Face's format.",
     ),
     HF,
     BASE_DIR,
-    _option(
-        str,
-        "--layout",
-        metavar="LAYOUT",
-        help="Where image rows go: auto, inline, prepend, prepend_slots, prepend_literal.",
+    option(
+        str, "--layout LAYOUT", "Where image rows go: auto, inline, prepend, prepend_slots, prepend_literal."
     ),
 )
-IMAGES_BACKGROUND = _option(
+IMAGES_BACKGROUND = option(
     str,
-    "--images-background",
-    metavar="COLOUR",
-    help="What shows where an image is transparent: white (default), black, grey, #rrggbb.",
+    "--images-background COLOUR",
+    "What shows where an image is transparent: white (default), black, grey, #rrggbb.",
 )
 
 # --- how to run it
 
 PROFILE = (
-    _option(str, "--profile", "-p", metavar="NAME", help="Named settings; see ghostvis profile list."),
-    _option(
-        list[str], "--set", name="sets", metavar="KEY=VALUE", help="Any profile key, e.g. sampling.top_k=20."
-    ),
+    option(str, "--profile -p NAME", "Named settings; see ghostvis profile list."),
+    option(list[str], "--set KEY=VALUE", "Any profile key, e.g. sampling.top_k=20.", name="sets"),
 )
-BASE_URL = _option(str, "--base-url", metavar="URL", help="A running OpenAI-compatible server to use.")
+BASE_URL = option(str, "--base-url URL", "A running OpenAI-compatible server to use.")
 ENGINE = (
-    _option(str, "--engine", metavar="KIND", help="auto, local, sglang or remote."),
-    _option(str, "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
-    _option(str, "--dtype", metavar="TYPE", help="auto, float32, bfloat16 or float16."),
+    option(str, "--engine KIND", "auto, local, sglang or remote."),
+    option(str, "--device DEVICE", "auto, cpu, cuda, cuda:N or mps."),
+    option(str, "--dtype TYPE", "auto, float32, bfloat16 or float16."),
 )
 ANY_ENGINE = (*ENGINE, BASE_URL)
 GPUS = (
-    _option(
-        int, "--tensor-parallel-size", metavar="N", min=1, help="Devices to spread the model over (SGLang)."
-    ),
-    _option(float, "--gpu-memory-utilization", metavar="X", help="Share of GPU memory to take (SGLang)."),
+    option(int, "--tensor-parallel-size N", "Devices to spread the model over (SGLang).", min=1),
+    option(float, "--gpu-memory-utilization X", "Share of GPU memory to take (SGLang)."),
 )
 SGLANG = (
-    _option(int, "--data-parallel-size", metavar="N", min=1, help="Copies of the model (SGLang)."),
-    _option(int, "--context-length", metavar="N", help="Longest prompt and answer together (SGLang)."),
-    _option(
-        str,
-        "--schedule-policy",
-        metavar="NAME",
-        help="lpm (shared prefixes first), fcfs, random, dfs-weight, lof (SGLang).",
+    option(int, "--data-parallel-size N", "Copies of the model (SGLang).", min=1),
+    option(int, "--context-length N", "Longest prompt and answer together (SGLang)."),
+    option(
+        str, "--schedule-policy NAME", "lpm (shared prefixes first), fcfs, random, dfs-weight, lof (SGLang)."
     ),
-    _option(str, "--attention-backend", metavar="NAME", help="fa3, flashinfer, triton... (SGLang)."),
+    option(str, "--attention-backend NAME", "fa3, flashinfer, triton... (SGLang)."),
 )
 
 # --- how to choose tokens
 
 SERVED_SAMPLING = (
-    _option(int, "--max-tokens", metavar="N", help=f"Most tokens in an answer ({_default('max_tokens')})."),
-    _option(
-        float, "--temperature", "-t", metavar="X", help=f"0 takes the likeliest ({_default('temperature')})."
-    ),
-    _option(float, "--top-p", metavar="X", help=f"Nucleus mass ({_default('top_p')})."),
-    _option(int, "--top-k", "-k", metavar="N", help=f"Likeliest tokens kept; 0: all ({_default('top_k')})."),
+    option(int, "--max-tokens N", f"Most tokens in an answer ({_default('max_tokens')})."),
+    option(float, "--temperature -t X", f"0 takes the likeliest ({_default('temperature')})."),
+    option(float, "--top-p X", f"Nucleus mass ({_default('top_p')})."),
+    option(int, "--top-k -k N", f"Likeliest tokens kept; 0: all ({_default('top_k')})."),
 )
 SAMPLING = (
     *SERVED_SAMPLING,
-    _option(float, "--min-p", metavar="X", help=f"Least share of the likeliest ({_default('min_p')})."),
-    _option(
-        float,
-        "--repetition-penalty",
-        metavar="X",
-        help=f"Above 1 discourages ({_default('repetition_penalty')}).",
-    ),
-    _option(int, "--seed", metavar="N", help="The same seed gives the same answer."),
-    _option(list[str], "--stop", metavar="TEXT", help="End the answer before this text. Repeatable."),
+    option(float, "--min-p X", f"Least share of the likeliest ({_default('min_p')})."),
+    option(float, "--repetition-penalty X", f"Above 1 discourages ({_default('repetition_penalty')})."),
+    option(int, "--seed N", "The same seed gives the same answer."),
+    option(list[str], "--stop TEXT", "End the answer before this text. Repeatable."),
 )
-SYSTEM = _option(str, "--system", "-s", metavar="TEXT", help="Instructions put before the first message.")
+SYSTEM = option(str, "--system -s TEXT", "Instructions put before the first message.")
 
 # --- how to talk
 
-JSON = _option(bool, "--json", help="One JSON object on stdout.")
+JSON = option(bool, "--json", "One JSON object on stdout.")
 TALK = (
-    _option(bool, "--quiet", "-q", help="Only errors on stderr."),
-    _option(bool, "--verbose", "-v", help="More on stderr; tracebacks with errors."),
-    _option(str, "--color", metavar="WHEN", help="auto, always or never.", default="auto"),
+    option(bool, "--quiet -q", "Only errors on stderr."),
+    option(bool, "--verbose -v", "More on stderr; tracebacks with errors."),
+    option(str, "--color WHEN", "auto, always or never.", default="auto"),
 )
 
 # --- how to be run by others: shells, cron, systemd
 
-LOG_FILE = _option(
-    str, "--log-file", metavar="FILE", help="Append stderr to FILE too, each line with the time."
-)
+LOG_FILE = option(str, "--log-file FILE", "Append stderr to FILE too, each line with the time.")
 GUARD = (
-    _option(
-        float, "--timeout", metavar="SECONDS", help="End after this long, loading included, with code 124."
-    ),
-    _option(
-        str,
-        "--lock",
-        metavar="FILE|auto",
-        help="Refuse with code 10 while another run holds FILE; auto: this command line.",
+    option(float, "--timeout SECONDS", "End after this long, loading included, with code 124."),
+    option(
+        str, "--lock FILE|auto", "Refuse with code 10 while another run holds FILE; auto: this command line."
     ),
     LOG_FILE,
 )
 
 # What programs that run others want of a command.
 SCRIPTED = (*PROFILE, JSON, *GUARD)
+# What a command takes that asks a model.
+ANSWERING = (SYSTEM, *MODEL, IMAGES_BACKGROUND, *SAMPLING, *ANY_ENGINE, *GPUS, *SCRIPTED)
 
 KEYS = {
     **{option.name: f"model.{option.name}" for option in MODEL},
@@ -173,36 +153,33 @@ KEYS = {
 }
 
 
-def shared(
-    *groups: Parameter | tuple[Parameter, ...],
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options and those of `TALK` after its own, and set how it speaks before it runs.
+def takes(*groups: Parameter | tuple[Parameter, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options and those of `TALK`, and set how it speaks before it runs.
 
-    All are in the context's `params`. A handler gets those that it names itself, as keywords without a default; an
-    option that it declares with a default takes the place of the shared one of that name.
+    All are in the context's `params`; the handler gets those that it names, as keywords. Of two options of one name
+    the first counts.
     """
-    options = [
-        each for group in (*groups, TALK) for each in (group if isinstance(group, tuple) else (group,))
-    ]
+    given = [each for group in (*groups, TALK) for each in (group if isinstance(group, tuple) else (group,))]
+    options = {each.name: each for each in reversed(given)}
+    ordered = sorted(options.values(), key=given.index)
 
     def with_options(handler: Callable[..., None]) -> Callable[..., None]:
         named = signature(handler, eval_str=True)
-        own = [p for p in named.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-        added = [option for option in options if option.name not in {each.name for each in own}]
+        own = [each for each in named.parameters.values() if each.kind is not each.KEYWORD_ONLY]
 
         @wraps(handler)
-        def command(**given: Any) -> None:
-            _talk(given["quiet"], given["verbose"], given["color"])
-            handler(**{name: given[name] for name in named.parameters})
+        def command(**values: Any) -> None:
+            _talk(values["quiet"], values["verbose"], values["color"])
+            handler(**{name: values[name] for name in named.parameters})
 
-        vars(command)["__signature__"] = named.replace(parameters=[*own, *added])
+        vars(command)["__signature__"] = named.replace(parameters=[*own, *ordered])
         return command
 
     return with_options
 
 
 def was_typed(ctx: typer.Context, name: str) -> bool:
-    """By where the value is from. The value can't tell: an option that may be repeated is () if it was not."""
+    """Whether an option was typed. Its value can't tell: a repeatable option is () where it was not."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -213,7 +190,7 @@ def flags(ctx: typer.Context) -> dict[str, Any]:
 
 
 def read_profile(ctx: typer.Context, *, several: bool = False) -> "Resolved":
-    """The profile of this call, nothing told yet. UsageError where it can't be."""
+    """The profile of this call, without telling its notices. UsageError where it has faults."""
     from ghostvis_cli.profile import resolve
 
     chosen, sets = ctx.params.get("profile"), ctx.params.get("sets") or ()
@@ -238,7 +215,7 @@ def resolve_profile(
 
 
 def heed(resolved: "Resolved", readers: "Iterable[Reader]", *, option: str = "--engine") -> None:
-    """Refuse or tell of the settings that none of these reads."""
+    """Refuse typed settings that none of these readers reads, and tell of those from elsewhere."""
     from ghostvis_cli.profile.readers import heeded
 
     if readers := tuple(readers):

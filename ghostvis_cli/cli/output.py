@@ -31,7 +31,7 @@ ColorChoice = Literal["auto", "always", "never"]
 
 @dataclass
 class _State:
-    """How talkative this run is. Set once, by the command that was called."""
+    """How this run speaks. Set once, by the command that was called."""
 
     quiet: bool = False
     verbose: bool = False
@@ -47,7 +47,7 @@ _state = _State()
 
 
 def reset(*, json_errors: bool) -> None:
-    """A fresh start, before the command's options are known."""
+    """Forget the last run's settings, before the command's options are known."""
     global _state
     _state = _State(json_errors=json_errors)
     for stream in (sys.stdout, sys.stderr):
@@ -61,10 +61,12 @@ def configure(*, quiet: bool, verbose: bool, color: ColorChoice = "auto") -> Non
 
 
 def verbose() -> bool:
+    """Whether this run was asked for more on stderr."""
     return _state.verbose
 
 
 def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is an open terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -72,6 +74,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def is_terminal_stdout() -> bool:
+    """Whether stdout is a terminal."""
     return is_terminal(sys.stdout)
 
 
@@ -102,14 +105,14 @@ def answer(text: str) -> None:
 
 
 def end_line() -> None:
-    """Where an answer on the terminal was cut off: what comes next starts on a line of its own."""
+    """End an answer's unfinished line on the terminal, so that what follows starts on a new line."""
     if _state.mid_line:
         with suppress(OutputError, ReaderGone):  # the terminal is gone
             answer("\n")
 
 
 def record(value: dict[str, Any], *, indent: int | None = None) -> None:
-    """One JSON object on a line of its own, flushed: whoever reads along sees whole records."""
+    """One JSON object on one line, flushed, so that readers see whole records."""
     unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     text = json.dumps(value, ensure_ascii=not unicode, indent=indent, allow_nan=False)
     if is_terminal_stdout():
@@ -118,7 +121,7 @@ def record(value: dict[str, Any], *, indent: int | None = None) -> None:
 
 
 def _stdout(text: str) -> None:
-    if sys.stdout is None:  # closed by the caller, who wants no answer
+    if sys.stdout is None:  # closed by the caller
         return
     _erase_progress()
     try:
@@ -164,11 +167,12 @@ def aside(lines: Iterable[str]) -> None:
 
 
 def loud(text: str) -> None:
-    """One line on stderr that stands out, and that --quiet leaves in: what was found contradicts itself."""
+    """A line on stderr that stands out and that --quiet does not hide, for findings that contradict each other."""
     _stderr(_style(f"ghostvis: {_one_line(text)}", "1;33", sys.stderr))
 
 
 def notices(lines: Iterable[str]) -> None:
+    """Several lines of `notice`."""
     for line in lines:
         notice(line)
 
@@ -182,7 +186,7 @@ def child_line(text: str, *, notable: bool) -> None:
 
 
 def detail(text: str) -> None:
-    """Only with -v."""
+    """A line on stderr with -v only."""
     if _state.verbose:
         notice(text)
 
@@ -208,11 +212,11 @@ def _lines_of(error: GhostvisError) -> list[str]:
 
 
 def _record_of(error: GhostvisError) -> dict[str, Any]:
-    return {"schema_version": SCHEMA_VERSION, "error": error_record(error)}
+    return {"schema_version": SCHEMA_VERSION, "error": error.record()}
 
 
 def last_words(error: GhostvisError | None) -> None:
-    """As `error`, in a signal handler: past the streams, whose locks the interrupted code may hold."""
+    """As `error`, for signal handlers: past the streams, whose locks the interrupted code may hold."""
     if _state.progress_drawn:
         _write_now(2, "\r\x1b[K")
     if _state.mid_line:
@@ -228,7 +232,7 @@ def last_words(error: GhostvisError | None) -> None:
 
 
 def _write_now(descriptor: int, text: str) -> None:
-    """Unless it would wait for a reader."""
+    """Write to a descriptor, unless that would wait for a reader."""
     ready = select.poll()
     ready.register(descriptor, select.POLLOUT)
     with suppress(OSError):
@@ -237,6 +241,7 @@ def _write_now(descriptor: int, text: str) -> None:
 
 
 def traceback(error: BaseException) -> None:
+    """An exception's traceback, on stderr."""
     from traceback import format_exception
 
     _stderr(CONTROL.sub("", "".join(format_exception(error))).rstrip("\n"))
@@ -281,15 +286,11 @@ def _erase_progress() -> None:
 
 
 def _to_terminal(text: str) -> None:
-    """Past the log file, which has no use for ten lines a second."""
+    """Write to the terminal, not to the log file, which needs no ten lines a second."""
     with suppress(OSError, ValueError):
         if sys.__stderr__ is not None:
             sys.__stderr__.write(text)
             sys.__stderr__.flush()
-
-
-def error_record(error: GhostvisError) -> dict[str, Any]:
-    return {"code": int(error.code), "kind": error.kind, "message": error.message, "hint": error.hint}
 
 
 def _stderr(line: str) -> None:

@@ -13,7 +13,7 @@ from ghostvis_cli.version import __version__
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """`command` raises SystemExit for any end but success."""
+    """Run the command and leave. `command` raises SystemExit for any end but success."""
     _occupy_closed_streams()
     sys.stdout = _whole(sys.stdout)
     address_space.spare()
@@ -64,7 +64,7 @@ def _to_stdout(write: Callable[[], object], *, told: bool = False) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: loader threads may still be reading weights that nobody waits for any more."""
+    """End at once, without waiting for threads that still read weights."""
     if output := _output_where_used():
         output.end_log(code)
     if code == ExitCode.INTERRUPTED:
@@ -77,7 +77,7 @@ def _output_where_used() -> Any:
 
 
 def _whole(stream: TextIO) -> TextIO:
-    """PYTHONUNBUFFERED takes away the buffer, which alone minds that a system may write less than it was given."""
+    """A buffer for a stream that PYTHONUNBUFFERED left without: only the buffer handles short writes."""
     raw = getattr(stream, "buffer", None)
     if not isinstance(raw, io.RawIOBase):
         return stream

@@ -123,7 +123,7 @@ def _capped(logits: Tensor, cap: float) -> Tensor:
 def _fill(module: nn.Module, read: Callable[[str, torch.Size], Tensor]) -> nn.Module:
     """Give a module weights, tensor by tensor. `read` gets a name and a shape.
 
-    In the memory that it has by then: layers that come and go would leave holes too small for the next.
+    Memory is reused from layer to layer, since freed layers would leave holes too small for the next.
     """
     if any(parameter.is_meta for parameter in module.parameters()):
         module.to_empty(device="cpu")
@@ -133,16 +133,16 @@ def _fill(module: nn.Module, read: Callable[[str, torch.Size], Tensor]) -> nn.Mo
 
 
 @contextmanager
-def _open(eyes: nn.Module | None, fill: Callable[[nn.Module], object]) -> Iterator[None]:
+def _open(vision: nn.Module | None, fill: Callable[[nn.Module], object]) -> Iterator[None]:
     """The vision part with its weights for a while."""
-    if eyes is None:
+    if vision is None:
         yield
         return
-    fill(eyes)
+    fill(vision)
     try:
         yield
     finally:
-        eyes.to_empty(device="meta")
+        vision.to_empty(device="meta")
 
 
 class _LayeredCheckpoint:
@@ -168,14 +168,14 @@ class _LayeredCheckpoint:
         return assemble(name, pieces, part, shape, torch.device("cpu"), self._dtype).float()
 
     def _rows(self, name: str, which: Tensor | slice) -> Tensor:
-        """Of a table, whose other rows stay in the file."""
+        """Rows of a table; the other rows are not read."""
         (key,) = self.plan.classified.parts[name].keys
         return self._tensors[key][which].to(self._dtype).float()
 
     def prompts(self, check: Callable[[], None]) -> list[tuple[Case, Observation]]:
-        """The cases that fit the model's positions, with what its eyes see."""
+        """The cases that fit the model's positions, with their image rows."""
         found, vision = [], self._model.vision
-        with _open(vision, lambda eyes: self._fill(eyes, "vision")):
+        with _open(vision, lambda part: self._fill(part, "vision")):
             for case in cases(vision=vision is not None):
                 check()
                 prompt = rendered(case, self.config, self.plan.tokenizer, self.plan.layout)
@@ -271,16 +271,16 @@ class _Converted:
         return _fill(module, lambda name, _: self._rows(f"{prefix}.{name}", slice(None)))
 
     def _rows(self, name: str, which: Tensor | slice) -> Tensor:
-        """Copied: a tensor that is still the mapped file keeps its pages in memory."""
+        """A copy, since a view of the mapped file would keep its pages in memory."""
         with safe_open(self._files[name], "pt") as file:
             tensor = file.get_tensor(name)[which]
         rows: Tensor = tensor.to(torch.float32, copy=True)
         return rows
 
     def answers(self, fixed: list[Case], check: Callable[[], None]) -> list[Observation]:
-        """Ids as the directory renders them, and what its eyes see."""
+        """Ids as the directory renders them, and image rows."""
         found, vision = [], getattr(self._model.model, "vision", None)
-        with _open(vision, lambda eyes: self._fill(eyes, "model.vision")):
+        with _open(vision, lambda part: self._fill(part, "model.vision")):
             for case in fixed:
                 check()
                 ids, pixels = self.prompts.inputs(case)

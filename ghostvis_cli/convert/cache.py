@@ -35,6 +35,7 @@ REPORT_S = 5.0
 
 
 def default_base() -> Path:
+    """The folder of all converted directories. OutputError without a home directory."""
     if (place := cache_dir()) is None:
         message = "there is no home directory for what is converted"
         raise OutputError(message, hint="export GHOSTVIS_CACHE_DIR=DIR")
@@ -57,7 +58,7 @@ def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Callable
 
 
 def as_it_is(directory: Path, model: "ModelSettings", *, report: Callable[[str], None]) -> Path:
-    """A directory that the user converted: used unchanged, and what its certificate does not vouch for is told."""
+    """A directory that the user converted, used unchanged. Differences from its certificate are reported."""
     from ghostvis_cli.checkpoint.choose import constants
 
     certificate = certificate_of(directory)
@@ -112,7 +113,7 @@ def converted(
 
 
 def size_bytes(base: Path | None = None) -> int:
-    """What all entries take."""
+    """Bytes of all entries."""
     base = default_base() if base is None else base
     return sum(file.stat().st_size for file in base.glob("*/*") if file.is_file())
 
@@ -208,7 +209,7 @@ def _convert(
     place: Path,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """In a thread, so that progress is told and a signal ends it soon."""
+    """Convert in a thread, so that progress is reported and a signal ends it soon."""
     from ghostvis_cli.convert import run
 
     try:

@@ -38,7 +38,7 @@ class Case:
 
 
 def _content(message: Message) -> str | list[dict[str, str]]:
-    """A string where the turn is one text, so that both kinds of content are tried."""
+    """A string for a turn of one text, so that both forms of content are verified."""
     if [type(part) for part in message.parts] == [Text]:
         return message.text
     return [
@@ -48,7 +48,7 @@ def _content(message: Message) -> str | list[dict[str, str]]:
 
 
 def cases(*, vision: bool) -> list[Case]:
-    """Text for every model, images for those that have eyes; the first case is the cheapest."""
+    """Cases of text, and for vision models of images; the first case is the cheapest."""
     found = [
         Case("greeting", (Message.of("user", "Hello! Who are you?"),)),
         Case(
@@ -97,7 +97,7 @@ def _with_images() -> list[Case]:
 
 
 def corpus() -> Iterator[str]:
-    """Texts whose ids must agree: every code point below 0x3000, and what split patterns stumble over."""
+    """Texts whose ids must agree: every code point below 0x3000, and edge cases of the split pattern."""
     yield from PARAGRAPH.split(". ")
     yield from ("", " ", "  ", "\n", "\r\n", "\t\n \n", "a\n\n\nb", " \u00a0 x", "x" * 500, " " * 100)
     yield from (

@@ -22,6 +22,7 @@ MADE_BY = "ghostvis convert"
 
 
 def is_converted(place: Path) -> bool:
+    """Whether a directory looks like one that `convert` made."""
     return (place / CONFIG).is_file() and (place / CERTIFICATE).is_file()
 
 

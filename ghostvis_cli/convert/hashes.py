@@ -17,7 +17,7 @@ MOST_KNOWN = 10_000
 
 
 class KnownHashes:
-    """Kept in a file that any run may rewrite: the last one wins, and what is lost is computed again."""
+    """Hashes in a file that every run may rewrite: the last one wins, and lost entries are computed again."""
 
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
         self._path, self._report = path, report
@@ -26,7 +26,7 @@ class KnownHashes:
             self._known = dict(json.loads(path.read_text(encoding="utf-8")).items())
 
     def of(self, path: Path) -> str:
-        """The file's SHA-256, read where nobody has yet. OSError where it can't be."""
+        """The file's SHA-256, read unless it is known. OSError where it can't be read."""
         path = path.resolve()
         stat = path.stat()
         found = self._known.get(str(path))
@@ -42,12 +42,12 @@ class KnownHashes:
         return digest
 
     def note(self, path: Path, digest: str) -> None:
-        """What was hashed while it was written."""
+        """Remember the hash of a file that was hashed while it was written."""
         path = path.resolve()
         self._remember(path, path.stat(), digest, just_written=True)
 
     def save(self) -> None:
-        """Without complaint: a directory that can't be written only costs time."""
+        """Write the file of hashes. A directory that can't be written is no error: it only costs time."""
         newest = dict(list(self._known.items())[-MOST_KNOWN:])
         with suppress(OSError):
             files.write(self._path, json.dumps(newest).encode(), mode=0o600)

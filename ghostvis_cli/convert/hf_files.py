@@ -62,7 +62,7 @@ def _text_config(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _generation(config: DecoderConfig) -> dict[str, Any]:
-    """Every constant of its mathematics, so that whoever loads it guesses nothing."""
+    """Every constant of the model's mathematics."""
     return {
         "generation": config.generation.name,
         "qk_scale": config.qk_scale,

@@ -1,4 +1,4 @@
-"""What a verification takes, and the way of it that fits. Without torch."""
+"""The memory that a verification takes, and which kind of it fits. Without torch."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ NOTABLE_BYTES = 2 * 10**9
 
 
 def fitted(plan: Plan, free_bytes: float) -> tuple[Plan, str | None]:
-    """Layer by layer where the whole does not fit or so was asked, with what to tell of it beforehand.
+    """The plan, layer by layer where the whole does not fit or that was asked for, and a line about it.
 
     MemoryLimitError where neither fits: better now than after minutes of writing.
     """
@@ -57,5 +57,5 @@ def verification_bytes_by_layer(config: GhostVisConfig, parameters: int) -> int:
 
 
 def _fixed_positions(config: GhostVisConfig) -> int:
-    """Of all fixed prompts together, at most."""
+    """An upper bound of positions of all fixed prompts together."""
     return 1000 + 10 * (config.vision.num_tokens if config.vision else 0)

@@ -86,6 +86,7 @@ def rendered(
 
 
 def pixels_of(prompt: Prompt, config: GhostVisConfig) -> Tensor | None:
+    """A prompt's images (images, 3, S, S) float32, preprocessed; None for text."""
     vision = config.vision
     if vision is None or not prompt.images:
         return None
@@ -124,7 +125,7 @@ def _embedded(model: GhostVis, answer: Observation) -> Tensor:
 
 
 def unround_rotary(decoder: Decoder, positions: int) -> None:
-    """Give it the tables that transformers computes. Nothing else of the two should differ."""
+    """Give the decoder the rotary tables that transformers computes, the one known difference."""
     h = decoder.config.head_dim
     angle = rotary_angles(h, decoder.config.rope_theta, positions)
     cos, sin = angle.cos(), angle.sin()
@@ -137,7 +138,7 @@ class _Layers(Protocol):
 
 @contextmanager
 def _watched(blocks: Sequence[nn.Module]) -> Iterator[_Layers]:
-    """Collect what enters the first block and what each hands on, over any number of calls of one sequence."""
+    """Collect the input of the first block and the output of each, over any number of calls for one sequence."""
     seen: list[list[Tensor]] = [[] for _ in range(len(blocks) + 1)]
 
     def keep(index: int, value: Any) -> None:
@@ -191,7 +192,7 @@ class Prompts:
 
 
 def auto_class(*, vision: bool) -> Any:
-    """Of transformers, the one that users load such a directory with."""
+    """The Auto class of transformers that users load such a directory with."""
     import transformers
 
     return transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM

@@ -48,6 +48,7 @@ class Plan:
 
     @property
     def targets(self) -> tuple[TargetTensor, ...]:
+        """Every tensor to write, in the order of the files."""
         return tuple(target for shard in self.shards for target in shard.targets)
 
     @property

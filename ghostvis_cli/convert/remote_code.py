@@ -1,6 +1,6 @@
-"""Our classes as one file that needs none of this project, for those who have not installed it.
+"""Our transformers classes as one file, for use without this project installed.
 
-`auto_map` names it. transformers runs it only for who says trust_remote_code; where `ghostvis_cli.hf` is imported,
+`auto_map` names it. transformers runs it only with trust_remote_code; where `ghostvis_cli.hf` is imported,
 the classes there come first.
 """
 

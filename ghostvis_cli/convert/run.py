@@ -1,4 +1,4 @@
-"""One conversion: what is to be written, written, verified, and put in its place."""
+"""One conversion: write, verify, put in place."""
 
 import json
 import threading
@@ -50,7 +50,7 @@ class Progress:
 
 
 class CancelledError(Exception):
-    """Whoever asked for the conversion has left."""
+    """The conversion was cancelled."""
 
 
 def run(plan: Plan, place: Path, progress: Progress) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def split(targets: Sequence[TargetTensor], dtype: str, max_bytes: int) -> list[S
 
 
 def dtype_of(target: TargetTensor, dtype: str) -> str:
+    """The type that a tensor is written in: float32 where it must be exact."""
     return "float32" if target.exact else dtype
 
 

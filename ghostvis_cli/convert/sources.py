@@ -1,7 +1,7 @@
 """The project's own modules that decide what a converted directory holds, found by following imports.
 
-A list or a version number would be forgotten. Here whatever the converter imports, or copies into a directory,
-counts without anybody's doing.
+A list or a version number could be forgotten. All that the converter imports, or copies into a directory, is
+found here.
 """
 
 import ast

@@ -28,7 +28,7 @@ Identity: TypeAlias = tuple[int, int]  # device and inode
 def replaceable(place: Path, *, force: bool) -> Identity | None:
     """What lies at `place` and may be replaced; None where nothing does. UsageError where it must stay.
 
-    --force replaces what `convert` made, and no directory that somebody has put something else into.
+    --force replaces what `convert` made, and no directory that holds other files too.
     """
     if not os.path.lexists(place):
         return None
@@ -109,7 +109,7 @@ def _made(place: Path) -> tuple[Path, int]:
 
 
 def _discard(directory: Path) -> None:
-    """While another thread may be writing it: under another name, which still is one of a leftover."""
+    """Remove a directory that another thread may still write to, renamed first as a leftover is named."""
     gone = directory.with_name(f"{directory.name}-gone")
     with suppress(OSError):
         directory.rename(gone)
@@ -139,7 +139,7 @@ def publish(directory: Path, place: Path, replaced: Identity | None) -> None:
 
 
 def _replace(directory: Path, place: Path, replaced: Identity) -> None:
-    """Looked at again once it has another name: nobody adds anything by the old one any more."""
+    """Checked again after the rename, since files can't be added under the old name any more."""
     _refuse_changed(place, place, replaced)
     if files.exchange(directory, place):
         old = directory
@@ -175,12 +175,12 @@ def _clear_leftovers(place: Path) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what killed conversions left there, for whichever place they were meant."""
+    """Remove what killed conversions left in the folder, whatever their target was."""
     for directory in folder.glob(f".*{UNFINISHED}*"):
         lock = _locked(directory)
         if lock is None:  # a run is writing it
             continue
-        # Killed in _replace, it is what was there before, with what somebody may have put into it.
+        # Killed in _replace, it is the previous directory, which may hold files of the user's.
         if not (certificate_of(directory) and foreign_names(directory)):
             shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)

@@ -132,7 +132,7 @@ def chat_template(layout: Layout | None) -> str:
     """Jinja that renders a conversation to the very ids of `prompt.render` and `prompt.render_for_reply`.
 
     Content is a string, or a list of {"type": "text"} and {"type": "image"} parts. One image token an image: the
-    processor repeats it. None is a model without eyes.
+    processor repeats it. None for a text model.
     """
     token = image_token(layout)
     in_turn = {"inline": token, "prepend_slots": token, "prepend_literal": IMAGE_TOKEN}.get(layout or "", "")

@@ -107,6 +107,7 @@ class LogitSums:
         self.columns += expected.size(-1)
 
     def mean(self) -> torch.Tensor:
+        """(T,) of the absolute differences over the vocabulary."""
         return self.total / self.columns
 
     def kl(self) -> torch.Tensor:
@@ -114,6 +115,7 @@ class LogitSums:
         return self.weighted / self.mass - (self.mass / self.mass_got).log()
 
     def agreed(self) -> torch.Tensor:
+        """(T,) bool: whether both have the same likeliest token."""
         return self._chosen[0] == self._chosen[1]
 
 

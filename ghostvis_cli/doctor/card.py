@@ -1,7 +1,7 @@
 """A test card that tells up from down: a red circle above a blue square, stored lying on its side.
 
-The file is a JPEG as a phone writes it: pixels turned by 90 degrees and an EXIF tag that says so. Whoever
-passes the tag over sees the circle on the left; whoever turns the wrong way sees it at the bottom.
+The file is a JPEG as a phone writes it: pixels turned by 90 degrees and an EXIF tag that says so. A loader that
+ignores the tag sees the circle on the left; one that turns the wrong way sees it at the bottom.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def loaded(limits: "ImageLimits", *, tagged: bool = True) -> "EncodedImage":
 
 
 def sent_upright(image: "EncodedImage") -> Finding:
-    """Whether what leaves for the engine has the circle on top, and no tag left that could turn it again."""
+    """Whether the image that engines get has the circle on top, and no EXIF tag that would turn it again."""
     from PIL import Image
 
     sent = Image.open(BytesIO(image.data))

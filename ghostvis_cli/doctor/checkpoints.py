@@ -99,9 +99,9 @@ def _chosen(checkpoint: Checkpoint, engine: EngineSettings) -> Iterator[Finding]
         yield from_error("checkpoints", "chosen", error)
         return
     config = classified.config
-    eyes = f", {config.vision.num_tokens} tokens an image" if config.vision else ""
+    vision = f", {config.vision.num_tokens} tokens an image" if config.vision else ""
     context = f"trained on {config.decoder.sequence_len} tokens"
-    shown = f"{checkpoint.path}: {classified.kind}, {context}{eyes}"
+    shown = f"{checkpoint.path}: {classified.kind}, {context}{vision}"
     yield Finding("checkpoints", "chosen", "ok", shown)
     for line in classified.notices:
         yield Finding("checkpoints", "chosen", "note", line)

@@ -1,4 +1,4 @@
-"""What a check says, and running checks so that none can crash, hang or silence the others."""
+"""Findings, and running checks so that none can crash or hang the others."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator

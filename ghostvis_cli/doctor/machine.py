@@ -189,7 +189,7 @@ def directories(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 
 
 def _converted() -> Iterator[Finding]:
-    """Nothing in the cache is removed by itself: its size must be seen somewhere."""
+    """The cache's size: nothing in it is removed automatically."""
     from ghostvis_cli.convert import cache
 
     if size_bytes := cache.size_bytes():

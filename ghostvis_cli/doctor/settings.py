@@ -1,4 +1,4 @@
-"""Profiles and their faults: of the profile of this run, which stop it, and of the others, which may later."""
+"""Faults of profiles: errors in the profile of this run, warnings in the others."""
 
 import os
 from collections.abc import Iterator, Mapping

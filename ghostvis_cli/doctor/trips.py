@@ -22,7 +22,7 @@ SHOWN_CHARS = 60
 
 @dataclass(frozen=True)
 class Trips:
-    """An open engine and how to judge it. `takes_images` None: nobody knows before one was sent."""
+    """An open engine and how to judge it. `takes_images` is None where only sending one tells."""
 
     engine: "Engine"
     limits: "ImageLimits"

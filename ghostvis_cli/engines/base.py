@@ -3,6 +3,7 @@
 Token counts come from the engine; times are the caller's, from its own clock.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
     from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 
-CHAT_MAX_TOKENS = 200  # where nobody chose: a conversation may run on a little longer
+CHAT_MAX_TOKENS = 200  # chat's default: replies may be longer than single answers
 
 
 EngineKind: TypeAlias = Literal["local", "sglang", "remote", "fake"]
@@ -30,7 +31,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 class GenerateRequest:
     """Messages to answer, or a raw `prompt` to continue (exactly one of the two).
 
-    `fit`: max_tokens is nobody's wish but a bound, and the engine lowers it to the rest of its context.
+    `fit`: max_tokens is only an upper bound, and the engine lowers it to the rest of its context.
     """
 
     messages: tuple[Message, ...] = ()
@@ -185,11 +186,25 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class Server:
-    """Who answers at the other end. Those that are known by name are sent fields beyond OpenAI's."""
+    """The server at the other end. Known kinds are sent fields beyond OpenAI's."""
 
     kind: Literal["sglang", "ghostvis", "vllm", "openai"] = "openai"
     version: str | None = None
     cache_report: bool | None = None  # whether it counts cached tokens; None: it does not say
+
+
+class Closing(ABC):
+    """What `async with` closes at its end."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close it, once or more often."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
 
 
 class Engine(Protocol):

@@ -251,7 +251,9 @@ class Connection:
 
     def _certificates(self) -> ssl.SSLContext:
         if not self.root.startswith("https:"):
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and saves reading them: 50 ms
+            return ssl.SSLContext(
+                ssl.PROTOCOL_TLS_CLIENT
+            )  # plain HTTP needs no certificates, and reading them takes 50 ms
         context, ca_file = httpx2.create_ssl_context(), self.settings.ca_file
         if ca_file is not None:
             try:
@@ -300,6 +302,7 @@ class Connection:
 
 
 def now() -> float:
+    """Seconds by the running event loop's clock, which deadlines are in."""
     return asyncio.get_running_loop().time()
 
 

@@ -7,15 +7,14 @@ says something. One word is one token, whose id is its length.
 import asyncio
 import re
 from collections.abc import AsyncGenerator
-from typing import Self
 
-from ghostvis_cli.engines.base import Chunk, EngineInfo, FinishReason, GenerateRequest, Usage
+from ghostvis_cli.engines.base import Chunk, Closing, EngineInfo, FinishReason, GenerateRequest, Usage
 from ghostvis_cli.errors import RequestError
 
 IMAGE_TOKENS = 4
 
 
-class FakeEngine:
+class FakeEngine(Closing):
     """`delay_s` passes before each token; `failure` is raised in place of the first one."""
 
     tokenizer, server = None, None
@@ -60,12 +59,6 @@ class FakeEngine:
 
     async def aclose(self) -> None:
         self.failure = RequestError("the engine is closed")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
 
 
 def _until_stop(text: str, stop: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import httpx2
 
 HEAD_BYTES, LINE_BYTES = 1 << 17, 1 << 12  # longest head of an answer, and longest line before a chunk
-PAUSE_BYTES = 1 << 20  # of a body that nobody has fetched yet: then the server has to wait
+PAUSE_BYTES = 1 << 20  # of a body that was not fetched yet: beyond it the server has to wait
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: ([^\r\n]*))?")
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")

@@ -18,6 +18,7 @@ import httpx2
 
 from ghostvis_cli.engines.base import (
     Chunk,
+    Closing,
     EngineInfo,
     FinishReason,
     GenerateRequest,
@@ -47,7 +48,7 @@ __all__ = ["RemoteEngine", "RemoteSettings"]
 PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
 # Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
 ANSWER_CHARS, TOKEN_CHARS = 1 << 24, 1 << 14
-MOST_TOKENS = 10**12  # that anybody counts for a request; adding up what is beyond would fail elsewhere
+MOST_TOKENS = 10**12  # more than any server counts; sums beyond this would fail elsewhere
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
 # OpenAI's models that reason have another name for it, and older servers know only this one.
 LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
@@ -62,12 +63,12 @@ OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_tok
 # cache then has the image. 16 bits: enough to spread over any number of servers, far too few to tell by whom
 # or about what a request is, also for who reads the gateway's log and has a guess.
 ROUTING_HEADER, ROUTING_DIGITS, ROUTING_BYTES = "X-SMG-Routing-Key", 4, 1 << 16
-IMAGE = uuid4().hex  # stands in a body for an image's base64; no text that anybody sends can hold it
+IMAGE = uuid4().hex  # stands in a body for an image's base64; random, so that no text holds it
 # Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
 
-class RemoteEngine:
+class RemoteEngine(Closing):
     """A connection to a server. `connect` asks the server who it is; a bare one is taken for plain OpenAI."""
 
     tokenizer = None
@@ -121,12 +122,6 @@ class RemoteEngine:
 
     async def aclose(self) -> None:
         await self._connection.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
 
     # Who is there
 
@@ -287,7 +282,7 @@ class RemoteEngine:
             answer.finish_reason = answer.finish_reason or "stop"
             return None
         answer.room -= len(event)
-        if answer.room < 0:  # whoever gathers the answer would run out of memory
+        if answer.room < 0:  # gathering the answer would run out of memory
             raise RequestError(f"{self._connection.where} sent far more than was asked for")
         try:
             payload = json.loads(event)
@@ -390,7 +385,7 @@ def _failure_in(payload: dict[str, Any]) -> str | None:
         return said(payload)
     for choice in payload.get("choices") or ():
         reason = choice.get("finish_reason")
-        # An abort that somebody asked for has no status: it is an end, not an error.
+        # An abort that a client asked for has no status: it is an end, not an error.
         if isinstance(reason, dict) and reason.get("type") == "abort" and reason.get("status_code"):
             return said(reason)
     return None

@@ -6,15 +6,18 @@ B rows of a batch, T positions, N rows an image, D width, V vocabulary.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin
+from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ghostvis_cli.hf.config import GhostVisConfig
-from ghostvis_cli.hf.nanochat import GhostVisNanoChatConfig, GhostVisNanoChatModel
+from ghostvis_cli.hf.nanochat import (
+    GhostVisNanoChatConfig,
+    GhostVisNanoChatModel,
+    GhostVisNanoChatPreTrainedModel,
+    WithHead,
+)
 from ghostvis_cli.model.decoder import rms
 from ghostvis_cli.model.vision import Vision
 
@@ -30,24 +33,14 @@ class GhostVisOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class GhostVisPreTrainedModel(PreTrainedModel):
+class GhostVisPreTrainedModel(GhostVisNanoChatPreTrainedModel):
     config_class = GhostVisConfig
-    base_model_prefix = "model"
     input_modalities = ["image", "text"]  # noqa: RUF012 - the base class declares these so
-    supports_gradient_checkpointing = True
     _no_split_modules = [  # noqa: RUF012
         *("Qwen3DecoderLayer", "NanoChatDecoderLayer", "GhostVisNanoChatLayer", "TowerBlock")
     ]
-    _keep_in_fp32_modules_strict = GhostVisNanoChatModel._keep_in_fp32_modules_strict
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-
-    @property
-    def dtype(self) -> torch.dtype:
-        table: Any = self.get_input_embeddings()
-        return table.weight.dtype
 
 
 class GhostVisModel(GhostVisPreTrainedModel):
@@ -111,23 +104,15 @@ def image_places(input_ids: Tensor, image_token_id: int, layout: str) -> Tensor:
     return places
 
 
-class GhostVisForConditionalGeneration(GhostVisPreTrainedModel, GenerationMixin):
+class GhostVisForConditionalGeneration(WithHead, GhostVisPreTrainedModel):
     def __init__(self, config: GhostVisConfig) -> None:
         super().__init__(config)
         self.model = GhostVisModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
+        """(B, 3, S, S) normalised pixels -> rows (B, N, D)."""
         return self.model.get_image_features(pixel_values)
 
     def forward(
@@ -155,11 +140,8 @@ class GhostVisForConditionalGeneration(GhostVisPreTrainedModel, GenerationMixin)
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :]).float()
         cap = self.config.text_config.final_logit_softcapping
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
+        logits = self.scores(outputs.last_hidden_state, logits_to_keep, cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.text_config.vocab_size)

@@ -91,6 +91,7 @@ class SmearCache(DynamicCache):
         self.rows = None if self.rows is None else change(self.rows)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the sequences beam_idx (B,) in their new order."""
         super().reorder_cache(beam_idx)
         self._change(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
@@ -103,6 +104,7 @@ class SmearCache(DynamicCache):
         self._change(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences `indices` of the batch."""
         super().batch_select_indices(indices)
         self._change(lambda rows: rows[indices])
 
@@ -126,6 +128,7 @@ class GhostVisNanoChatAttention(nn.Module):
     def forward(
         self, x: Tensor, value: Tensor | None, mask: Tensor, turn: tuple[Tensor, Tensor], cache: Any
     ) -> Tensor:
+        """(B, T, D) -> (B, T, D) and the weights, which are None."""
         config = self.config
         B, T, _ = x.shape
         q, k, v = (
@@ -152,6 +155,7 @@ class GhostVisNanoChatMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return self.fc2(F.relu(self.fc1(x)).square())
 
 
@@ -179,7 +183,7 @@ class GhostVisNanoChatLayer(GradientCheckpointingLayer):
 
 
 class GhostVisNanoChatPreTrainedModel(PreTrainedModel):
-    config_class = GhostVisNanoChatConfig
+    config_class: Any = GhostVisNanoChatConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GhostVisNanoChatLayer"]  # noqa: RUF012 - the base class declares these so
@@ -278,9 +282,11 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         return e + self.smear_lambda * torch.sigmoid(gate) * before
 
     def blend(self, x: Tensor, x0: Tensor, layer: int) -> Tensor:
+        """The input of a layer: x and the first layer's x0, (B, T, D) both, each by its learned share."""
         return self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
 
     def back_out(self, x: Tensor, middle: Tensor) -> Tensor:
+        """x (B, T, D) less a learned share of the middle layer's output."""
         return x - self.backout_lambda * middle if self.config.smear else x
 
     def window(self, layer: int) -> int | None:
@@ -313,12 +319,11 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
-class GhostVisNanoChatForCausalLM(GhostVisNanoChatPreTrainedModel, GenerationMixin):
-    def __init__(self, config: GhostVisNanoChatConfig) -> None:
-        super().__init__(config)
-        self.model = GhostVisNanoChatModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+class WithHead(GenerationMixin):
+    """What a model with a language head has besides its `model` and `lm_head`."""
+
+    model: Any
+    lm_head: nn.Module
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -328,6 +333,20 @@ class GhostVisNanoChatForCausalLM(GhostVisNanoChatPreTrainedModel, GenerationMix
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def scores(self, hidden: Tensor, logits_to_keep: int | Tensor, cap: float | None) -> Tensor:
+        """hidden (B, T, D) -> logits (B, T', V) float32 of the positions to keep, softly capped if `cap`."""
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits: Tensor = self.lm_head(hidden[:, kept, :]).float()
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel):
+    def __init__(self, config: GhostVisNanoChatConfig) -> None:
+        super().__init__(config)
+        self.model = GhostVisNanoChatModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
     def forward(
         self,
@@ -351,9 +370,7 @@ class GhostVisNanoChatForCausalLM(GhostVisNanoChatPreTrainedModel, GenerationMix
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        cap = self.config.final_logit_softcapping
-        logits = cap * torch.tanh(self.lm_head(outputs.last_hidden_state[:, kept, :]).float() / cap)
+        logits = self.scores(outputs.last_hidden_state, logits_to_keep, self.config.final_logit_softcapping)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size)

@@ -102,6 +102,8 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class GhostVisConfig:
+    """A whole model: decoder, vision part if it has one, and where image rows go."""
+
     decoder: DecoderConfig
     vision: VisionConfig | None = None
     layout: Layout | None = None  # what the file says; None where it says nothing

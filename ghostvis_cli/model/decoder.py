@@ -184,6 +184,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(width, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
         x = self.up(x)
         if self.gated:
             gate, up = x.chunk(2, dim=-1)
@@ -200,6 +201,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, step: Step, cache: KVCache | None, layer: int, value: Tensor | None = None
     ) -> Tensor:
+        """x (B, T, D) float32 -> (B, T, D) float32; `value` as for the attention."""
         # The residual stream stays float32 whatever the matrices are, as on upstream's GPUs.
         weights = self.mlp.down.weight.dtype
         x = x + self.attn(rms(x).to(weights), step, cache, layer, value)
@@ -207,6 +209,8 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The language model: ids (B, T) and image rows (N, D) -> logits (B, T, V) float32."""
+
     cos: Tensor
     sin: Tensor
 
@@ -335,6 +339,7 @@ class Decoder(nn.Module):
         return torch.addcmul(self.resid_lambdas[layer] * x, self.x0_lambdas[layer], x0)
 
     def back_out(self, x: Tensor, middle: Tensor) -> Tensor:
+        """x (…, D) less a learned share of `middle` (…, D), the middle layer's output."""
         return x - self.backout_lambda * middle if self.config.generation.smear else x
 
     def logits(self, hidden: Tensor) -> Tensor:

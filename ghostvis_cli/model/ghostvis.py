@@ -8,6 +8,8 @@ from ghostvis_cli.model.vision import Vision
 
 
 class GhostVis(nn.Module):
+    """A decoder, and for a vision model the part that turns images into its embeddings."""
+
     def __init__(self, config: GhostVisConfig) -> None:
         super().__init__()
         self.config = config
@@ -16,5 +18,5 @@ class GhostVis(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, N, D) rows that take the place of token embeddings."""
-        assert self.vision is not None, "a text model has no eyes: callers check config.vision"
+        assert self.vision is not None, "a text model has no vision part: callers check config.vision"
         return self.vision(pixels)

@@ -17,10 +17,12 @@ from ghostvis_cli.model.config import LAYER_NORM_EPS, TowerConfig, TowerFamily, 
 
 
 def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation of GELU, of any shape: x * sigmoid(1.702 x)."""
     return x * torch.sigmoid(1.702 * x)
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation, of any shape."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -43,6 +45,7 @@ class TowerBlock(nn.Module):
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, P, W) -> (B, P, W)."""
         B, P, W = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, P, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, P, W))
@@ -83,6 +86,7 @@ class ResamplerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, W) attends to context (B, P, W) -> (B, N, W)."""
         x = x + self.cross_attn(self.norm1(x), context, context, need_weights=False)[0]
         return x + self.mlp(self.norm2(x))
 
@@ -96,6 +100,7 @@ class Perceiver(nn.Module):
         self.layers = nn.ModuleList(ResamplerBlock(width, heads) for _ in range(depth))
 
     def forward(self, context: Tensor) -> Tensor:
+        """(B, P, W) -> (B, N, W)."""
         x = self.queries.expand(context.size(0), -1, -1)
         for layer in self.layers:
             x = layer(x, context)
@@ -110,6 +115,7 @@ class AveragePool(nn.Module):
         self.num_tokens = num_tokens
 
     def forward(self, context: Tensor) -> Tensor:
+        """(B, P, W) -> (B, N, W)."""
         return F.adaptive_avg_pool1d(context.transpose(1, 2), self.num_tokens).transpose(1, 2)
 
 
@@ -126,10 +132,13 @@ class Projector(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, W) -> (B, N, D)."""
         return self.mlp(x)
 
 
 class Vision(nn.Module):
+    """Images (B, 3, S, S) -> rows (B, N, D): tower, resampler, projector."""
+
     def __init__(self, config: VisionConfig, n_embd: int) -> None:
         super().__init__()
         self.config = config

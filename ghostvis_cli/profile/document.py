@@ -4,7 +4,6 @@ Nothing is constructed from YAML tags: the nodes are read as they are, so a valu
 """
 
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node, ScalarNode
 
 LARGEST_BYTES = 2**18  # the parser takes a second for 100 KiB
-MOST_MERGED = 10_000  # entries brought in by <<: a few lines of nested aliases could ask for billions
-DEEPEST_MERGE = 100
+MOST_DIGITS = 40  # that a message shows
 YAML_TAG = "tag:yaml.org,2002:"
 
 
@@ -56,7 +54,6 @@ class Document:
 
     shown: str
     faults: list[Fault] = field(default_factory=list)
-    merged: int = 0
 
     def fault(self, line: int, key: str, reason: str) -> None:
         self.faults.append(Fault(self.shown, key, reason, line))
@@ -71,13 +68,9 @@ class Document:
         return None
 
     def entries(self, node: "MappingNode", prefix: str = "") -> dict[str, Entry]:
-        """The mapping's entries by name, those of `<<` behind its own. Doubled and odd keys are faults."""
+        """The mapping's entries by name. Doubled and odd keys are faults."""
         found: dict[str, Entry] = {}
-        borrowed: list[Entry] = []
         for key, value in node.value:
-            if key.tag == YAML_TAG + "merge":
-                borrowed += self._merged(value, prefix, (node,))
-                continue
             name, line = self._name(key, prefix), line_of(key)
             if name is None:
                 continue
@@ -85,45 +78,15 @@ class Document:
                 self.fault(line, prefix + name, f"stands twice, first in line {found[name].line}")
                 continue
             found[name] = Entry(name, line, value)
-        for entry in borrowed:
-            found.setdefault(entry.name, entry)
         return found
 
     def _name(self, key: "Node", prefix: str) -> str | None:
-        if key.tag == YAML_TAG + "str":
+        if key.tag == YAML_TAG + "str" and key.value != "<<":
             return str(key.value)
-        self.fault(line_of(key), prefix.rstrip("."), f"a key must be text; YAML reads {what(key)} here")
+        merges = "<< (merging) is not read, YAML 1.2 has none of it; inherit with `extends: NAME`"
+        reason = merges if key.value == "<<" else f"a key must be text; YAML reads {what(key)} here"
+        self.fault(line_of(key), prefix.rstrip("."), reason)
         return None
-
-    def _merged(self, node: "Node", prefix: str, inside: "tuple[Node, ...]") -> Iterator[Entry]:
-        """What `<<: *alias` or `<<: [*one, *two]` brings in, nearest first."""
-        from yaml.nodes import MappingNode, SequenceNode
-
-        sources = node.value if isinstance(node, SequenceNode) else [node]
-        for source in sources:
-            if not isinstance(source, MappingNode):
-                self.fault(line_of(node), prefix + "<<", f"merges mappings only, not {what(source)}")
-            elif any(source is outer for outer in inside):
-                self.fault(line_of(node), prefix + "<<", "merges a mapping into itself")
-            elif len(inside) > DEEPEST_MERGE:
-                self.fault(line_of(node), prefix + "<<", f"merges through more than {DEEPEST_MERGE} mappings")
-            else:
-                yield from self._merged_from(source, prefix, (*inside, source))
-
-    def _merged_from(self, source: "MappingNode", prefix: str, inside: "tuple[Node, ...]") -> Iterator[Entry]:
-        deeper: list[Node] = []
-        for key, value in source.value:
-            self.merged += 1
-            if self.merged > MOST_MERGED:
-                if self.merged == MOST_MERGED + 1:
-                    self.fault(line_of(source), prefix + "<<", f"brings in more than {MOST_MERGED} entries")
-                return
-            if key.tag == YAML_TAG + "merge":
-                deeper.append(value)
-            elif key.tag == YAML_TAG + "str":  # where it is defined says what is wrong with any other
-                yield Entry(str(key.value), line_of(key), value)
-        for value in deeper:
-            yield from self._merged(value, prefix, inside)
 
 
 def line_of(node: "Node") -> int:
@@ -131,7 +94,7 @@ def line_of(node: "Node") -> int:
 
 
 def what(node: "Node") -> str:
-    """The node in words, as YAML understands it: `on` is a true, 012 the number 10."""
+    """The node in words, as YAML understands it."""
     from yaml.nodes import MappingNode, ScalarNode
 
     if not isinstance(node, ScalarNode):
@@ -142,23 +105,20 @@ def what(node: "Node") -> str:
         case "str":
             return "text"
         case "bool":
-            return "true" if node.value.lower() in ("true", "yes", "on") else "false"
+            return str(node.value).lower()
         case "int":
             return f"the number {_number(node)}"
         case "float":
             return "a number"
-        case "timestamp":
-            return "a date"
         case other:
             return f"something tagged {other}"
 
 
 def _number(node: "ScalarNode") -> str:
-    """What YAML 1.1 makes of 012, 0x1f, 1_000 and 1:30."""
-    from yaml.constructor import SafeConstructor
+    from ghostvis_cli.profile.yaml12 import whole
 
     try:
-        return str(SafeConstructor().construct_yaml_int(node))
+        return str(whole(node.value))[:MOST_DIGITS]
     except ValueError:  # tagged !!int and no number, or thousands of digits
         return "it can't read"
 
@@ -187,8 +147,10 @@ def compose(text: str, document: Document) -> "Node | None":
     """The root node of one YAML document, or None and a fault."""
     import yaml
 
+    from ghostvis_cli.profile.yaml12 import Loader
+
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=Loader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.fault(line, "", f"holds the control character U+{int(error.character):04X}")

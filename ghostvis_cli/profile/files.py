@@ -68,7 +68,7 @@ class UnreadableError(UsageError):
 def project_file(cwd: Path) -> Path | None:
     """ghostvis.yaml (or .yml) here or above, up to the repository's root. Outside a repository only here.
 
-    Never further: whoever can write to /tmp could otherwise set the model of everyone who works below it.
+    Never further: else a file in /tmp, which anyone can write, would set the model of all who work below it.
     """
     above = [cwd, *cwd.parents]
     root = next((each for each in above if any((each / mark).exists() for mark in REPOSITORY)), cwd)
@@ -90,7 +90,7 @@ def on_disk(path: Path) -> Path:
 
 
 def _refuse_both(document: Document, path: Path) -> None:
-    """Nobody can tell which of two files counts."""
+    """Refuse a profile that has two files of different endings."""
     there = [each.name for each in spellings(path.with_suffix(SUFFIXES[0])) if each.exists()]
     if path.suffix in SUFFIXES and len(there) > 1:
         document.fault(1, "", f"{' and '.join(there)} are both there: keep one of them")

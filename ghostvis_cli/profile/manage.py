@@ -88,7 +88,7 @@ def begin(
 ) -> Path:
     """Write a commented profile and return its path. Nothing is overwritten unless `force` says so.
 
-    A user's file is for their eyes only (0600) and gets the JSON Schema beside it, for editors.
+    A user's file is readable by its owner alone (0600) and gets the JSON Schema beside it, for editors.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"{shown(name)} can't be a profile's name", hint="letters, digits and . _ - only")

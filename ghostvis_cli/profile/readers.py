@@ -118,7 +118,7 @@ def _named(resolved: Resolved, settings: list[Key]) -> list[str]:
 
 
 def _asks(resolved: Resolved, key: Key) -> bool:
-    """Whether it was set anywhere, and to something that the engine would not do by itself."""
+    """Whether it was set anywhere, and to other than the engine's default."""
     return resolved.chose(key.path) and value_of(resolved.profile, key) != key.default
 
 

@@ -310,7 +310,7 @@ def _unknown_variables(env: Mapping[str, str], resolved: Resolved) -> list[str]:
 
 
 def _key_leaves(env: Mapping[str, str], resolved: Resolved) -> list[str]:
-    """A project's file comes with somebody's repository: say where it sends this user's key."""
+    """A project's file comes with a repository that others wrote: say where it sends the user's key."""
     engine, origin = resolved.profile.engine, resolved.origins["engine.base_url"]
     has_key = engine.api_key_env or engine.api_key_file or env.get(DEFAULT_VARIABLE)
     if origin.place != "project" or engine.chosen_kind != "remote" or not has_key:

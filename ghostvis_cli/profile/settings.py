@@ -105,7 +105,7 @@ class EngineSettings:
 
     @property
     def usual_in_flight(self) -> int:
-        """Requests at once where nobody chose: what fills one step. A server may have other users."""
+        """Requests at once by default: what fills one step. A server may have other users."""
         return {"local": self.max_batch, "sglang": 64, "remote": 16}[self.chosen_kind]
 
 

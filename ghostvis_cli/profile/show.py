@@ -50,18 +50,22 @@ def scalar(value: object) -> str:
     """The value on one line of YAML."""
     import yaml
 
+    from ghostvis_cli.profile.yaml12 import Dumper
+
     if isinstance(value, tuple):
         return "[" + ", ".join(_quoted(redact(each)) for each in value) + "]"
     if isinstance(value, str) and value.splitlines() != [value]:
         return _quoted(redact(value))
-    dumped: str = yaml.safe_dump(_shown(value), allow_unicode=True, width=WIDE)
+    dumped: str = yaml.dump(_shown(value), Dumper=Dumper, allow_unicode=True, width=WIDE)
     return dumped.removesuffix("...\n").rstrip("\n")
 
 
 def _quoted(text: str) -> str:
     import yaml
 
-    dumped: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=WIDE)
+    from ghostvis_cli.profile.yaml12 import Dumper
+
+    dumped: str = yaml.dump(text, Dumper=Dumper, default_style='"', allow_unicode=True, width=WIDE)
     return dumped.rstrip("\n")
 
 

@@ -1,12 +1,12 @@
 """One value for one setting: from a YAML node, from text (--set, environment) or from Python. Says why not.
 
-Strict on purpose: YAML 1.1 makes `on` a true, 012 the number 10, 1:30 the number 90 and 1e5 a text, and a
-model tag or a limit silently turned into something else is worse than a message. Every refusal is a
-UsageError whose message stands behind a place and a key, so it begins in lower case and names neither.
+Strict on purpose: a model tag or a limit silently turned into something else is worse than a message. Every
+refusal is a UsageError whose message stands behind a place and a key, so it begins in lower case and names
+neither.
 """
 
-import re
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,6 @@ from ghostvis_cli.profile.settings import OF_A_HUB, Key
 if TYPE_CHECKING:
     from yaml.nodes import Node
 
-WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,39})")
-DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]{0,39})(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
 LONGEST_SHOWN = 60
 
 
@@ -113,7 +111,7 @@ def _from_node(key: Key, node: "Node") -> object:
 def _text(node: "Node") -> str:
     if node.tag == YAML_TAG + "str":
         return str(node.value)
-    if node.tag.removeprefix(YAML_TAG) not in ("bool", "int", "float", "timestamp"):
+    if node.tag.removeprefix(YAML_TAG) not in ("bool", "int", "float"):
         raise UsageError(f"takes text, not {what(node)}")
     raise UsageError(f'without quotes YAML reads {shown(node.value)} as {what(node)}; write "{node.value}"')
 
@@ -131,22 +129,25 @@ def _bool(key: Key, node: "Node") -> bool:
 
 
 def _number(key: Key, node: "Node") -> int | float:
-    text = str(node.value)
-    plain = WHOLE if key.kind == "int" else DECIMAL
-    if plain.fullmatch(text):
-        if getattr(node, "style", None) is not None:
-            raise UsageError(f"{text} in quotes is text; write it without")
-        return int(text) if key.kind == "int" else float(text)
-    if node.tag == YAML_TAG + "str":
-        hint = f"; write {int(float(text))}" if _is_whole(text) else ""
+    from ghostvis_cli.profile.yaml12 import is_number, whole
+
+    text, tag, found = str(node.value), node.tag.removeprefix(YAML_TAG), None
+    with suppress(ValueError, OverflowError):  # not a number, not a finite one, thousands of digits
+        found = whole(text) if tag == "int" else float(text) if tag == "float" else None
+        if found is not None and key.kind == "float":
+            return float(found)
+    if key.kind == "int" and isinstance(found, int):
+        return found
+    if tag == "str" and getattr(node, "style", None) is not None and is_number(text):
+        raise UsageError(f"{text} in quotes is text; write it without")
+    if tag in ("str", "float"):
+        hint = f"; write {found:.0f}" if isinstance(found, float) and _is_whole(found) else ""
         raise UsageError(f"takes {key.expects}, not {shown(text)}{hint}")
-    if node.tag == YAML_TAG + "float":
-        raise UsageError(f"takes {key.expects}, not {shown(text)}")
-    raise UsageError(f"takes {key.expects}; YAML reads {shown(text)} as {what(node)}; write plain digits")
+    raise UsageError(f"takes {key.expects}; YAML reads {shown(text)} as {what(node)}")
 
 
-def _is_whole(text: str) -> bool:
-    return DECIMAL.fullmatch(text) is not None and abs(float(text)) < 1e15 and float(text).is_integer()
+def _is_whole(value: float) -> bool:
+    return abs(value) < 1e15 and value.is_integer()
 
 
 def shown(text: str) -> str:

@@ -151,7 +151,7 @@ async def interleaved(
 ) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
     """(choice, chunk) of all requests, in groups of what came within `pause_s` of the group before.
 
-    The first chunk of all and the last one of each choice do not wait. `saw` hears of each as it comes. Closing
+    The first chunk of all and the last of each choice do not wait. `saw` is called with each as it comes. Closing
     this aborts the requests that still run.
     """
     loop, wake = asyncio.get_running_loop(), asyncio.Event()

@@ -12,6 +12,7 @@ from ghostvis_cli.errors import (
     RequestError,
     UsageError,
 )
+from ghostvis_cli.openai.schema import BodyError
 
 log = logging.getLogger("ghostvis.serve")
 
@@ -68,6 +69,8 @@ def as_api_error(error: Exception, request_id: str) -> ApiError:
             return error
         case ContextLengthError():
             return too_long(error.message)
+        case BodyError():
+            return ApiError(400, error.message, param=error.param, code=error.api_code)
         case InputError() | RequestError() | UsageError():
             return ApiError(400, error.message)
         case MemoryLimitError():

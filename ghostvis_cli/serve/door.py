@@ -1,8 +1,8 @@
-"""Who may come in through a browser, and what a browser is told of it. The same for the local server and SGLang.
+"""Which browser requests are allowed, and their CORS headers. The same for the local server and SGLang.
 
-A page that the user opens can send requests to this machine. Where there is no key to stop it, its `Origin` must be
-of this machine or chosen, and so must the `Host` that it took us for: a name of its own can lead here, too (DNS
-rebinding), and then its requests carry no origin that would tell.
+A page in the user's browser can send requests to this machine. Where no key stops it, its `Origin` must be
+of this machine or allowed, and so must its `Host`: a name that the page controls can lead here, too (DNS
+rebinding), and its requests then have no telling origin.
 """
 
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class Door:
         return headers.get("sec-fetch-site") == "cross-site"
 
     def _is_ours(self, host: str) -> bool:
-        """Not by the machine's own name: who answers for that is up to the network that the machine is in."""
+        """Not the machine's own name: what it resolves to is up to the network."""
         name = _hostname(f"//{host}")
         ours = map(str.lower, (self.host, *self.allowed_hosts))
         number = as_number(name)

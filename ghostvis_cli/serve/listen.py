@@ -1,4 +1,4 @@
-"""Where a server listens: a socket bound before anything costly starts, and who holds a port that is taken."""
+"""Where a server listens: the socket is bound before anything costly starts; which process holds a taken port."""
 
 import errno
 import random
@@ -38,6 +38,7 @@ def bind(settings: ServerSettings) -> socket.socket:
 
 
 def is_loopback_only(settings: ServerSettings) -> bool:
+    """Whether the server's address is reachable from this machine alone."""
     return all(is_loopback(str(entry[4][0])) for entry in _resolved(settings))
 
 
@@ -68,6 +69,7 @@ def base_url(settings: ServerSettings, listener: socket.socket) -> str:
 
 
 def url_of(host: str, port: int) -> str:
+    """The address that clients type; a host of IPv6 gets its brackets."""
     host = host or "0.0.0.0"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -24,14 +24,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ghostvis_cli.errors import ContextLengthError, InputError
+from ghostvis_cli.openai.answers import Answer, Call, answer_for
+from ghostvis_cli.openai.describe import DESCRIPTION
+from ghostvis_cli.openai.schema import Kind
 from ghostvis_cli.serve.admission import Bodies, ClientGoneError, ConcurrencyLimit, interleaved, unless_gone
 from ghostvis_cli.serve.api_errors import ApiError, as_api_error, no_route, stopping, too_long
 from ghostvis_cli.serve.door import Door, without_slash
 from ghostvis_cli.serve.metrics import Metrics, RequestMetrics
-from ghostvis_cli.serve.openai_answers import Answer, answer_for
-from ghostvis_cli.serve.openai_fields import Kind
-from ghostvis_cli.serve.openai_types import Call, RequestReader
-from ghostvis_cli.serve.openapi import DESCRIPTION
+from ghostvis_cli.serve.requests import RequestReader
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 T = TypeVar("T")

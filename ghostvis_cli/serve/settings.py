@@ -4,20 +4,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 from urllib.parse import urlsplit
 
 from ghostvis_cli.addresses import PORTS, is_host
 from ghostvis_cli.engines.base import Engine, Sampling
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.image_limits import ImageLimits
+from ghostvis_cli.openai.answers import Vocabulary
 
 KEY_HINT = "export GHOSTVIS_API_KEY=$(openssl rand -hex 16)"
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where to listen, whom to let in, what a request may cost. One home of the server's defaults.
+    """The server's settings and their defaults: where to listen, who has access, what a request may cost.
 
     `max_waiting` requests may be inside at once, from a body's first byte to the last token of its answer;
     the next one gets 429. `sampling` fills what a request leaves out, but for its max_tokens: an answer may
@@ -77,14 +78,6 @@ def origin_of(text: str) -> str:
     return f"{url.scheme}://{host}{port}"
 
 
-class Vocabulary(Protocol):
-    """What /tokenize and logprobs need to know of a tokenizer."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def token_bytes(self, id_: int, /) -> bytes: ...
-
-
 @dataclass(frozen=True)
 class Served:
     """A loaded model. Without a vocabulary, /tokenize answers 501 and logprobs are refused."""
@@ -93,7 +86,7 @@ class Served:
     vocabulary: Vocabulary | None = None
 
     def name(self, settings: ServerSettings) -> str:
-        """The model's name in the API. Not its path, which is nobody else's business."""
+        """The model's name in the API. Not its path, which clients need not know."""
         info = self.engine.info
         return settings.served_model_name or info.tag or Path(info.model).name or "ghostvis"
 
@@ -128,10 +121,9 @@ class SGLangSettings:
         """Of a model spread over machines; only rank 0 answers requests."""
         return self._number(NODE_RANK, 0)
 
-    @property
-    def tokenizer_workers(self) -> int:
-        """Processes at which requests come in."""
-        return self._number(WORKERS, 1)
+    def tokenizer_workers(self, usual: int) -> int:
+        """Processes at which requests come in: `usual` unless it is said, or SGLang can't with these options."""
+        return self._number(WORKERS, 1 if any(map(self.has, ONE_WORKER)) else usual)
 
     def _number(self, name: str, default: int) -> int:
         """The last value of an option, as SGLang takes it; `default` where it is not there or no number."""
@@ -154,7 +146,9 @@ def _in_full(name: str) -> str | None:
 # Options of SGLang that `serve` acts on too.
 NODE_RANK, WORKERS, CERTIFICATE = "--node-rank", "--tokenizer-worker-num", "--ssl-certfile"
 NO_GRAPHS, NO_PREFILL_GRAPHS = "--disable-cuda-graph", "--disable-prefill-cuda-graph"
-READ = (NODE_RANK, WORKERS, CERTIFICATE, NO_GRAPHS, NO_PREFILL_GRAPHS)
+# What SGLang does with a single process for requests alone.
+ONE_WORKER = ("--nnodes", "--grpc-port", "--enable-ssl-refresh")
+READ = (NODE_RANK, WORKERS, CERTIFICATE, NO_GRAPHS, NO_PREFILL_GRAPHS, *ONE_WORKER)
 # Options of SGLang that would get past our checks, and what to type instead.
 OURS = {
     "--host": "ghostvis serve --host HOST",

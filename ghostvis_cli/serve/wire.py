@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, with what it leaves open: deadlines, a bounded number of connections, quiet errors."""
+"""uvicorn's HTTP with deadlines, a bounded number of connections and quiet errors."""
 
 import asyncio
 import errno
@@ -108,7 +108,7 @@ class Protocol(H11Protocol):
         self.transport.abort()  # close() would wait for a client that does not read
 
     def _make_room(self) -> None:
-        """At the cost of the one whose time is up next. This one waits too, so there is always one."""
+        """Close the waiting connection with the nearest deadline. This one waits too, so there is always one."""
         waiting = [(each._deadline.when(), id(each), each) for each in self.connections if each._deadline]
         _, _, next_up = min(waiting)
         next_up._stop_waiting()

@@ -92,12 +92,12 @@ class Child:
             self._process.send_signal(signal.SIGTERM)
 
     def note_shared_memory(self) -> None:
-        """What it has there goes with it. To be called once it runs, since it may end by itself."""
+        """Note its shared memory, to remove when it ends. Call it once it runs, since it may end by itself."""
         self._shared |= shared_memory(self.pid)
 
     def kill(self) -> None:
         """All of it, at once. Safe in a signal handler."""
-        if not self._ended:  # else the number may be somebody else's by now
+        if not self._ended:  # else the number may belong to another process by now
             self.note_shared_memory()
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -105,7 +105,7 @@ class Child:
                 left.unlink(missing_ok=True)
 
     async def end(self) -> int:
-        """Kill what is left, hear its last words, and see that all are gone; the exit code."""
+        """Kill what is left, read the rest of its log, wait for all to end; the exit code."""
         self.kill()
         code = await self._process.wait()
         if self._ended:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ghostvis_cli.convert.directory import CERTIFICATE, CONFIG, TOKENIZER, read_json
 from ghostvis_cli.engines.base import (
     Chunk,
+    Closing,
     EngineInfo,
     FinishReason,
     GenerateRequest,
@@ -41,7 +42,7 @@ TRAINED_SHARE = 10  # of the positions that the rotary table has, one in so many
 ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
 
 
-class SGLangEngine:
+class SGLangEngine(Closing):
     """A running SGLang. `start` makes one, and requests run on the event loop that did."""
 
     server = None
@@ -111,12 +112,6 @@ class SGLangEngine:
 
     async def aclose(self) -> None:
         await self._process.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
 
     # What is asked
 

@@ -193,8 +193,10 @@ class SGLangLog:
 
 
 def is_notable(line: str) -> bool:
+    """Whether a line of SGLang's log is for people: a warning, an error."""
     return NOTABLE.search(line) is not None
 
 
 def shortened(line: str) -> str:
+    """The line, cut to what fits a terminal."""
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

@@ -41,7 +41,7 @@ class Probe:
         )
 
     async def until_ready(self, *, answers: bool = True) -> None:
-        """Wait for ever: whoever waits has a deadline and watches the process. `answers` False: a further node."""
+        """Wait for ever: the caller has a deadline and watches the process. `answers` False: a further node."""
         path = "/ready" if answers else "/health"
         while True:
             status = await self._status(path)
@@ -66,6 +66,10 @@ class Probe:
                 hint="ghostvis doctor",
             )
         return about
+
+    async def freeze(self) -> None:
+        """Leave what its processes have imported out of collections of garbage (`plugin/garbage.py`)."""
+        await self._client.post("/freeze_gc", headers=_bearer(self._admin_key))
 
     async def until_idle(self) -> None:
         """Wait until nothing has run or waited at two looks: between them a request may be on its way."""

@@ -104,7 +104,7 @@ class Process:
             raise _again(self._failure)
 
     async def aclose(self) -> None:
-        """End all of it, as SGLang itself would: by SIGKILL. Whoever still waits for an answer hears of it."""
+        """End all of it by SIGKILL, as SGLang itself does. Requests that wait fail."""
         self._closed = True
         self._give_up(EngineError("the engine was closed"))
         self._writer.close()

@@ -27,11 +27,12 @@ INSTALL = "pip install 'ghostvis-cli[sglang]' in an environment of its own, or -
 CPU_CACHE_BYTES = 2 * 2**30
 CPU_CONTEXTS = 4  # of full length; requests rarely are
 CPU_RUNNING_REQUESTS = 16
-# On a GPU tokens come faster than anybody reads, and each message of a stream costs SGLang's one interpreter
+# On a GPU tokens come faster than people read, and each message of a stream costs SGLang's one interpreter
 # processor time: the first token at once, then so many together.
 STREAM_INTERVAL = 4
 HOPPER = 9  # the major compute capability of H100 and H200
 MOST_IMAGE_THREADS = 16
+MOST_TOKENIZER_WORKERS, CORES_A_WORKER = 4, 4
 NANOCHAT = "ghostvis_nanochat"  # the model_type of its generations of 2026
 STOCK, OURS = "Qwen3ForCausalLM", "GhostVisForCausalLM"  # a converted swiglu text model, elsewhere and here
 Value = str | int | float | bool
@@ -231,6 +232,13 @@ def _for_threads() -> dict[str, str]:
     """One thread for each small copy of the main process: a team of OpenMP's spins on all cores after each."""
     readers = min(MOST_IMAGE_THREADS, len(os.sched_getaffinity(0)))
     return {"OMP_NUM_THREADS": "1", "SGLANG_IO_WORKERS": str(readers)}
+
+
+def tokenizer_workers(profile: "Profile") -> int:
+    """Processes of `serve` at which requests come in: a quarter of the cores, since one keeps no GPU busy."""
+    if is_cpu(profile.engine.device):
+        return 1
+    return max(1, min(MOST_TOKENIZER_WORKERS, len(os.sched_getaffinity(0)) // CORES_A_WORKER))
 
 
 def _unless_set(values: Mapping[str, str]) -> dict[str, str]:

@@ -20,14 +20,13 @@ import httpx2
 
 from ghostvis_cli import files, scratch
 from ghostvis_cli.convert.directory import CONFIG, GENERATION_CONFIG, read_json
-from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError, UsageError
+from ghostvis_cli.errors import EngineError, ExitCode, GhostvisError
 from ghostvis_cli.sampling import Sampling
 from ghostvis_cli.serve.listen import free_port, is_loopback_only, url_of
 from ghostvis_cli.serve.settings import (
     CERTIFICATE,
     NO_GRAPHS,
     NO_PREFILL_GRAPHS,
-    WORKERS,
     ServerSettings,
     SGLangSettings,
 )
@@ -73,12 +72,10 @@ class Launch:
     sglang: SGLangSettings
     admin_key: str | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.sglang.tokenizer_workers > 1 and self.secrets:
-            raise UsageError(
-                f"SGLang checks no key with {WORKERS} above 1",
-                hint="one tokenizer worker; or no key, --host 127.0.0.1 and a proxy that checks it",
-            )
+    @property
+    def workers(self) -> int:
+        """Processes at which requests come in."""
+        return self.sglang.tokenizer_workers(runtime.tokenizer_workers(self.profile))
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -87,6 +84,14 @@ class Launch:
         if self.admin_key is None and not is_loopback_only(self.server):
             found["admin-api-key"] = token_hex(16)
         return {name: value for name, value in found.items() if value}
+
+    def told(self, secrets: Mapping[str, str]) -> dict[str, str]:
+        """What SGLang itself is told of them. With several workers it takes no key of clients, which we check there
+        (`plugin/door.py`), and needs one that gets its own requests past that check.
+        """
+        if self.workers == 1 or not secrets:
+            return dict(secrets)
+        return {"admin-api-key": secrets.get("admin-api-key") or secrets["api-key"]}
 
     def argv(self, directory: Path, config: Path | None) -> list[str]:
         """The command line. What the user wrote after -- comes last, where SGLang takes it over ours."""
@@ -98,27 +103,30 @@ class Launch:
             values.pop("cuda_graph_backend_prefill", None)
         if config is not None:
             values["config"] = str(config)
-        module = MODULE if self.sglang.tokenizer_workers == 1 else OF_WORKERS
+        values["tokenizer_worker_num"] = self.workers
+        # SGLang's own first requests would come without the key, which it is not told.
+        values["skip_server_warmup"] = self.workers > 1 and self.server.api_key is not None
+        module = MODULE if self.workers == 1 else OF_WORKERS
         # -P: a file sglang.py in the current directory is not SGLang.
         argv = [sys.executable, "-P", "-m", module, *flags(values)]
         if runtime.is_at_least(0, 5, 23):
             argv += ["--allowed-media-domains", *(self.server.allowed_image_hosts or (NOWHERE,))]
         return [*argv, *self.sglang.options]
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, keys_file: str | None = None) -> dict[str, str]:
         """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
         from ghostvis_cli.sglang.plugin.door import Rules  # needs Starlette
 
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        ours = Rules.of(self.server).as_variable() | {
+        ours = Rules.of(self.server, keys_file).as_variable() | {
             HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
             BACKGROUND_VARIABLE: self.server.image_limits.background,
             "PYTHONUNBUFFERED": "1",
         }
         if self.sglang.has(NO_GRAPHS):
             ours[GRAPHS_VARIABLE] = "0"
-        if self.sglang.tokenizer_workers > 1:
+        if self.workers > 1:
             ours |= {WORKERS_VARIABLE: "1", IMAGE_KEY_VARIABLE: token_hex(32)}
             ours[PATIENCE_VARIABLE] = os.environ.get(PATIENCE_VARIABLE, WORKERS_PATIENCE_S)
         return {**kept, **runtime.environment(self.profile), **ours}
@@ -226,15 +234,17 @@ class _Lives:
         launch = self._launch
         with ExitStack() as stack:
             folder = stack.enter_context(scratch.folder())
-            config, descriptors = None, []
-            if self._secrets:
-                config, descriptor = _unwritten(folder / "keys.yaml", self._secrets)
-                stack.callback(os.close, descriptor)
-                descriptors.append(descriptor)
+            descriptors, config, keys_file = [], None, None
+            if launch.workers > 1:  # which start too late to inherit a descriptor
+                keys_file = f"/proc/{os.getpid()}/fd/{_hidden(stack, self._secrets)}"
+            if told := launch.told(self._secrets):
+                descriptors.append(_hidden(stack, told))
+                config = folder / "keys.yaml"
+                config.symlink_to(f"/proc/self/fd/{descriptors[0]}")
             directory = with_sampling(launch.directory, launch.profile.sampling, folder / "model")
             self._child = child = await Child.start(
                 launch.argv(directory, config),
-                launch.environment(),
+                launch.environment(keys_file),
                 lambda line: self._on_line(log.feed(line)),
                 pass_fds=descriptors,
                 folder=folder,
@@ -253,6 +263,7 @@ class _Lives:
             await probe.until_ready(answers=first)
             if first:
                 about = await probe.about(read_json(launch.directory, CONFIG))
+                await probe.freeze()
             else:
                 about = About(launch.name, None)
         except (httpx2.HTTPError, KeyError, ValueError) as error:
@@ -271,7 +282,7 @@ class _Lives:
                 self._on_notice(f"requests cut short after {allowed_s:g} s")
                 with suppress(httpx2.HTTPError):
                     await probe.abort_all()
-                if self._launch.sglang.tokenizer_workers > 1:
+                if self._launch.workers > 1:
                     await self._finished(child, ended, probe, ABORTED_S)
                 await asyncio.wait((ended,), timeout=ABORTED_S)
         finally:
@@ -281,7 +292,7 @@ class _Lives:
         self, child: Child, ended: "asyncio.Task[int]", probe: Probe, allowed_s: float
     ) -> bool:
         """Whether all requests have ended in time."""
-        if self._launch.sglang.tokenizer_workers == 1:
+        if self._launch.workers == 1:
             child.terminate()
             done, _ = await asyncio.wait((ended,), timeout=allowed_s)
             return bool(done)
@@ -304,15 +315,15 @@ class _Lives:
         return url.replace("http:", "https:", 1) if self._launch.sglang.has(CERTIFICATE) else url
 
 
-def _unwritten(path: Path, secrets: Mapping[str, str]) -> tuple[Path, int]:
-    """A YAML file for SGLang's --config that lies on no disk and in no argument list, and its descriptor.
+def _hidden(stack: ExitStack, secrets: Mapping[str, str]) -> int:
+    """The descriptor of a YAML file that lies on no disk and in no argument list, as long as the stack lasts.
 
-    SGLang takes keys from options and files only. The path is a link to a descriptor that the child inherits.
+    SGLang takes keys from options and files only, and a descriptor has a path.
     """
     descriptor = os.memfd_create("ghostvis-keys")
+    stack.callback(os.close, descriptor)
     os.write(descriptor, json.dumps(secrets).encode())  # JSON is YAML
-    path.symlink_to(f"/proc/self/fd/{descriptor}")
-    return path, descriptor
+    return descriptor
 
 
 def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
@@ -323,7 +334,7 @@ def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
     file = directory / GENERATION_CONFIG
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = {name: getattr(sampling, name) for name in FROM_MODEL}
-    wanted["top_k"] = sampling.top_k or -1  # SGLang's word for all of them
+    wanted["top_k"] = sampling.top_k or -1  # SGLang's value for all tokens
     wanted["do_sample"] = sampling.temperature > 0  # transformers checks that the two agree
     standard = {"min_p": 0.0, "repetition_penalty": 1.0}
     if all(config.get(name, standard.get(name)) == value for name, value in wanted.items()):

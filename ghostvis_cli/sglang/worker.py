@@ -22,7 +22,7 @@ ROOM_FOR_END = 5  # positions behind a prompt that SGLang keeps free, besides th
 
 def main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as link:
-        link.set_inheritable(False)  # its end must tell that this process has ended, whoever else lives on
+        link.set_inheritable(False)  # its end tells that this process has ended, so no child may hold it
         try:
             engine = _started(link)
         except GhostvisError as error:
@@ -30,7 +30,7 @@ def main(descriptor: int) -> None:
             return
         if engine is not None:
             engine.loop.run_until_complete(Worker(engine).serve(link))
-            engine.shutdown()  # in case that whoever left did not end us
+            engine.shutdown()  # in case the parent did not end us
 
 
 def failure(error: BaseException) -> dict[str, str | None]:
@@ -41,7 +41,7 @@ def failure(error: BaseException) -> dict[str, str | None]:
 
 
 def _started(link: socket.socket) -> Any:
-    """SGLang, once the model is converted and loaded; None where the other end left meanwhile."""
+    """SGLang, once the model is converted and loaded; None where the parent ended meanwhile."""
     frame = channel.read_waiting(link)
     if frame is None:
         return None
@@ -57,6 +57,7 @@ def _started(link: socket.socket) -> Any:
     import sglang
 
     engine = sglang.Engine(**frame.message["arguments"])
+    engine.freeze_gc()  # a million objects, which each full collection would go through
     longest_prompt = engine.tokenizer_manager.max_req_input_len
     link.sendall(channel.packed({"context": longest_prompt + ROOM_FOR_END - 1}))
     return engine
@@ -78,7 +79,7 @@ class Worker:
         self._writer: asyncio.StreamWriter
 
     async def serve(self, link: socket.socket) -> None:
-        """Until the other end is gone."""
+        """Wait until the parent is gone."""
         reader, self._writer = await asyncio.open_connection(sock=link)
         while (frame := await channel.read(reader)) is not None:
             match frame.message["do"]:

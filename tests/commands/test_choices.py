@@ -336,7 +336,7 @@ def test_a_profile_switched_to_in_a_chat_is_told_of_likewise(monkeypatch: pytest
 
 
 def test_variables_of_serve_and_its_plug_in_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ADMIN_API_KEY", "ALLOWED_IMAGE_HOSTS", "NUMERICS", "IMAGE_CACHE_MB"):
+    for name in ("ADMIN_API_KEY", "ALLOWED_IMAGE_HOSTS", "NUMERICS", "PICTURE_CACHE_MB"):
         monkeypatch.setenv(f"GHOSTVIS_{name}", "1")
     monkeypatch.setenv("GHOSTVIS_NUMERIC", "1")
     assert [line for line in resolve().notices if "means nothing" in line] == [

@@ -104,6 +104,16 @@ def test_who_fills_a_core_while_it_waits_is_not_blamed() -> None:
     assert limit([use("scheduler", has_gpu=True), use("other")]) is None
 
 
+def test_a_full_process_for_requests_gets_company_and_the_one_before_several_gets_replicas() -> None:
+    alone = limit([use("main process"), use("detokenizer", busiest=0.5)])
+    router = limit([use("main process"), use("tokenizer worker", busiest=0.5)])
+    worker = limit([use("main process", busiest=0.5), use("tokenizer worker")])
+    assert alone is not None and "--tokenizer-worker-num 4" in alone.fix
+    assert router is not None and router.fix == "replicas (docs/scaling.md)"
+    assert worker is not None and "tokenizer worker (7)" in worker.message
+    assert "--tokenizer-worker-num 8" in worker.fix
+
+
 @pytest.mark.parametrize(
     ("url", "port"),
     [

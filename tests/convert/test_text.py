@@ -177,3 +177,10 @@ def test_a_text_models_template_refuses_images(directory: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     with pytest.raises(Exception, match="reads text only"):
         theirs.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+
+
+def test_the_id_of_an_image_is_not_spelled_as_the_text_that_one_layout_has_there() -> None:
+    """Directories in use have this name in their tokenizer."""
+    from ghostvis_cli.convert.tokenizer import image_token
+
+    assert [image_token(layout) for layout in ("inline", "prepend_literal")] == ["<|image|>", "<|picture|>"]

@@ -1,12 +1,13 @@
 """Servers for the tests of engines that talk to one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from tests.engines.scripted import Reply, ScriptedServer, Serve
+from tests.engines.serving import Letters, Running, running
 
 
 @pytest.fixture
@@ -21,3 +22,10 @@ async def serve() -> AsyncIterator[Serve]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """The local server with an engine that repeats what it is told."""
+    with running(vocabulary=Letters()) as started:
+        yield started

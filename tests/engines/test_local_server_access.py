@@ -6,7 +6,6 @@ import json
 import select
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -32,12 +31,6 @@ from tests.engines.serving import (
     running,
     user,
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(vocabulary=Letters()) as started:
-        yield started
 
 
 def address(server: Running) -> tuple[str, int]:

@@ -10,10 +10,17 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from ghostvis_cli.engines.fake import FakeEngine
-from ghostvis_cli.serve.openai_fields import BODY
-from ghostvis_cli.serve.openapi import BODIES, DESCRIPTION, SAMPLING
+from ghostvis_cli.openai.describe import DESCRIPTION
+from ghostvis_cli.openai.schema import BODY
 from tests.engines.serving import Letters, Running, running
 
+SCHEMAS = DESCRIPTION["components"]["schemas"]
+RANGES = {
+    field: rules
+    for field, described in SCHEMAS["ChatBody"]["properties"].items()
+    for rules in described.get("anyOf", ())
+    if "minimum" in rules
+}
 EXAMPLES = 60  # for each route and each way of making requests
 # Every route and method, with requests as described; those with a body with others too.
 CASES = [
@@ -32,18 +39,16 @@ def server() -> Iterator[Running]:
 
 
 def test_the_description_is_served_and_names_every_field_that_is_read(server: Running) -> None:
-    for kind, body in BODIES.items():
-        known = BODY[kind]
-        assert set(body["properties"]) == known.read | known.ignored | set(known.neutral)
+    for body in BODY.values():
+        known = body.known()
+        assert set(SCHEMAS[body.__name__]["properties"]) == known.read | known.ignored | set(known.neutral)
     assert server.send("GET", "/openapi.json")[0] == 200
 
 
-@pytest.mark.parametrize(
-    "field", [field for field, rules in SAMPLING.items() if "minimum" in rules and field != "n"]
-)
+@pytest.mark.parametrize("field", [field for field in RANGES if field not in ("n", "top_logprobs")])
 def test_the_ranges_described_are_those_that_are_taken(field: str, server: Running) -> None:
-    low, high = SAMPLING[field]["minimum"], SAMPLING[field]["maximum"]
-    step = 1 if "integer" in SAMPLING[field]["type"] else 1e-10
+    low, high = RANGES[field]["minimum"], RANGES[field]["maximum"]
+    step = 1 if "integer" in RANGES[field]["type"] else 1e-10
     for value, status in ((low, 200), (high, 200), (low - step, 400), (high * 1.0001 + step, 400)):
         value = int(value) if isinstance(low, int) and isinstance(step, int) else value
         assert (value, server.chat(**{field: value})[0]) == (value, status)

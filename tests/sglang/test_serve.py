@@ -106,14 +106,13 @@ class Process:
         return self.group
 
     def post(self, body: dict[str, Any], **options: Any) -> httpx2.Response:
-        return httpx2.post(
-            f"{self.record['url']}/v1/chat/completions",
-            json={"model": self.record["model"], "temperature": 0, **body},
-            headers={"Authorization": f"Bearer {KEY}"},
-            trust_env=False,
-            timeout=PATIENCE_S,
-            **options,
-        )
+        asked = {"model": self.record["model"], "temperature": 0, **body}
+        return self.ask("POST", "/v1/chat/completions", json=asked, **options)
+
+    def ask(self, method: str, path: str, key: str = KEY, **options: Any) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {key}"}
+        url = f"{self.record['url']}{path}"
+        return httpx2.request(method, url, headers=headers, trust_env=False, timeout=PATIENCE_S, **options)
 
     def end(self, number: signal.Signals | None = None) -> int:
         if number is not None:
@@ -300,16 +299,22 @@ def test_each_of_several_http_workers_has_the_guards_and_knows_an_image_that_ano
     cache: Path,
 ) -> None:
     """Each request comes on a connection of its own, which either of two workers may take."""
-    with serving(cache, "--source", "demo", "--port", "0", *WORKERS) as process:
+    with serving(cache, "--source", "demo", "--port", "0", *WORKERS, GHOSTVIS_API_KEY=KEY) as process:
         process.until("ready after")
         eventually(lambda: bool(process.out))
         answers = [process.post({"messages": image_question(), "max_tokens": 1}) for _ in range(12)]
         details = [answer.json()["usage"]["prompt_tokens_details"] for answer in answers]
         assert all(each["cached_tokens"] > each["image_tokens"] for each in details[1:]), details
         body = {"input_ids": [10**7], "sampling_params": {"max_new_tokens": 1}}
-        url = f"{process.record['url']}/generate"
-        refused = [httpx2.post(url, json=body, trust_env=False, timeout=PATIENCE_S) for _ in range(12)]
+        refused = [process.ask("POST", "/generate", json=body) for _ in range(12)]
         assert {answer.status_code for answer in refused} == {400}
+        assert {process.ask("GET", "/v1/models", key="no").status_code for _ in range(12)} == {401}
+        for pid in members(process.group):
+            assert all(
+                KEY.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+                for name in ("cmdline", "environ")
+            )
+        assert KEY not in process.said and "Traceback" not in process.said
         assert process.post({"messages": image_question(), "max_tokens": 1}).status_code == 200
 
 

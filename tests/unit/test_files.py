@@ -89,7 +89,7 @@ def test_a_fifo_that_nobody_reads_is_an_error_that_says_so(
 ) -> None:
     monkeypatch.setattr(files, "READER_WAIT_S", 0.0)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="nobody reads this FIFO"):
+    with pytest.raises(OSError, match="no process reads this FIFO"):
         files.write(tmp_path / "pipe", b"x")
     assert (tmp_path / "pipe").is_fifo()
 

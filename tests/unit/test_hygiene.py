@@ -1,5 +1,6 @@
 """What a start costs and imports, and that the tables of commands and packages match the disk."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ghostvis_cli.cli.registry import COMMANDS
+from tests.engines.serving import running
 
 ROOT = Path(__file__).parents[2]
 GHOSTVIS = str(Path(sys.executable).with_name("ghostvis"))
@@ -59,6 +61,19 @@ def test_a_start_imports_nothing_heavy_and_no_command_but_its_own(start: str) ->
     # bench_prefix is a part of bench.
     own = {each.rpartition(".")[2].partition("_")[0] for each in commands}
     assert own == {c.module for c in COMMANDS if c.name == name}
+
+
+def test_only_openais_bodies_cost_the_import_of_pydantic(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    openai = {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "two"}}
+    with running() as server:
+        ask = ["generate", "--base-url", server.url]
+        for row, needed in (({"prompt": "one"}, False), (openai, True)):
+            rows.write_text(json.dumps(row))
+            done = started([*ask, "--input", str(rows)], {}, "-v")
+            assert json.loads(done.stdout)["finish_reason"] == "stop"
+            assert ("import 'pydantic'" in done.stderr) == needed
+        assert "import 'pydantic'" not in started([*ask, "Hello"], {}, "-v").stderr
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_an_allowed_name_that_leads_into_the_private_network_is_not_followed(sit
 
 
 def test_allowed_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(HOSTS_VARIABLE, " ImageStore.example, ,other.example")
+    monkeypatch.setenv(HOSTS_VARIABLE, " Images.example, ,other.example")
     assert ImageStore(SIZE).hosts == {"images.example", "other.example"}
     monkeypatch.delenv(HOSTS_VARIABLE)
     assert ImageStore(SIZE).hosts == frozenset()

@@ -214,12 +214,28 @@ def test_several_http_workers_load_the_plug_in_and_know_images_by_one_key(
     assert "GHOSTVIS_PICTURE_KEY" not in one.environment()
 
 
-@pytest.mark.parametrize("server", [{"api_key": "k"}, {"host": "0.0.0.0", "api_key": "k"}])
-def test_several_http_workers_are_refused_where_a_key_must_be_checked(
-    directory: Path, server: dict[str, str]
+def test_several_http_workers_check_the_key_that_sglang_would_refuse_to_check(directory: Path) -> None:
+    one = launch(directory, on_cpu(), api_key="k")
+    several = launch(directory, on_cpu(), "--tokenizer-worker-num", "2", host="0.0.0.0", api_key="k")
+    assert one.told(one.secrets) == {"api-key": "k"}
+    assert several.told(several.secrets).keys() == {"admin-api-key"}
+    assert "api-key" in several.secrets  # for our own check
+    without = launch(directory, on_cpu(), "--tokenizer-worker-num", "2")
+    skips = ["--skip-server-warmup" in each.argv(directory, None) for each in (one, without, several)]
+    assert skips == [False, False, True]  # SGLang's first requests would come without the key
+
+
+def test_a_gpus_requests_come_in_at_a_process_for_every_four_cores(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match="checks no key with --tokenizer-worker-num above 1"):
-        launch(directory, on_cpu(), "--tokenizer-worker-num", "2", **server)
+    def workers(cores: int, *options: str) -> int:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        return launch(directory, on_gpu(), *options).workers
+
+    assert [workers(cores) for cores in (2, 8, 16, 64)] == [1, 2, 4, 4]
+    assert workers(16, "--tokenizer-worker-num", "6") == 6
+    assert workers(16, "--nnodes=2") == 1
+    assert launch(directory, on_cpu()).workers == 1
 
 
 def test_arguments_become_flags() -> None:

@@ -93,6 +93,7 @@ class ImageCache:
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
 
     def get(self, digest: str) -> Tensor | None:
+        """The rows (N, D) of an image by its digest; None where it was not seen, or forgotten."""
         return self._rows.get(digest)
 
     def insert(self, digest: str, rows: Tensor) -> None:

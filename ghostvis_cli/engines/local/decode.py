@@ -1,8 +1,8 @@
 """One token for every running sequence: the step that must be fast. Two ways to run the same arithmetic.
 
 `Eager` calls the model. `Padded` is for compilers, which want shapes that stay: it rounds the batch and the cached
-length up, and lets a mask hide what is not there. Rows of a padded batch that belong to nobody write where nobody
-reads: `spare` says where the row of a prompt that is still being read has its next free position.
+length up, and masks what is not there. Unused rows of a padded batch write to positions that are never
+read: `spare` is the next free position of the row in prefill.
 """
 
 from collections.abc import Callable
@@ -57,9 +57,9 @@ class Padded:
         rows.reserve(batch, spare + 1)
         length = min(max(FIRST_CAPACITY, _power_of_two(max(filled) + 1)), rows.cache.capacity)
         self.decoder.grow_rotary(max(length, spare + 1))
-        nobody = batch - count
-        ids = torch.tensor([*tokens, *[[0] * len(tokens[0])] * nobody], device=rows.device)
-        positions = torch.tensor([*filled, *[spare] * nobody], device=rows.device)[:, None]
+        unused = batch - count
+        ids = torch.tensor([*tokens, *[[0] * len(tokens[0])] * unused], device=rows.device)
+        positions = torch.tensor([*filled, *[spare] * unused], device=rows.device)[:, None]
         return self.step(self.decoder, ids, positions, length, rows.cache)[:count]
 
 

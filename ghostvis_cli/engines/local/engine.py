@@ -9,14 +9,14 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 
 from ghostvis_cli.checkpoint.choose import choose_layout
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.engines.base import Chunk, EngineInfo, GenerateRequest
+from ghostvis_cli.engines.base import Chunk, Closing, EngineInfo, GenerateRequest
 from ghostvis_cli.engines.local.decode import Decode, Eager, compiled
 from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.packing import pack
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ghostvis_cli.engines.local.scheduler import ImageInput
     from ghostvis_cli.images import EncodedImage
 
-# Waking the caller's thread for every token costs a small model more than the token itself. Nobody sees 4 ms.
+# Waking the caller's thread for each token costs a small model more than the token. 4 ms are not noticed.
 DELIVER_EVERY_S = 0.004
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,7 +55,7 @@ class LocalSettings:
     threads: int | None = None  # on a CPU; None: one for a small model, else what torch takes
 
 
-class LocalEngine:
+class LocalEngine(Closing):
     """Runs a loaded model. Requests are batched as they come and leave; see `Scheduler` for how."""
 
     server = None
@@ -153,12 +153,6 @@ class LocalEngine:
             self._inbox.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
     # --- the caller's side
 
     def _image(self, image: "EncodedImage") -> "ImageInput":
@@ -176,9 +170,9 @@ class LocalEngine:
         reason: GhostvisError = EngineError("the engine was closed")
         try:
             self._work()
-        except BaseException as error:  # whatever it is, nobody may wait for a thread that is gone
+        except BaseException as error:  # whatever it is: no request may wait for a thread that has ended
             reason = explained(error)
-        # Who registered before this is told here; who registers later finds it set.
+        # Requests registered before this are told here; later ones find it set.
         self._ended = reason
         self._deliver([(sequence, reason) for sequence in self._owners.copy()])
         self._scheduler.abandon(reason)
@@ -209,7 +203,7 @@ class LocalEngine:
                 return False
             try:
                 job()
-            except Exception as error:  # as of a step: rows that are half moved are nobody's
+            except Exception as error:  # as after a failed step: half moved rows can't be used
                 self._scheduler.abandon(explained(error))
                 return True
 
@@ -223,7 +217,7 @@ class LocalEngine:
         for loop, puts in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_call_all, puts)
-            except RuntimeError:  # the loop is closed: nobody is left to tell
+            except RuntimeError:  # the loop is closed
                 continue
 
 
@@ -238,6 +232,7 @@ def _call_all(calls: list[Callable[[], None]]) -> None:
 
 
 def choose_device(wanted: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda:1"... EngineError or UsageError where it can't be used."""
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

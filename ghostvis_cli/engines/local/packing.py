@@ -28,6 +28,7 @@ class PackedLinear(nn.Module):
         self.least_rows = 0 if elements >= ALWAYS_ELEMENTS else LEAST_PRODUCTS / elements
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) -> (…, out); few rows are not worth the packed form."""
         if x.numel() // x.size(-1) < self.least_rows:
             return F.linear(x, self.weight, self.bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")

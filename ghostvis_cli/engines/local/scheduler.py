@@ -136,7 +136,7 @@ class Scheduler:
             self.events.append((sequence, reason))
         self.running, self.prefilling = [], None
         self.waiting.clear()
-        with suppress(Exception):  # no memory for new rows: what the old ones hold is read by nobody
+        with suppress(Exception):  # no memory for new rows: the old ones stay, and their content is not used
             self.rows.reset()
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
@@ -244,7 +244,7 @@ class Scheduler:
             try:
                 self._accept(sequence, self._pick(sequence, row, greedy), row)
             except Exception as error:
-                if sequence.done:  # its row could not be closed up: that is everybody's fault
+                if sequence.done:  # its row could not be closed up, which breaks all sequences
                     raise
                 self._fail(sequence, error)
 

@@ -1,6 +1,6 @@
 """GhostVis models for SGLang, through the entry point group `sglang.srt.plugins`.
 
-SGLang calls `register` in each of its processes and only logs what it raises, so `check` is for whoever starts one.
+SGLang calls `register` in each of its processes and only logs what it raises, so callers use `check` beforehand.
 Stops at the model, its images and the guards: caching, scheduling and batching are SGLang's.
 """
 
@@ -31,9 +31,10 @@ def register() -> None:
         os.environ.setdefault(variable, package)
     # Requests come in here; other children would import the whole server for nothing.
     if parent_process() is None or WORKERS_VARIABLE in os.environ:
-        from ghostvis_cli.sglang.plugin import door, guards
+        from ghostvis_cli.sglang.plugin import door, garbage, guards
 
         guards.install()
+        garbage.install()
         if (rules := door.Rules.told()) is not None:
             door.install(rules)
 

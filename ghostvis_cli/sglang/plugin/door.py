@@ -1,4 +1,4 @@
-"""`ghostvis serve`'s promises on SGLang's own HTTP server: who may come in, and that no field is dropped.
+"""`ghostvis serve`'s rules on SGLang's own HTTP server: who has access, and that no field is ignored.
 
 Only for an SGLang that `ghostvis serve` has started, and told its rules in a variable.
 """
@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,18 +18,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ghostvis_cli.serve.api_errors import ApiError, no_route
+from ghostvis_cli.errors import InputError
+from ghostvis_cli.openai import schema
+from ghostvis_cli.openai.schema import Kind, Known
+from ghostvis_cli.serve.api_errors import ApiError, as_api_error, no_route
 from ghostvis_cli.serve.door import Door, without_slash
-from ghostvis_cli.serve.openai_fields import (
-    BODY,
-    IMAGE_PART,
-    IMAGE_URL,
-    MESSAGE,
-    STREAM_OPTIONS,
-    TEXT_PART,
-    Kind,
-    Known,
-)
 from ghostvis_cli.serve.settings import ServerSettings
 
 VARIABLE = "GHOSTVIS_SERVE"
@@ -58,27 +52,32 @@ SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "samp
 
 @dataclass(frozen=True)
 class Rules:
-    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context."""
+    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context.
+
+    `keys`: a file with the keys that clients must show, where SGLang itself checks none: with several processes.
+    """
 
     keyless: bool
     host: str
     allowed_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
     max_tokens: int | None
+    keys: str | None = None
 
     @classmethod
-    def of(cls, settings: ServerSettings) -> "Rules":
+    def of(cls, settings: ServerSettings, keys: str | None = None) -> "Rules":
         return cls(
             settings.api_key is None,
             settings.host,
             settings.allowed_hosts,
             settings.cors_origins,
             settings.max_tokens,
+            keys,
         )
 
     @classmethod
     def told(cls) -> "Rules | None":
-        """None for an SGLang that somebody else has started."""
+        """None for an SGLang that `ghostvis serve` did not start."""
         text = os.environ.get(VARIABLE)
         return None if text is None else cls(**json.loads(text))
 
@@ -99,7 +98,7 @@ def install(rules: Rules) -> None:
     for target, hook, kind in (
         (
             "sglang.srt.entrypoints.http_server.app.build_middleware_stack",
-            lambda: put_in_front(rules.door),
+            lambda: put_in_front(rules),
             HookType.BEFORE,
         ),
         (f"{base}.create_error_response", with_code, HookType.AFTER),
@@ -113,8 +112,8 @@ def install(rules: Rules) -> None:
         HookRegistry.register(target, hook, kind)
 
 
-def put_in_front(door: Door) -> None:
-    """Ours outermost, in place of SGLang's CORS for everybody; fields are looked at behind the check of keys."""
+def put_in_front(rules: Rules) -> None:
+    """Our middleware outermost, in place of SGLang's CORS for all origins; fields are checked after keys."""
     from fastapi.exceptions import RequestValidationError
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
@@ -123,9 +122,11 @@ def put_in_front(door: Door) -> None:
         "chat": _known("chat", ChatCompletionRequest.model_fields),
         "text": _known("text", CompletionRequest.model_fields),
     }
+    if rules.keys is not None:
+        check_keys(app, json.loads(Path(rules.keys).read_bytes()))
     others = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
     app.user_middleware = [
-        Middleware(RequestMiddleware, door=door), *others, Middleware(FieldCheck, known=known)
+        Middleware(RequestMiddleware, door=rules.door), *others, Middleware(FieldCheck, known=known)
     ]  # fmt: skip
     theirs = app.exception_handlers[RequestValidationError]
 
@@ -138,8 +139,15 @@ def put_in_front(door: Door) -> None:
     app.exception_handlers[HTTPException] = no_such_route  # routing's own; SGLang's are of FastAPI's class
 
 
+def check_keys(app: Any, keys: Mapping[str, str]) -> None:
+    """What SGLang does by itself where requests come in at a single process."""
+    from sglang.srt.utils.auth import add_api_key_middleware
+
+    add_api_key_middleware(app, api_key=keys.get("api-key"), admin_api_key=keys.get("admin-api-key"))
+
+
 def _known(kind: Kind, theirs: Iterable[str]) -> Known:
-    ours = BODY[kind]
+    ours = schema.BODY[kind].known()
     return Known(frozenset(theirs) - NOT_FOLLOWED, ours.ignored, {**ours.neutral, **NEUTRAL})
 
 
@@ -193,8 +201,8 @@ class FieldCheck:
         messages = await _whole_body(receive)
         try:
             check(b"".join(message.get("body", b"") for message in messages), self.known[kind])
-        except ApiError as refusal:
-            await _refused(refusal)(scope, receive, send)
+        except (ApiError, InputError) as refusal:
+            await _refused(as_api_error(refusal, ""))(scope, receive, send)
             return
         replayed = iter(messages)
 
@@ -211,6 +219,10 @@ async def _whole_body(receive: Receive) -> list[Message]:
     return messages
 
 
+class StreamOptions(schema.StreamOptions):
+    continuous_usage_stats: bool | None = None
+
+
 def check(body: bytes, known: Known) -> None:
     """ApiError for a field that SGLang would drop. What is no such body at all is left for SGLang to refuse."""
     try:
@@ -219,41 +231,16 @@ def check(body: bytes, known: Known) -> None:
         return
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
-    _only(known, values, "")
-    _only(STREAM_OPTIONS.also("continuous_usage_stats"), values.get("stream_options"), "stream_options")
-    _check_values(values)
-    messages = values.get("messages")
-    for number, message in enumerate(messages if isinstance(messages, list) else ()):
-        if isinstance(message, dict):
-            _check_message(message, f"messages[{number}]")
-
-
-def _check_values(values: Mapping[str, Any]) -> None:
-    """What SGLang would take and not do, or trip over."""
+    if stray := known.stray(values):
+        raise ApiError(400, f"{stray.name} {stray.rule}", param=stray.name, code=stray.code)
     if values.get("top_logprobs") and not values.get("logprobs"):
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if values.get("n") == 0:
         raise ApiError(400, "n must be at least 1", param="n")
-
-
-def _check_message(message: Mapping[str, Any], place: str) -> None:
-    _only(MESSAGE, message, place)
-    content = message.get("content")
-    if content is None:
-        raise ApiError(400, f"{place}.content is required", param=f"{place}.content")
-    for number, part in enumerate(content if isinstance(content, list) else ()):
-        name = f"{place}.content[{number}]"
-        match part.get("type") if isinstance(part, dict) else None:
-            case "text":
-                _only(TEXT_PART, part, name)
-            case "image_url":
-                _only(IMAGE_PART, part, name)
-                _only(IMAGE_URL, part.get("image_url"), f"{name}.image_url")
-
-
-def _only(known: Known, values: object, place: str) -> None:
-    if isinstance(values, dict) and (stray := known.stray(values, place)):
-        raise ApiError(400, stray.message, param=stray.path, code=stray.code)
+    if values.get("stream_options") is not None:
+        schema.read(StreamOptions, values["stream_options"], "stream_options")
+    if "messages" in values and "messages" in known.read:
+        schema.read(schema.Conversation, {"messages": values["messages"]})
 
 
 async def no_such_route(request: Any, error: Any) -> Response:

@@ -1,4 +1,4 @@
-"""An image of a request -> the square the model sees, and who it is. Remembered, so that a repeat costs a hash.
+"""An image of a request -> the square that the model sees, and its identity. Cached, so that a repeat costs a hash.
 
 Knows nothing of SGLang. Its own small cache, because the one SGLang 0.5.23 has for this is absent in 0.5.17 and
 trusts hashes that clients may send.
@@ -73,7 +73,7 @@ class ImageStore:
         return image
 
     def key(self, source: object, name: str) -> bytes | None:
-        """What the source is sure to be the same image by; None for an address, whose image may change."""
+        """The cache key of a source; None for an address, whose image may change."""
         if isinstance(source, bytes):
             return hashlib.sha256(source).digest()
         if isinstance(source, str):

@@ -120,6 +120,7 @@ class NanoChatAttention(nn.Module):
             self.value_embed = nn.Parameter(table, requires_grad=False)
 
     def forward(self, x: Tensor, tokens: Tokens, batch: Any) -> Tensor:
+        """x (T, D) -> (T, D); `batch` is SGLang's, and holds the cache."""
         qkv = self.qkv_proj(x)[0]
         qk, v = qkv.split([self.sizes[0] + self.sizes[1], self.sizes[2]], dim=-1)
         if hasattr(self, "gate"):
@@ -155,6 +156,7 @@ class NanoChatLayer(nn.Module):
         self.mlp = Relu2MLP(config, quant_config, add_prefix("mlp", prefix), True)
 
     def forward(self, x: Tensor, tokens: Tokens, batch: Any) -> Tensor:
+        """x (T, D) -> (T, D)."""
         x = x + self.self_attn(rms(x), tokens, batch)
         return x + self.mlp(rms(x))
 
@@ -260,6 +262,7 @@ class GhostVisNanoChatForCausalLM(nn.Module):
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take (name, tensor) pairs of the directory. ValueError where one is unknown or missing."""
         parameters = dict(self.named_parameters())
         for name, tensor in complete(weights, self.expected()):
             *path, module, _ = name.split(".")

@@ -33,6 +33,7 @@ class GhostVisForCausalLM(Qwen3ForCausalLM):
                 layer.self_attn.use_fused_qk_norm_rope = False  # AMD's, which would pass the module by
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take (name, tensor) pairs of the directory. ValueError where one is unknown or missing."""
         super().load_weights(complete(weights, self.expected()))
 
     def expected(self) -> set[str]:
@@ -70,6 +71,7 @@ class Relu2MLP(nn.Module):
         )
 
     def forward(self, x: Tensor, forward_batch: Any = None, **_: Any) -> Tensor:
+        """x (T, D) -> (T, D)."""
         return self.fc2(F.relu(self.fc1(x)[0]).square())[0]
 
 
@@ -84,11 +86,14 @@ class NanoChatForCausalLM(GhostVisForCausalLM):
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         config.hidden_act = activation
         for i, layer in enumerate(self.model.layers):
-            reduce_results = layer.mlp.down_proj.reduce_results  # who adds up differs between releases
+            reduce_results = (
+                layer.mlp.down_proj.reduce_results
+            )  # which module adds up differs between releases
             place = add_prefix(f"model.layers.{i}.mlp", prefix)
             layer.mlp = Relu2MLP(config, quant_config, place, reduce_results)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take (name, tensor) pairs of a NanoChat directory, renamed as Qwen3 calls them."""
         super().load_weights(map(self._reparametrised, weights))
 
     def _reparametrised(self, named: tuple[str, Tensor]) -> tuple[str, Tensor]:

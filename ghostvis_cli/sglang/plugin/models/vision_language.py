@@ -8,10 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from sglang.srt.managers.mm_utils import (
-    MultiModalityDataPaddingPatternMultimodalTokens,
-    general_mm_embed_routine,
-)
+from sglang.srt.managers.mm_utils import MultiModalityDataPaddingPatternMultimodalTokens
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from ghostvis_cli.hf.nanochat import GhostVisNanoChatConfig
 from ghostvis_cli.model.decoder import rms
 from ghostvis_cli.model.vision import Vision
+from ghostvis_cli.sglang.plugin.image_rows import ImageRows
 from ghostvis_cli.sglang.plugin.models.nanochat import GhostVisNanoChatForCausalLM
 from ghostvis_cli.sglang.plugin.models.text import decoder_class
 from ghostvis_cli.sglang.plugin.vision_graphs import VisionGraphs, attention_kernels, captured, uploaded
@@ -49,6 +47,7 @@ class GhostVisForConditionalGeneration(nn.Module):
         )
         self.model = self.language_model.model  # where SGLang looks for the layers when it captures graphs
         self._padding = MultiModalityDataPaddingPatternMultimodalTokens()
+        self._images = ImageRows(self.get_image_feature, vision.num_tokens)
         self._graphs: VisionGraphs | None = None
         for name, values in (("_mean", vision.image_mean), ("_std", vision.image_std)):
             of_channels = torch.tensor(values, dtype=torch.float32)[:, None, None]
@@ -85,21 +84,40 @@ class GhostVisForConditionalGeneration(nn.Module):
     def forward(
         self, input_ids: Tensor, positions: Tensor, forward_batch: Any, get_embedding: bool = False, **_: Any
     ) -> Any:
+        """input_ids (T,) with images' places beyond the vocabulary -> what SGLang's logits processor gives."""
         extra = {}
         if self.is_nanochat:  # which has more than one embedding of its ids; images' places lie beyond them
             beyond = input_ids >= self.config.text_config.vocab_size
             extra["token_ids"] = input_ids.masked_fill(beyond, -1)
-        return general_mm_embed_routine(
-            input_ids=input_ids,
+        return self.language_model(
+            input_ids=None,
             forward_batch=forward_batch,
-            language_model=self.language_model,
-            multimodal_model=self,
+            input_embeds=self._embedded(input_ids, forward_batch),
             positions=positions,
             get_embedding=get_embedding,
             **extra,
         )
 
+    def _embedded(self, input_ids: Tensor, batch: Any) -> Tensor | None:
+        """(T, D) of tokens and images; None where another rank of a pipeline embeds them."""
+        if not self.language_model.pp_group.is_first_rank:
+            return None
+        mode = batch.forward_mode
+        sees = not mode.is_decode() and not mode.is_target_verify() and batch.contains_mm_inputs()
+        if sees:  # in place, as SGLang does it: whoever reads the ids later finds them within the vocabulary
+            input_ids.clamp_(0, self.config.text_config.vocab_size - 1)
+        embedding: Tensor = self.get_input_embeddings()(input_ids)
+        if sees:
+            self._images.put(embedding, batch)
+            batch.mm_inputs, batch.mm_input_embeds = None, embedding
+        if batch.input_embeds is None:
+            return embedding
+        batch.input_embeds.copy_(embedding)  # where a graph will read it
+        found: Tensor = batch.input_embeds
+        return found
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take (name, tensor) pairs: the vision part's here, the others for the language model."""
         vision = dict(self.vision.named_parameters())
         expected = {VISION + name for name in vision} | {
             re.sub(r"^model\.", DECODER, name) for name in self.language_model.expected()
@@ -113,6 +131,7 @@ class GhostVisForConditionalGeneration(nn.Module):
                     yield name.replace(DECODER, "model."), tensor
 
         self.language_model.load_weights(of_the_decoder())
+        self._images.forget()
         if self._graphs is None:  # new weights for a running server go where the old ones are
             with torch.no_grad():
                 size, device = self.config.vision_config.image_size, self._mean.device

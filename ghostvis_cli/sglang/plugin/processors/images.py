@@ -86,7 +86,7 @@ class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
 
     @staticmethod
     def _forget_hashes(request: Any) -> None:
-        """A client's word for which images are the same would mix up what they are answered with."""
+        """Refuse identities given by clients: two images of one identity would get each other's answers."""
         for field in ("mm_hashes", "mm_content_hashes"):
             if getattr(request, field, None) is not None:
                 setattr(request, field, None)

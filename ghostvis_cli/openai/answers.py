@@ -3,16 +3,44 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
-from ghostvis_cli.engines.base import Chunk, TokenLogprob, Usage
-from ghostvis_cli.serve.openai_types import Call
-from ghostvis_cli.serve.settings import Vocabulary
+from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob, Usage
 
 Group: TypeAlias = Sequence[tuple[int, Chunk]]  # choices and their chunks, in the order they came
 
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
+
+
+class Vocabulary(Protocol):
+    """What log-probabilities and /tokenize need to know of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, id_: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """One API call, checked: what to generate, choice by choice, and how to answer."""
+
+    kind: Literal["chat", "text"]
+    requests: tuple[GenerateRequest, ...]  # prompt by prompt, each with its n choices
+    n: int
+    stream: bool
+    include_usage: bool
+    token_ids: bool
+
+    @property
+    def asks(self) -> str:
+        """The field that holds the prompt."""
+        return "messages" if self.kind == "chat" else "prompt"
+
+    @property
+    def logprobs(self) -> bool:
+        return self.requests[0].sampling.logprobs is not None
 
 
 class Answer(ABC):
@@ -196,6 +224,7 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def answer_for(call: Call, model: str, vocabulary: Vocabulary | None) -> Answer:
+    """The answer of a call, in the shape of its route."""
     return (ChatAnswer if call.kind == "chat" else TextAnswer)(call, model, vocabulary)
 
 

@@ -1,0 +1,401 @@
+"""OpenAI's request bodies as models: the one reading of them, for the local server, batches and the SGLang plug-in.
+
+A field is read, or it is known to change nothing, or it asks for something that is not done here and is refused
+unless its value asks for nothing. Everything else is refused too: an answer that leaves out what was asked for is
+a wrong answer. null is the same as absent. The models' JSON schema is what /openapi.json says.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic import Field as Rules
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from ghostvis_cli.errors import InputError
+from ghostvis_cli.prompt import Role
+from ghostvis_cli.sampling import RANGES, Sampling
+
+Kind: TypeAlias = Literal["chat", "text"]
+Values: TypeAlias = Mapping[str, tuple[object, ...]]
+M = TypeVar("M", bound="Fields")
+
+LONGEST_NAME = 64  # characters of a field's name that a refusal repeats
+SURROGATE = re.compile("[\ud800-\udfff]")
+TYPE_OF_PART = re.compile(r"(content\[\d+\])\.(?:text|image_url)\b")
+MAX_N, MAX_PROMPTS, MAX_STOPS = 16, 64, 16
+
+
+class BodyError(InputError):
+    """A body that is none. `param` is the field at fault, with the place it stands in; the message names it."""
+
+    def __init__(self, message: str, param: str | None = None, api_code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.api_code = param, api_code
+
+
+class Stray(NamedTuple):
+    """A field that can't be accepted, by its name as it may be shown, and why."""
+
+    name: str
+    rule: str
+    code: Literal["unknown_parameter", "unsupported_parameter"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The fields that one place of a body may have. `neutral` are values that ask for nothing."""
+
+    read: frozenset[str]
+    ignored: frozenset[str] = frozenset()
+    neutral: Values = field(default_factory=dict)
+
+    def stray(self, values: Mapping[str, Any]) -> Stray | None:
+        """The first field of `values` that is not among these."""
+        for name, value in values.items():
+            if value is None or name in self.read or name in self.ignored:
+                continue
+            if name not in self.neutral:
+                rule = f"is not a field that is known here{self._meant(name)}"
+                return Stray(_shown(name), rule, "unknown_parameter")
+            if not any(_same(value, neutral) for neutral in self.neutral[name]):
+                return Stray(name, "is not supported here", "unsupported_parameter")
+        return None
+
+    def _meant(self, name: str) -> str:
+        near = get_close_matches(name[:LONGEST_NAME], self.read, n=1, cutoff=0.8)
+        return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _same(value: object, other: object) -> bool:
+    """As JSON has it: true is not 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _shown(name: str) -> str:
+    """Only a plausible name is repeated: whatever else was sent stays out of answers and logs."""
+    return name if re.fullmatch(rf"[\w.-]{{1,{LONGEST_NAME}}}", name, re.ASCII) else "a field"
+
+
+# --- from pydantic's errors to ours
+
+RULES = {
+    "missing": "is required",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "union_tag_invalid": "must be text or image_url",
+    "union_tag_not_found": "must be text or image_url",
+    "literal_error": "is one of {expected}",
+    "too_short": "is empty",
+    "too_long": "has more than {max_length} entries",
+    "greater_than_equal": "is {input}, less than {ge}",
+    "less_than_equal": "is {input}, more than {le}",
+}
+
+
+def read(model: type[M], values: object, place: str = "") -> M:
+    """Parsed JSON as a model. BodyError for the first field at fault, whose name `place` stands before."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error, place) from None
+
+
+def fault(rule: str, *at: str | int, code: str = "field") -> PydanticCustomError:
+    """What a validator raises. `at` is the place within the value that it looks at."""
+    return PydanticCustomError(code, "{rule}", {"rule": rule, "at": at})
+
+
+def _refusal(error: ValidationError, place: str) -> BodyError:
+    first = error.errors(include_url=False)[0]
+    kind, context = first["type"], first.get("ctx", {})
+    within = ("type",) if kind.startswith("union_tag") else context.get("at", ())
+    path, rule = _path(place, *first["loc"], *within), first["msg"]
+    if kind in RULES:
+        said = {name: str(value).replace("'", "") for name, value in context.items()}
+        rule = RULES[kind].format(**said, input=str(first["input"])[:LONGEST_NAME])
+    code = kind if kind.endswith("_parameter") else None
+    return BodyError(f"{path or 'the body'} {rule}", path or None, code)
+
+
+def _path(place: str, *steps: int | str) -> str:
+    """As JavaScript writes it. Behind the number of a part pydantic names the part's type, which is no place."""
+    path = place + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return TYPE_OF_PART.sub(r"\1", path).removeprefix(".")
+
+
+# --- the models
+
+
+class Fields(BaseModel):
+    """One JSON object of a body. Its fields are what is read."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[Values] = {}
+
+    @classmethod
+    @cache
+    def known(cls) -> Known:
+        return Known(frozenset(cls.model_fields), cls.ignored, cls.neutral)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if stray := cls.known().stray(values):
+            raise fault(stray.rule, stray.name, code=stray.code)
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        own["properties"] |= {name: {"description": "Not looked at."} for name in sorted(cls.ignored)}
+        own["properties"] |= {name: {"enum": [*values, None]} for name, values in sorted(cls.neutral.items())}
+        own["additionalProperties"] = {"type": "null"}
+        return schema
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer can read."""
+    if not text.isascii() and SURROGATE.search(text):
+        raise fault("is not valid Unicode text")
+    return text
+
+
+def _texts(value: object) -> list[str]:
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise fault("must be a string or a list of strings")
+    return [_unicode(entry) for entry in entries]
+
+
+def _stops(value: object) -> list[str]:
+    if "" in (entries := _texts(value)):
+        raise fault("holds an empty string")
+    return entries
+
+
+def _parts(value: object) -> object:
+    if isinstance(value, str):
+        return [{"type": "text", "text": _unicode(value)}]
+    if not isinstance(value, list):
+        raise fault("must be a string or a list of parts")
+    return value
+
+
+def _linked(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def ranged(name: str, about: str | None = None, *, low: int | None = None) -> Any:
+    """A field that need not be there, with the range that `Sampling` gives it."""
+    least, most = RANGES[name]
+    return Rules(None, description=about, ge=least if low is None else low, le=most)
+
+
+Str = Annotated[str, AfterValidator(_unicode)]
+Filled = Annotated[str, Rules(min_length=1)]
+Stops = Annotated[list[str], BeforeValidator(_stops, Filled | list[Filled]), Rules(max_length=MAX_STOPS)]
+Prompts = Annotated[
+    list[str], BeforeValidator(_texts, str | list[str]), Rules(min_length=1, max_length=MAX_PROMPTS)
+]
+_PART_IGNORED = frozenset(("cache_control", "prompt_cache_breakpoint"))
+
+
+class TextPart(Fields):
+    """A piece of text in a message."""
+
+    ignored = _PART_IGNORED
+    neutral = {"annotations": ([],)}
+    type: Literal["text"]
+    text: Str
+
+
+class ImageUrl(Fields):
+    ignored = frozenset(("detail",))  # every image is seen at one size
+    url: Str = Rules(description="A data: URL; http(s) only from the hosts that the server was started with.")
+
+
+class ImagePart(Fields):
+    """In a user's message only."""
+
+    ignored = _PART_IGNORED
+    neutral = {"modalities": ("image",)}
+    type: Literal["image_url"]
+    image_url: Annotated[ImageUrl, BeforeValidator(_linked, ImageUrl | str)]
+
+
+Part: TypeAlias = Annotated[TextPart | ImagePart, Rules(discriminator="type")]
+Parts = Annotated[list[Part], Rules(fail_fast=True, min_length=1)]
+
+
+class Message(Fields):
+    """Beside its text a message carries what clients copy from the answer before it, all of it empty."""
+
+    ignored = frozenset(("name", "id", "cache_control", "reasoning_content", "reasoning"))
+    neutral = {
+        "tool_calls": ([],), "function_call": (), "refusal": ("",), "audio": (), "annotations": ([],),
+        "prefix": (False,), "partial": (False,), "provider_specific_fields": ({},), "images": ([],),
+    }  # fmt: skip
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Parts, BeforeValidator(_parts, str | Parts)]
+
+    @property
+    def speaker(self) -> Role:
+        return "system" if self.role == "developer" else self.role
+
+    @model_validator(mode="after")
+    def _images_are_the_users(self) -> Self:
+        for number, part in enumerate(self.content):
+            if part.type == "image_url" and self.role != "user":
+                raise fault("image_url belongs to a user's message", "content", number, "type")
+        return self
+
+
+Messages = Annotated[list[Message], Rules(fail_fast=True, min_length=1)]
+
+
+class Conversation(Fields):
+    """Messages alone, as rows of a batch hold them."""
+
+    messages: Messages
+
+
+class StreamOptions(Fields):
+    """What a stream tells besides text."""
+
+    ignored = frozenset(("include_obfuscation",))
+    neutral = {"continuous_usage_stats": (False,)}
+    include_usage: bool | None = None
+
+
+# Fields of real clients that mean nothing here: who asks, how it is billed, filed, scheduled or sped up, and how
+# hard a model that does not reason should reason.
+_IGNORED = frozenset((
+    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "prediction", "reasoning_effort",
+    "reasoning", "verbosity", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    "safety_identifier", "rid", "request_id", "priority", "separate_reasoning", "stream_reasoning",
+    "cache_prompt", "keep_alive", "ttl",
+    "custom_labels",
+))  # fmt: skip
+
+# Fields that would change the answer and that no engine of ours follows.
+_NEUTRAL: Values = {
+    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},), "logit_bias": ({},), "frequency_penalty": (0,),
+    "presence_penalty": (0,), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (),
+    "best_of": (1,),
+    "echo": (False,), "suffix": ("",), "min_tokens": (0,), "stop_token_ids": ([],), "stop_regex": ([], ""),
+    "regex": (), "ebnf": (), "json_schema": (), "structural_tag": (), "skip_special_tokens": (True,),
+    "no_stop_trim": (False,), "include_stop_str_in_output": (False,), "spaces_between_special_tokens": (True,),
+    "continue_final_message": (False,), "add_generation_prompt": (True,), "chat_template": (),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}), "enable_thinking": (False,),
+    "thinking": ({"type": "disabled"},), "lora_path": (), "custom_logit_processor": (), "logits_processors": ([],),
+    "custom_params": ({},), "input_ids": (), "prompt_logprobs": (), "cache_salt": (), "extra_key": (),
+    "length_penalty": (1,), "use_beam_search": (False,), "bad_words": ([],), "allowed_token_ids": ([],),
+    "return_hidden_states": (False,), "return_prompt_token_ids": (False,), "return_meta_info": (False,),
+    "return_cached_tokens_details": (False,), "return_tokens_as_token_ids": (False,),
+}  # fmt: skip
+
+
+class Generation(Fields):
+    """What both generating routes take."""
+
+    kind: ClassVar[Kind]
+    ignored = _IGNORED
+    neutral = _NEUTRAL
+    model: Str | None = Rules(
+        None, description="The served model's name; absent or empty: whatever is served."
+    )
+    max_tokens: int | None = ranged("max_tokens", "Not looked at beside max_completion_tokens.")
+    max_completion_tokens: int | None = ranged("max_tokens")
+    temperature: float | None = ranged("temperature", "0 takes the likeliest token.")
+    top_p: float | None = ranged("top_p")
+    top_k: int | None = ranged("top_k", "0 or -1: all. Beyond OpenAI.", low=-1)
+    min_p: float | None = ranged("min_p", "Beyond OpenAI.")
+    repetition_penalty: float | None = ranged("repetition_penalty", "Beyond OpenAI.")
+    ignore_eos: bool | None = Rules(None, description="Beyond OpenAI.")
+    stop: Stops | None = None
+    seed: int | None = ranged("seed")
+    n: int | None = Rules(None, ge=1, le=MAX_N)
+    stream: bool | None = Rules(None, description="Answer with server-sent events, the last one [DONE].")
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = Rules(None, description="Beyond OpenAI: token_ids in every choice.")
+
+    @property
+    def top(self) -> int | None:
+        """How many alternatives a token are reported; None for no log-probabilities at all."""
+        raise NotImplementedError
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def sampling(self, default: Sampling) -> Sampling:
+        """What is asked for, and `default` where nothing is."""
+        asked = {each.name: getattr(self, each.name, None) for each in fields(Sampling)}
+        asked |= {"max_tokens": self.limit, "stop": tuple(self.stop or ()) or None, "logprobs": self.top}
+        asked["top_k"] = 0 if self.top_k == -1 else self.top_k  # SGLang's way to say: all
+        return replace(default, **{name: value for name, value in asked.items() if value is not None})
+
+
+class ChatBody(Generation):
+    """The body of /v1/chat/completions."""
+
+    kind = "chat"
+    neutral = {**_NEUTRAL, "add_special_tokens": (False,)}
+    messages: Messages
+    logprobs: bool | None = None
+    top_logprobs: int | None = ranged("logprobs", "Needs logprobs: true.")
+
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise fault("needs logprobs: true", "top_logprobs")
+        return self
+
+    @property
+    def top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TextBody(Generation):
+    kind = "text"
+    neutral = {**_NEUTRAL, "add_special_tokens": (True,)}
+    prompt: Prompts
+    logprobs: int | None = ranged("logprobs", "Alternatives a token.")
+
+    @property
+    def top(self) -> int | None:
+        return self.logprobs
+
+
+class TokenizeBody(Fields):
+    """The body of /tokenize."""
+
+    neutral = {"add_special_tokens": (False,)}
+    model: Str | None = None
+    prompt: Str
+
+
+BODY: dict[Kind, type[ChatBody] | type[TextBody]] = {"chat": ChatBody, "text": TextBody}
