@@ -17,11 +17,13 @@ def model_config(
     text = _text_config(config.decoder, tokenizer) | {"dtype": dtype}
     if config.vision is None:
         own = config.decoder.generation is not PLAIN
-        code = auto_map("AutoConfig", "AutoModelForCausalLM", classes=TEXT_CLASSES) if own else {}
+        code = (
+            auto_map("AutoConfig", "AutoModel", "AutoModelForCausalLM", classes=TEXT_CLASSES) if own else {}
+        )
         return {"architectures": [architecture(config)], **code, **text}
     return {
         "architectures": [architecture(config)],
-        **auto_map("AutoConfig", "AutoModelForImageTextToText"),
+        **auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText"),
         "model_type": "ghostvis",
         "dtype": dtype,
         "image_token_id": tokenizer.image_id,
