@@ -12,7 +12,7 @@ import typer
 from ghostvis_cli import address_space, endings, sizes
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.cli.options import option
-from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.errors import EngineError, UsageError, installed
 from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -187,12 +187,9 @@ async def _run(plan: "Plan", out: Path) -> dict[str, Any]:
 
     progress = run.Progress(plan.weights_bytes)
     try:
-        async with output.progress(progress.line):
-            return await in_daemon_thread(partial(run.run, plan, out, progress), "ghostvis-convert")
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            f"convert needs {error.name}, which is not installed", hint="pip install 'ghostvis-cli[convert]'"
-        ) from error
+        with installed("convert", "convert"):
+            async with output.progress(progress.line):
+                return await in_daemon_thread(partial(run.run, plan, out, progress), "ghostvis-convert")
     finally:
         progress.cancelled.set()
 

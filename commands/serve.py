@@ -15,7 +15,7 @@ import typer
 from ghostvis_cli.addresses import is_host
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.cli.options import option
-from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.errors import UsageError, installed
 from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
 from ghostvis_cli.version import SCHEMA_VERSION
 
@@ -230,11 +230,8 @@ def _announce(url: str, model: str, context_tokens: int | None, *, engine: str, 
 
 
 async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) -> int:
-    try:
+    with installed("the server", "local,serve"):
         from ghostvis_cli.serve import local_server
-    except ModuleNotFoundError as error:
-        message = f"the server needs {error.name}, which is not installed"
-        raise EngineError(message, hint="pip install 'ghostvis-cli[local,serve]'") from error
     from ghostvis_cli.engines.factory import make_engine
 
     started_s = time.perf_counter()

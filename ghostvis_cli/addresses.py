@@ -1,6 +1,6 @@
-"""Addresses: which mean this machine, which everyone can reach, where a server is, which proxy leads there.
+"""Addresses: which are this machine's, which are public, what a base URL's root is, which proxy to use.
 
-Judges names and numbers only: nothing is looked up and nothing is connected to.
+Judges names and numbers only: no lookups, no connections.
 """
 
 import ipaddress
@@ -46,7 +46,7 @@ def is_here(url: str) -> bool:
 
 
 def is_public(host: str) -> bool:
-    """Whether everyone on the internet means the same machine by this number, IPv4 inside IPv6 included."""
+    """Whether the number is a public address of the internet, also as IPv4 inside IPv6."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
@@ -122,7 +122,7 @@ def is_host(host: str | None) -> bool:
 def proxy_for(scheme: str, host: str, port: int | None = None) -> str | None:
     """The proxy on the way to a host, as environment or system say; None where the way is direct.
 
-    This machine never has one, though NO_PROXY may forget to say so.
+    This machine is always reached directly, whether or not NO_PROXY names it.
     """
     # Imported here: 20 ms that only a connection should cost. Where no variable is set, macOS has settings.
     from urllib.request import getproxies, getproxies_environment, proxy_bypass

@@ -31,7 +31,7 @@ class Ending:
 
 
 class Ended(SystemExit):
-    """Raised by the code that was to stop, once it has."""
+    """Raised by code that was asked to stop, once it has stopped."""
 
     def __init__(self, ending: Ending) -> None:
         super().__init__(ending.code)
@@ -82,7 +82,7 @@ def unwinding(stop: Stop | None = None) -> Iterator[None]:
 
 @contextmanager
 def held_up() -> Iterator[None]:
-    """What would end the process takes effect at the end of this block."""
+    """Delay the end of the process, by a signal or a deadline, to the end of this block."""
     came: list[Ending] = []
     with unwinding(came.append):
         yield
@@ -91,20 +91,20 @@ def held_up() -> Iterator[None]:
 
 
 def end(ending: Ending) -> NoReturn:
-    """What was held up takes effect."""
+    """End the process as the delayed signal or deadline would have."""
     hurry(ending)
     raise Ended(ending)
 
 
 def hurry(ending: Ending) -> None:
-    """From here on there is little time."""
+    """Tell the guard that the process has to end soon."""
     if _state.hurry:
         _state.hurry(ending)
 
 
 @contextmanager
 def undone(undo: Callable[[], None]) -> Iterator[None]:
-    """Should the process end at once, `undo` runs first: in a signal handler, while other threads go on."""
+    """Run `undo` if the process has to end at once: in a signal handler, while other threads go on."""
     _state.undo.append(undo)
     try:
         yield
@@ -113,7 +113,7 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run. Ended is raised where the work was to stop, whatever came of it since."""
+    """asyncio.run that raises Ended where the work was asked to stop, even if it finished since."""
     import asyncio
 
     from ghostvis_cli.threads import Impatient, require_loop
@@ -161,7 +161,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def hurried_by(hurry: Stop) -> None:
-    """For the process that may be ended so."""
+    """Register what `hurry` calls."""
     _state.hurry = hurry
 
 

@@ -4,6 +4,8 @@ A GhostvisError itself is a bug (1). Ctrl-C, SIGTERM and a reader that left are 
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import ClassVar
 
@@ -90,6 +92,17 @@ class DeadlineError(GhostvisError, code=ExitCode.TIMEOUT, kind="timeout"):
 
 class OutputError(GhostvisError, code=ExitCode.BUG, kind="output"):
     """What was to be written could not be, as on a full disk: no bug, no traceback."""
+
+
+@contextmanager
+def installed(what: str, extras: str) -> Iterator[None]:
+    """Around what imports packages of an extra: EngineError says which is missing, and how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"{what} needs {error.name}, which is not installed", hint=f"pip install 'ghostvis-cli[{extras}]'"
+        ) from error
 
 
 LOWER = (

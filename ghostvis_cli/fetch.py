@@ -1,4 +1,4 @@
-"""One GET for an image: bounded in time and bytes, to public addresses only, with no way around the checks.
+"""One GET for an image: bounded in time and bytes, to public addresses only.
 
 The address that was checked is the address that is connected to, at every redirect.
 """
@@ -158,7 +158,7 @@ class _Fetch:
         raise failure
 
     def _remember_socket(self, event: str, details: dict[str, Any]) -> None:
-        """The trace hook: the one public way to the socket while the response's head is still on its way."""
+        """The trace hook, the only public way to the socket before the response's head has come."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self.sockets.append(details["return_value"].get_extra_info("socket"))
 

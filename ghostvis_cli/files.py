@@ -60,7 +60,7 @@ def write(
 
 
 def cannot_write(path: Path, error: OSError, hint: str | None = None) -> OutputError:
-    """What to tell a user of an OSError of this module."""
+    """The OutputError for an OSError of this module."""
     return OutputError(f"{printable(str(path))} can't be written: {one_line(error)}", hint=hint)
 
 
@@ -109,7 +109,7 @@ def target(path: Path) -> Path:
 
 
 def _require_name(path: Path) -> None:
-    """A name that the system can't even be asked about is a ValueError of Python's."""
+    """Refuse a name that no system call can take, which Python tells by ValueError."""
     try:
         if b"\0" not in os.fsencode(path):
             return
@@ -242,7 +242,7 @@ def rename_new(source: Path, place: Path) -> None:
 
 
 def _claim_and_rename(source: Path, place: Path) -> None:
-    """Where the system has no such call: make the name, which one process can, and rename onto what was made."""
+    """Without such a system call: create the name, which only one process can, and rename onto it."""
     if source.is_dir():
         place.mkdir()
     else:

@@ -239,7 +239,7 @@ def _encoded(image: "Image.Image", data: bytes | None, name: str, limits: ImageL
 
 
 def _first_of(image: "Image.Image", data: bytes | None) -> Literal["animation", "pages"] | None:
-    """What the file has more of. A phone's MPO counts as one image: its others are for depth and brightness."""
+    """What else the file has: frames or pages. A phone's MPO counts as one image, its others are for depth."""
     from PIL import Image
 
     if data is None or image.format in ("JPEG", "MPO"):

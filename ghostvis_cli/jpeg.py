@@ -1,4 +1,4 @@
-"""A JPEG that lost its end marker: whole all the same, where nothing that could have followed changes a pixel.
+"""A JPEG without its end marker, which is complete if nothing that could follow would change a pixel.
 
 Downloads and cameras leave off the last bytes. libjpeg alone can't tell such a file from half an image.
 """
@@ -41,12 +41,12 @@ def _is_whole(data: bytes) -> bool:
 
 
 def is_filled_up(data: bytes) -> bool:
-    """Whether zeros stand where the end should be. libjpeg takes them for pixels and says nothing."""
+    """Whether the file ends in zeros, which libjpeg decodes as pixels without an error."""
     return data.endswith(b"\0") and END_CODE not in (marker for marker, _ in _segments(data))
 
 
 def _without_filling(data: bytes) -> bytes:
-    """Without the zeros of a preallocated file, and without half a marker."""
+    """The file without trailing zeros of a preallocation, and without half a marker."""
     kept = data.rstrip(b"\0")
     if not kept.endswith(b"\xff"):
         return kept
@@ -54,7 +54,7 @@ def _without_filling(data: bytes) -> bytes:
 
 
 def _continuations() -> Iterator[bytes]:
-    """What might have followed: nothing, ones, noise, and noise behind restart markers."""
+    """Bytes that could have followed: none, ones, noise, and noise behind restart markers."""
     random = Random(0)
     noise = [bytes(random.randrange(255) for _ in range(64)) for _ in range(8)]
     yield b""

@@ -1,6 +1,6 @@
 """How busy the processes of a server on this machine are, by /proc: the thread that fills a core limits the server.
 
-Of Linux alone, and of processes that this user may look at; of others nothing is found, and nothing is said.
+On Linux only, and for processes that this user may inspect; of others nothing is found, and nothing is said.
 """
 
 import os
@@ -42,7 +42,7 @@ LOCAL_FIX = f"SGLang on a GPU, or {REPLICAS}"
 
 @dataclass(frozen=True)
 class Use:
-    """Of one process over a time: cores of all its threads together, and the busiest thread's share of one."""
+    """A process's use of cores over a time: of all threads together, and of the busiest one."""
 
     pid: int
     role: str
@@ -58,7 +58,7 @@ class Use:
 
     @property
     def waits_so(self) -> bool:
-        """Whether it fills a core also with nothing to do, or while it waits for a GPU."""
+        """Whether the process busies a core even when idle, or while it waits for a GPU."""
         return self.role == OTHER or (self.role == SCHEDULER and self.has_gpu)
 
 
@@ -82,7 +82,7 @@ class Watch:
         return bool(self._before)
 
     def uses(self) -> list[Use]:
-        """Until now. None of a time too short to say."""
+        """The use of each process until now; empty where too little time has passed."""
         wall_s, after = time.monotonic() - self._since_s, _times(self._pids)
         if wall_s < SHORTEST_S:
             return []
@@ -107,7 +107,7 @@ def limit(uses: Iterable[Use]) -> Limit | None:
 
 
 def _fix(use: Use, beside: Sequence[Use]) -> str:
-    """Beside tokenizer workers the main process passes on what they read, and more of them are no help to it."""
+    """What helps a process. More tokenizer workers do not help a main process that only passes on their results."""
     if use.role == MAIN and any(other.role == WORKER for other in beside):
         return REPLICAS
     return FIXES[use.role]
@@ -142,7 +142,7 @@ def _inodes(port: int) -> Iterator[str]:
 
 
 def with_children(pids: Iterable[int]) -> list[int]:
-    """And theirs."""
+    """The processes with all of their descendants."""
     children: dict[int, list[int]] = {}
     for process in PROC.glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
@@ -182,7 +182,7 @@ def _role(pid: int) -> tuple[str, bool]:
 
 
 def starts_sglang(command: str) -> bool:
-    """Of a command line, its words ended by NUL."""
+    """Whether a command line, its words ended by NUL, starts SGLang."""
     return any(map(SGLANG.search, command.partition("\0--")[0].split("\0")))
 
 
@@ -202,7 +202,7 @@ def _has_gpu(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class _Spent:
-    """Seconds that a thread ran, and waited for a core that others had."""
+    """Seconds that a thread ran, and that it waited for a core."""
 
     ran_s: float
     waited_s: float
@@ -212,7 +212,7 @@ class _Spent:
 
 
 def _times(pids: Iterable[int]) -> dict[int, dict[int, _Spent]]:
-    """By process and thread."""
+    """Times of all threads, by process and thread."""
     found: dict[int, dict[int, _Spent]] = {}
     for pid in pids:
         with suppress(OSError):

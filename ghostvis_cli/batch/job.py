@@ -92,7 +92,8 @@ class _Run:
             sink = JournalSink(self.journal) if self.journal else self.stream or _Stdout(self.reporter)
             wanted = self.rows.rows(progress.wanted)
             batch = Batch(engine, wanted, self._image, sink, row_hash, progress, self._failed)
-            await self._run_rows(batch, self.job.concurrency or self.profile.engine.usual_in_flight)
+            usual = engine.info.max_batch or self.profile.engine.usual_in_flight
+            await self._run_rows(batch, self.job.concurrency or usual)
             return self._code(progress)
 
     def _resumed(self, manifest: Manifest, row_hash: Callable[[int], str]) -> Progress:

@@ -21,7 +21,7 @@ from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import sources, staging
 from ghostvis_cli.convert.directory import CERTIFICATE, certificate_of, changed_files, is_converted
 from ghostvis_cli.convert.hashes import KnownHashes
-from ghostvis_cli.errors import EngineError, ModelError, OutputError, one_line
+from ghostvis_cli.errors import ModelError, OutputError, installed, one_line
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.paths import cache_dir, expanded
 
@@ -202,6 +202,7 @@ def _plan(
     return make_plan(checkpoint, ConvertSettings(dtype=dtype, layout=layout, force=True, verify=verify))
 
 
+@installed("converting", "convert")
 def _convert(
     checkpoint: Checkpoint,
     dtype: "WeightsDtype",
@@ -228,11 +229,6 @@ def _convert(
             finally:
                 progress.cancelled.set()
             return running.result()
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            f"converting needs {error.name}, which is not installed",
-            hint="pip install 'ghostvis-cli[convert]'",
-        ) from error
     except OutputError as error:
         raise OutputError(
             error.message, hint=f"make room: du -sh {place.parent}/*, or export GHOSTVIS_CACHE_DIR=DIR"

@@ -110,7 +110,7 @@ def _chosen(checkpoint: Checkpoint, engine: EngineSettings) -> Iterator[Finding]
 
 
 def _fits(parameters: int, engine: EngineSettings) -> Iterator[Finding]:
-    """Weights against main memory. A GPU's memory is the engine's to judge: the cache takes what is left."""
+    """Compare the weights with main memory. A GPU's memory is checked by the engine."""
     memory = read_memory()
     if memory is None or not _on_cpu(engine):
         return

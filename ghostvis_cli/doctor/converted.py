@@ -38,7 +38,7 @@ def chosen_directory(resolved: Resolved | None) -> Path | None:
 
 
 def _examined(name: str, directory: Path, known: KnownHashes) -> Iterator[Finding]:
-    """A warning for each fault; where there is none, that."""
+    """A warning for each fault, or that there is none."""
     faults = list(_faults(directory, known))
     for message, fix in faults:
         yield Finding("converted", name, "warning", message, fix)
@@ -47,7 +47,7 @@ def _examined(name: str, directory: Path, known: KnownHashes) -> Iterator[Findin
 
 
 def _faults(directory: Path, known: KnownHashes) -> Iterator[tuple[str, str]]:
-    """What is wrong, and its fix."""
+    """Each fault and its fix."""
     certificate = certificate_of(directory)
     if certificate is None:
         yield f"{directory / CERTIFICATE} can't be read as a certificate", _again(directory, {})
@@ -64,7 +64,7 @@ def _faults(directory: Path, known: KnownHashes) -> Iterator[tuple[str, str]]:
 
 
 def _again(directory: Path, certificate: Mapping[str, Any]) -> str:
-    """The command that makes it anew of the same checkpoint, verified."""
+    """The command that converts the same checkpoint again, and verifies it."""
     checkpoint = _table(certificate, "source").get("path")
     words = ["ghostvis", "convert", quote(str(checkpoint)) if checkpoint else "CHECKPOINT"]
     for option in ("dtype", "layout"):
@@ -76,6 +76,6 @@ def _again(directory: Path, certificate: Mapping[str, Any]) -> str:
 
 
 def _table(certificate: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a file that anyone may have edited."""
+    """A table of the certificate, empty where it is none: the file may have been edited."""
     found = certificate.get(name)
     return found if isinstance(found, dict) else {}

@@ -49,6 +49,9 @@ async def local(profile: "Profile", request_s: float) -> AsyncGenerator[Finding,
         yield Finding(
             "model", "load", "ok", f"{info.model} on {info.device}, {info.dtype}, in {took_s:.1f} s"
         )
+        if info.device.startswith("cuda") and profile.engine.max_batch is None and info.max_batch:
+            message = f"{info.max_batch} sequences in one step, for the memory that is free"
+            yield Finding("model", "batch", "ok", f"{message}; engine.max_batch sets it")
         for line in info.notices:
             yield Finding("model", "notice", "note", line)
         fix = "--set engine.prefix_cache_mb=512" if profile.engine.prefix_cache_mb == 0 else None
@@ -86,7 +89,7 @@ async def remote(profile: "Profile", request_s: float, *, run: bool) -> AsyncGen
 
 
 def _impatient(profile: "Profile", request_s: float) -> "Profile":
-    """As a run has it, but quick to give up."""
+    """The run's profile with a short timeout and no retries."""
     timeout_s = min(profile.engine.timeout_s, request_s)
     return replace(profile, engine=replace(profile.engine, timeout_s=timeout_s, retries=0))
 

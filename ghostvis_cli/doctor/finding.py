@@ -55,7 +55,7 @@ def examine(
 def _run(
     check: Check, limit_s: float, total_s: float, on_crash: Callable[[BaseException], None]
 ) -> Iterator[Finding]:
-    """In a daemon thread: neither a dead file server nor a large model being read can be told to stop."""
+    """Run a check in a daemon thread: reading from a dead file server or a large file can't be stopped."""
     said: SimpleQueue[Finding | _Ended] = SimpleQueue()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""The engine asked for real: text, then the test card upright, turned, and upright again."""
+"""Real requests to the engine: text, then the test card upright, turned, and upright again."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -72,7 +72,7 @@ class Trips:
             raise EngineError(f"no answer within {self.request_s:g} s", hint=hint) from error
 
     def refused(self, error: GhostvisError) -> Finding:
-        """A server of which nothing is known may serve a text model, and does well to refuse."""
+        """A refusal of the image: a warning where the server may serve a text model."""
         expected = self.takes_images is None and 400 <= getattr(error, "status", 500) < 500
         return from_error("trip", "picture", error, "warning" if expected else "error")
 
@@ -93,7 +93,7 @@ class Trips:
         return Finding("trip", "picture", "ok", f"{added} tokens for the image, {_speed(seen)}")
 
     def orientation(self, seen: "TimedAnswer", turned: "TimedAnswer") -> Finding:
-        """Proven by words where the model has them, which the demo model must; else only what is known."""
+        """Whether the answers prove that images arrive upright. The demo model must prove it; others may not."""
         words = f'"{card.QUESTION}" upright: {_quoted(seen)}, on its side: {_quoted(turned)}'
         if _says_top(seen) and not _says_top(turned):
             return Finding("trip", "orientation", "ok", words)

@@ -179,6 +179,7 @@ class EngineInfo:
     tag: str | None = None
     step: int | None = None
     notices: tuple[str, ...] = ()
+    max_batch: int | None = None  # sequences in one step; None: not known
     kv_token_bytes: int | None = None  # keys and values of one position; None: not known
     image_pixels: int | None = None  # a side of the square that the vision tower sees; None: not known
     checkpoint: "Checkpoint | None" = None  # what was loaded into this process, its tokenizer included

@@ -69,7 +69,7 @@ class RefusedError(RequestError):
 
 
 class BrokenOffError(EngineError):
-    """The connection ended, and the answer has not: the server is gone, and has said nothing of the request."""
+    """The connection ended before the answer did."""
 
     def __init__(self, where: str) -> None:
         message = f"{where} closed the connection in the middle of the answer"
@@ -77,7 +77,7 @@ class BrokenOffError(EngineError):
 
 
 class _TemporaryError(Exception):
-    """The server has not taken the request, and another try may go better."""
+    """The server did not take the request, and a retry may succeed."""
 
     def __init__(self, failure: GhostvisError, after_s: float = 0.0) -> None:
         super().__init__(failure.message)
@@ -102,7 +102,7 @@ class Connection:
         return (await self.body(response, path, deadline)).decode("utf-8", errors="replace")
 
     async def body(self, response: httpx2.Response, path: str, deadline: float) -> bytes:
-        """All of it, to BODY_BYTES. Closes the response."""
+        """The whole body, up to BODY_BYTES. Closes the response."""
         started, body = now(), bytearray()
         try:
             await _read_into(body, response, BODY_BYTES, deadline)
@@ -166,7 +166,7 @@ class Connection:
                     deadline = min(deadline, now() + DRAIN_S)
 
     async def words(self, response: httpx2.Response) -> str:
-        """What a server that refuses says for itself. Closes the response."""
+        """The message in a refusal's body. Closes the response."""
         body = bytearray()
         try:
             with suppress(TimeoutError, httpx2.TransportError):
@@ -213,7 +213,7 @@ class Connection:
         raise failure
 
     def _http(self) -> httpx2.AsyncClient:
-        """Made on first use, so that it belongs to the loop that uses it."""
+        """The client, made on first use, so that it belongs to the loop that uses it."""
         if self._closed:
             raise RequestError("the engine is closed")
         if self._client is None:
@@ -348,6 +348,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _most_connections() -> int | None:
-    """As many as the process may open; further requests wait for one instead of failing."""
+    """The limit of connections: what the process may open. Further requests wait for one."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else max(8, soft - SPARE_FILES)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ghostvis_cli import address_space
 from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.engines.base import Engine
-from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.errors import UsageError, installed
 from ghostvis_cli.threads import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -51,13 +51,8 @@ async def _local(profile: "Profile", report: Callable[[str], None] | None) -> "L
 
 def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
     address_space.require_for_torch()
-    try:
+    with installed("the local engine", "local"):
         from ghostvis_cli.engines.local import LocalEngine, LocalSettings
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            f"the local engine needs {error.name}, which is not installed",
-            hint="pip install 'ghostvis-cli[local]'",
-        ) from error
     settings = profile.engine
     layout = None if profile.model.layout == "auto" else profile.model.layout
     local = LocalSettings(
@@ -67,6 +62,7 @@ def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
         max_batch=settings.max_batch,
         prefill_tokens=settings.prefill_tokens,
         prefix_cache_mb=settings.prefix_cache_mb,
+        graphs=settings.graphs,
         compile=settings.compile,
         threads=settings.threads,
     )

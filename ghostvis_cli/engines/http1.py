@@ -252,7 +252,7 @@ class _Connection(asyncio.Protocol):
         return True
 
     def _frame(self, headers: dict[bytes, bytes], *, newer: bool) -> None:
-        """How the body will end."""
+        """Read from the headers how the body will end."""
         assert self._head is not None
         connection = headers.get(b"connection", b"")
         self._keep = b"close" not in connection if newer else b"keep-alive" in connection
@@ -316,7 +316,7 @@ class _Connection(asyncio.Protocol):
         return True
 
     def _take(self) -> None:
-        """Up to `_left` bytes of the buffer are body."""
+        """Take up to `_left` bytes of the buffer as body."""
         piece = bytes(self._buffer[: self._left])
         del self._buffer[: len(piece)]
         self._left -= len(piece)

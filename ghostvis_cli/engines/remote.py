@@ -177,7 +177,7 @@ class RemoteEngine(Closing):
         return names[0]
 
     async def _ask(self, route: str, deadline: float) -> dict[str, Any]:
-        """What an optional route of SGLang says, or nothing. smg only knows the route's older name."""
+        """The JSON of an optional route of SGLang, else empty. smg only knows the route's older name."""
         for path in (f"/{route}", f"/get_{route}"):
             with suppress(GhostvisError, ValueError, RecursionError):
                 found = json.loads(await self._connection.get(path, deadline))
@@ -188,7 +188,7 @@ class RemoteEngine(Closing):
     # What is sent
 
     def _body(self, request: GenerateRequest) -> tuple[str, dict[str, Any]]:
-        """Route and JSON body of a request, in words that this server knows."""
+        """Route and JSON body of a request, with the fields that this server knows."""
         sampling = request.sampling
         body: dict[str, Any] = {
             "model": self.info.model,
@@ -238,7 +238,7 @@ class RemoteEngine(Closing):
         deadline: float,
         headers: dict[str, str],
     ) -> httpx2.Response:
-        """The head of the answer, also of a server that refuses one of the names we have for a thing."""
+        """The head of the answer. Retries under another name where the server refuses one of a field's names."""
         sent = body | ({"stream_options": {"include_usage": True}} if self._stream_options else {})
         if self._limit != LIMIT and LIMIT in sent and "messages" in sent:
             sent[self._limit] = sent.pop(LIMIT)
@@ -259,7 +259,7 @@ class RemoteEngine(Closing):
     async def _events(
         self, path: str, response: httpx2.Response, deadline: float
     ) -> AsyncGenerator[str, None]:
-        """The events of a stream; a whole answer, of a server that does not stream, is one."""
+        """The events of a stream. The whole answer of a server that does not stream is one event."""
         kind = response.headers.get("content-type", "").lower()
         if kind.startswith("text/event-stream"):
             async with aclosing(self._connection.events(response, deadline)) as events:
@@ -368,7 +368,7 @@ def _is_name_refused(words: str) -> bool:
 
 
 def _is_answer(text: str) -> bool:
-    """An answer, or word of a failure in place of one."""
+    """Whether it is an answer, or the failure in place of one."""
     try:
         payload = json.loads(text)
     except (ValueError, RecursionError):
@@ -430,7 +430,7 @@ class _StreamState:
         return None
 
     def rest(self) -> Chunk:
-        """What was held back until the end."""
+        """The text that was held back until the end."""
         rest = {name: joiner.finish() for name, joiner in self.joiners.items()}
         text, reasoning, refusal = (rest.pop(name, "") for name in ("text", "reasoning", "refusal"))
         calls = tuple(ToolCall(int(index), arguments=half) for index, half in rest.items() if half)
@@ -450,19 +450,19 @@ class _StreamState:
 
 
 def _first_of(delta: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """The first of these that is not empty; servers send the same twice under two names."""
+    """The first value that is not empty: servers send the same under two names."""
     value = next(filter(None, map(delta.get, keys)), "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _tool_calls(delta: dict[str, Any]) -> list[dict[str, Any]]:
-    """In their present form, or in the one before it."""
+    """Tool calls in OpenAI's present form, or in the one before it."""
     old = delta.get("function_call")
     return delta.get("tool_calls") or ([{"function": old}] if old else [])
 
 
 def _reasoning_tokens(usage: dict[str, Any]) -> int | None:
-    """OpenAI's place, or SGLang's."""
+    """The count of reasoning tokens, where OpenAI puts it or where SGLang does."""
     details = usage.get("completion_tokens_details") or {}
     count = details.get("reasoning_tokens", usage.get("reasoning_tokens"))
     return count if _is_count(count) else None
@@ -480,7 +480,7 @@ def _usage(usage: dict[str, Any]) -> Usage:
 
 
 def _count(value: Any) -> int:
-    """A number of tokens; null is none. ValueError for what can't be one: what was counted so is not known."""
+    """A count of tokens; null is 0. ValueError where it can't be one."""
     if value is not None and not _is_count(value):
         raise ValueError("a count that is no count")
     return value or 0
@@ -497,7 +497,7 @@ def _version(about: dict[str, Any]) -> str | None:
 
 
 def _facts(about: Any) -> dict[str, Any]:
-    """Of what a card tells about its model, that which can be so."""
+    """The facts on a model's card that have valid types."""
     given = about if isinstance(about, dict) else {}
     words = {name: given[name] for name in OUR_WORDS if isinstance(given.get(name), str)}
     return words | {name: given[name] for name in OUR_NUMBERS if _is_count(given.get(name))}

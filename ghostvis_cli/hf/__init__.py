@@ -43,7 +43,7 @@ __all__ = [
 
 
 def register() -> None:
-    """May be called any number of times."""
+    """Register our classes with transformers. May be called repeatedly."""
     AutoConfig.register("ghostvis", GhostVisConfig, exist_ok=True)
     AutoConfig.register("ghostvis_vision", GhostVisVisionConfig, exist_ok=True)
     AutoConfig.register("ghostvis_nanochat", GhostVisNanoChatConfig, exist_ok=True)

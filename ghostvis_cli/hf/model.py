@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
@@ -117,7 +117,7 @@ def image_places(input_ids: Tensor, image_token_id: int, layout: str) -> Tensor:
     return places
 
 
-class GhostVisForConditionalGeneration(WithHead, GhostVisPreTrainedModel):
+class GhostVisForConditionalGeneration(WithHead, GhostVisPreTrainedModel, GenerationMixin):
     def __init__(self, config: GhostVisConfig) -> None:
         super().__init__(config)
         self.model = GhostVisModel(config)

@@ -20,7 +20,7 @@ from ghostvis_cli.model.decoder import inverse_frequencies, rms, rotate
 
 
 class GhostVisNanoChatConfig(PreTrainedConfig):
-    """`window_sizes` has each layer's keys back, without oneself; empty: all of them, everywhere."""
+    """`window_sizes` is how many earlier positions each layer sees; empty: all of them in all layers."""
 
     model_type = "ghostvis_nanochat"
 
@@ -62,7 +62,7 @@ class GhostVisNanoChatConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Every second layer, the last always among them."""
+        """Whether a layer has a value embedding: every second one, the last included."""
         return bool(self.gate_channels) and layer % 2 == (self.num_hidden_layers - 1) % 2
 
 
@@ -195,7 +195,7 @@ class GhostVisNanoChatPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights', not the scalars', which come first."""
+        """The dtype of the weights. The first parameters are scalars of another."""
         table: Any = self.get_input_embeddings()
         return table.weight.dtype
 
@@ -319,7 +319,7 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
-class WithHead(GenerationMixin):
+class WithHead:
     """What a model with a language head has besides its `model` and `lm_head`."""
 
     model: Any
@@ -341,7 +341,7 @@ class WithHead(GenerationMixin):
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
-class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel):
+class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel, GenerationMixin):
     def __init__(self, config: GhostVisNanoChatConfig) -> None:
         super().__init__(config)
         self.model = GhostVisNanoChatModel(config)

@@ -63,7 +63,7 @@ def _flat(images: Any) -> Iterator[Image.Image]:
 
 
 def _opaque(image: Any) -> Image.Image:
-    """RGB, on white where it is transparent: `load_image` and `convert` would bring hidden colours to light."""
+    """RGB, on white where it is transparent: PIL's `convert` would show the colours under transparent pixels."""
     if isinstance(image, str):
         with Image.open(image) as opened:
             image = ImageOps.exif_transpose(opened)

@@ -15,6 +15,7 @@ B batch, T new positions, M cached positions, D width, H query heads, K key head
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -61,29 +62,34 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
 
 
-@dataclass
 class KVCache:
-    """Keys and values of `rows` sequences, each (rows, K, capacity, h) a layer; keys after rotary and norm."""
+    """Keys and values of `rows` sequences, each (rows, K, capacity, h) a layer; keys after rotary and norm.
 
-    k: list[Tensor]
-    v: list[Tensor]
+    `layers` (2L, rows, K, capacity, h) is all of it, keys first; `k` and `v` are its views. For varlen attention
+    the heads of a position lie side by side in memory (`heads_last`).
+    """
+
+    def __init__(self, layers: Tensor, *, heads_last: bool = False) -> None:
+        self.layers, self.heads_last = layers, heads_last
+        self.k, self.v = (half.unbind() for half in layers.chunk(2))
+        self.rows, self.capacity = layers.size(1), layers.size(3)
 
     @classmethod
     def empty(
-        cls, config: DecoderConfig, rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+        cls,
+        config: DecoderConfig,
+        rows: int,
+        capacity: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        heads_last: bool = False,
     ) -> "KVCache":
-        shape = (rows, config.n_kv_head, capacity, config.head_dim)
+        L, K, h = 2 * config.n_layer, config.n_kv_head, config.head_dim
+        shape = (L, rows, capacity, K, h) if heads_last else (L, rows, K, capacity, h)
         # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
-        k, v = ([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)] for _ in "kv")
-        return cls(k, v)
-
-    @property
-    def rows(self) -> int:
-        return self.k[0].size(0)
-
-    @property
-    def capacity(self) -> int:
-        return self.k[0].size(2)
+        layers = torch.zeros(shape, device=device, dtype=dtype)
+        return cls(layers.transpose(2, 3) if heads_last else layers, heads_last=heads_last)
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,45 @@ class View:
 
 
 @dataclass(frozen=True)
+class Varlen:
+    """Sequences of different lengths in one call, whose numbers stay on the device: S sequences, N new positions.
+
+    Flash attention reads what `lengths` says is filled and no more, so that one CUDA graph serves every length.
+    """
+
+    rows: Tensor  # (N,) int64: the cache row of each new position
+    positions: Tensor  # (N,) int64
+    starts: Tensor  # (S + 1,) int32: sequence s has the new positions starts[s] to starts[s + 1]
+    places: Tensor  # (S + 1,) int32: where the cache row of sequence s begins, in positions
+    lengths: Tensor  # (S,) int32: of each sequence, with its new positions
+    longest: int  # no sequence has more new positions
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float) -> Tensor:
+        """q (N, H, h), keys and values (rows, K, capacity, h) -> (N, H, h)."""
+        capacity = keys.size(2)
+        k, v = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))
+        left = -1 if window is None or window >= capacity else window
+        out: Tensor = torch.ops.aten._flash_attention_forward(
+            *(q, k, v, self.starts, self.places, self.longest, capacity, 0.0, True, False),
+            scale=scale,
+            window_size_left=left,
+            window_size_right=-1 if left < 0 else 0,
+            seqused_k=self.lengths,
+        )[0]
+        return out
+
+
+# Keys and values (rows, K, capacity, h) of a layer, and the rows and positions (N,) of new ones.
+Places: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
 class Step:
     """Where the T new positions of each row go, worked out once and shared by every layer.
 
     positions (B, T) int64; `first_row` is the cache row of the batch's first sequence (rows are contiguous);
     `length` M is how many cached positions any row may look at; `views` has one for each window of the model.
+    Where there is `varlen`, it says whose the positions are, and `views` is empty.
     """
 
     positions: Tensor
@@ -114,6 +154,7 @@ class Step:
     length: int
     contiguous: bool  # a single row's positions are the last T of `length`
     views: dict[int | None, View]
+    varlen: Varlen | None = None
 
 
 class Attention(nn.Module):
@@ -131,19 +172,30 @@ class Attention(nn.Module):
         if layer in config.value_layers:
             self.gate = nn.Linear(self.gate_channels, config.n_kv_head, bias=False)
 
-    def forward(
-        self, x: Tensor, step: Step, cache: KVCache | None, layer: int, value: Tensor | None
-    ) -> Tensor:
-        """x (B, T, D); `value` (B, T, K*h) is the layer's value embedding of each token, where it has one."""
-        B, T, D = x.shape
+    def heads(
+        self, x: Tensor, cos: Tensor, sin: Tensor, value: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, T, H, h), k and v (B, T, K, h).
+
+        `value` (B, T, K*h) is the layer's value embedding of each token, where it has one.
+        """
+        B, T, _ = x.shape
         H, K, h = self.n_head, self.n_kv_head, self.head_dim
         qkv = self.qkv(x).view(B, T, H + 2 * K, h)
-        qk = rms(rotate(qkv[:, :, : H + K], step.cos, step.sin)).to(qkv.dtype).transpose(1, 2)
-        q, k, v = qk[:, :H], qk[:, H:], qkv[:, :, H + K :]
+        qk = rms(rotate(qkv[:, :, : H + K], cos, sin)).to(qkv.dtype)
+        v = qkv[:, :, H + K :]
         if value is not None:
             gate = self.gate_scale * torch.sigmoid(self.gate(x[..., : self.gate_channels]))
             v = torch.addcmul(v, gate[..., None], value.view(B, T, K, h).to(v.dtype))
-        v = v.transpose(1, 2)
+        return qk[:, :, :H], qk[:, :, H:], v
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, step: Step, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """Heads (B, T, n, h) of new positions -> what they see, (B, T, D)."""
+        B, T, H, h = q.shape
+        K = self.n_kv_head
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = _extend(cache, layer, step, k, v)
         view = step.views[self.window]
@@ -157,7 +209,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=view.mask, is_causal=view.causal, scale=self.scale, enable_gqa=H != K
             ).transpose(1, 2)
-        return self.proj(y.reshape(B, T, D))
+        return y.reshape(B, T, H * h)
 
 
 def _extend(cache: KVCache, layer: int, step: Step, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,19 +245,43 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer. A compiler takes what it does before and after attention, which knows no lengths."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
+    @property
+    def weights(self) -> torch.dtype:
+        return self.mlp.down.weight.dtype
+
     def forward(
         self, x: Tensor, step: Step, cache: KVCache | None, layer: int, value: Tensor | None = None
     ) -> Tensor:
         """x (B, T, D) float32 -> (B, T, D) float32; `value` as for the attention."""
+        attn, varlen = self.attn, step.varlen
+        if varlen is None or cache is None:
+            heads = attn.heads(rms(x).to(self.weights), step.cos, step.sin, value)
+            return self.leave(x, attn.attend(*heads, step, cache, layer))
+        keys, values = cache.k[layer], cache.v[layer]
+        q = self.enter(x, step.cos, step.sin, value, (keys, values, varlen.rows, varlen.positions))
+        return self.leave(x, varlen.attend(q, keys, values, attn.window, attn.scale).view(x.shape))
+
+    def enter(self, x: Tensor, cos: Tensor, sin: Tensor, value: Tensor | None, at: Places) -> Tensor:
+        """x (B, T, D) -> queries (B*T, H, h). New keys and values are written where `at` says."""
         # The residual stream stays float32 whatever the matrices are, as on upstream's GPUs.
-        weights = self.mlp.down.weight.dtype
-        x = x + self.attn(rms(x).to(weights), step, cache, layer, value)
-        return x + self.mlp(rms(x).to(weights))
+        heads = self.attn.heads(rms(x).to(self.weights), cos, sin, value)
+        q, k, v = (each.flatten(0, 1) for each in heads)
+        keys, values, rows, positions = at
+        keys[rows, :, positions] = k
+        values[rows, :, positions] = v
+        return q
+
+    def leave(self, x: Tensor, seen: Tensor) -> Tensor:
+        """x and what attention saw (B, T, D) -> (B, T, D)."""
+        x = x + self.attn.proj(seen)
+        return x + self.mlp(rms(x).to(self.weights))
 
 
 class Decoder(nn.Module):
@@ -282,6 +358,11 @@ class Decoder(nn.Module):
         windows = dict.fromkeys(self.config.windows or (None,))
         views = {window: self._view(positions, window, first, length, padded) for window in windows}
         return Step(positions, cos, sin, first_row, length, not padded, views)
+
+    def plan_varlen(self, positions: Tensor, varlen: Varlen) -> Step:
+        """`plan` for sequences that `varlen` tells apart: positions (B, T), flat they are varlen's."""
+        cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+        return Step(positions, cos, sin, 0, 0, False, {}, varlen)
 
     def _view(self, positions: Tensor, window: int | None, first: int, length: int, padded: bool) -> View:
         """A window of W sees W keys back, and oneself. It bites where the last position is beyond it."""

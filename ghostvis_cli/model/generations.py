@@ -4,7 +4,7 @@ A checkpoint is one of these, told by its keys and shapes (`checkpoint.generatio
 and what is new in its mathematics in `model.decoder`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 TableType = Literal["bfloat16", "float32"]
@@ -50,55 +50,21 @@ class Generation:
 
 PLAIN = Generation("n1", "October 2025", "as GhostVis forked it")
 N2 = Generation("n2", "January 2026", "residual scalars", lambdas=True)
-N3 = Generation("n3", "January 2026", "residual scalars, windows", lambdas=True, windows=True)
-N4 = Generation(
-    "n4",
-    "January 2026",
-    "value embeddings, windows",
-    lambdas=True,
-    windows=True,
-    gate_channels=32,
-    default_sequence_len=2048,
-)
-N5 = Generation(
-    "n5",
-    "March 2026",
-    "value embeddings, soft cap 20",
-    softcap=20.0,
-    lambdas=True,
-    windows=True,
-    gate_channels=32,
-    default_sequence_len=2048,
-)
-N6 = Generation(
-    "n6",
-    "March 2026",
-    "value embeddings, rotary base 100000",
+N3 = replace(N2, name="n3", words="residual scalars, windows", windows=True)
+N4 = replace(N3, name="n4", words="value embeddings, windows", gate_channels=32, default_sequence_len=2048)
+N5 = replace(N4, name="n5", since="March 2026", words="value embeddings, soft cap 20", softcap=20.0)
+N6 = replace(
+    N4,
+    name="n6",
+    since="March 2026",
+    words="value embeddings, rotary base 100000",
     rotary_base=100000.0,
     qk_scale=1.15,
-    lambdas=True,
-    windows=True,
     short_share=3,
     short_multiple=128,
     gate_channels=12,
     gate_scale=3.0,
-    default_sequence_len=2048,
     tables_as_stored=True,
 )
-N7 = Generation(
-    "n7",
-    "March 2026",
-    "value embeddings, smear",
-    rotary_base=100000.0,
-    qk_scale=1.2,
-    lambdas=True,
-    windows=True,
-    short_share=4,
-    short_multiple=128,
-    gate_channels=12,
-    gate_scale=3.0,
-    smear=True,
-    default_sequence_len=2048,
-    tables_as_stored=True,
-)
+N7 = replace(N6, name="n7", words="value embeddings, smear", qk_scale=1.2, short_share=4, smear=True)
 GENERATIONS = {generation.name: generation for generation in (PLAIN, N2, N3, N4, N5, N6, N7)}

@@ -44,6 +44,7 @@ READ_BY: Mapping[str, tuple[Reader, ...]] = {
     "engine.max_batch": LOCAL,
     "engine.prefill_tokens": LOCAL,
     "engine.prefix_cache_mb": LOCAL,
+    "engine.graphs": LOCAL,
     "engine.compile": LOCAL,
     "engine.threads": LOCAL,
     "engine.tensor_parallel_size": SGLANG,

@@ -58,12 +58,26 @@ class EngineSettings:
     retries: int = setting(3, "Repeats of a request the server did not take", low=0, high=100)
     device: str = setting("auto", "auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Type of the weights")
-    max_batch: int = setting(32, "Sequences in one step of the local engine", low=1, high=4096)
-    prefill_tokens: int = setting(512, "Prompt tokens in one step of the local engine", low=1, high=1_000_000)
+    max_batch: int | None = setting(
+        None,
+        "Sequences in one step of the local engine; null is 32, on a GPU as many as fit, to 256",
+        low=1,
+        high=4096,
+    )
+    prefill_tokens: int | None = setting(
+        None,
+        "Prompt tokens in one step of the local engine; null is 512, on a GPU 4096",
+        low=1,
+        high=1_000_000,
+    )
     prefix_cache_mb: int = setting(
         512, "Memory for shared prefixes, local engine; 0 is off", low=0, high=10**7
     )
-    compile: bool = setting(False, "Compile decoding on a CPU, local engine; for long runs of small models")
+    graphs: Literal["met", "start", "off"] = setting(
+        "met",
+        "CUDA graphs for decoding, local engine: when a batch size comes again, all at the start, or none",
+    )
+    compile: bool = setting(False, "Compile decoding, local engine; for long runs, on a CPU of small models")
     threads: int | None = setting(
         None, "CPU threads of the local engine; null is one for a small model, else all", low=1, high=4096
     )
@@ -106,7 +120,7 @@ class EngineSettings:
     @property
     def usual_in_flight(self) -> int:
         """Requests at once by default: what fills one step. A server may have other users."""
-        return {"local": self.max_batch, "sglang": 64, "remote": 16}[self.chosen_kind]
+        return {"local": self.max_batch or 32, "sglang": 64, "remote": 16}[self.chosen_kind]
 
 
 @dataclass(frozen=True)

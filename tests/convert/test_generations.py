@@ -197,7 +197,8 @@ def test_a_vision_model_on_a_later_decoder_answers_alone_as_the_local_engine_doe
     from ghostvis_cli import demo
     from ghostvis_cli.convert.observed import pixels_of
     from ghostvis_cli.engines.base import Sampling
-    from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+    from ghostvis_cli.engines.local.scheduler import Scheduler
+    from ghostvis_cli.engines.local.sequence import Sequence
     from ghostvis_cli.images import load_image
     from ghostvis_cli.prompt import Message, render_for_reply
 

@@ -18,7 +18,8 @@ from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, com
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.engines.local.decode import Eager, Padded, one_step
 from ghostvis_cli.engines.local.packing import PackedLinear, pack
-from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+from ghostvis_cli.engines.local.scheduler import Scheduler
+from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.errors import (
     EngineError,
     GhostvisError,
@@ -535,18 +536,15 @@ async def test_an_abandoned_request_stops_long_before_its_end(engine: LocalEngin
 async def test_a_request_that_fails_alone_leaves_its_neighbours_alone(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ghostvis_cli.engines.local import sampling, scheduler
+    from ghostvis_cli.engines.local import scheduler
 
     expected = await complete(engine, ask("a quiet neighbour", max_tokens=30, ignore_eos=True))
-    real = sampling.sample
 
-    def sometimes(logits, sampling, generator):
-        if sampling.seed == 13:
-            raise RuntimeError("no luck")
-        return real(logits, sampling, generator)
+    def unlucky_one(*_: object) -> None:
+        raise RuntimeError("no luck")
 
-    monkeypatch.setattr(scheduler, "sample", sometimes)
-    unlucky = ask("unlucky", temperature=1.0, seed=13)
+    monkeypatch.setattr(scheduler, "logprob", unlucky_one)
+    unlucky = ask("unlucky", logprobs=1)
     short = ask("short", max_tokens=1)
     results = await asyncio.gather(
         *(

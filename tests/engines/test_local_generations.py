@@ -13,7 +13,8 @@ from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.convert.tensors import one_thread
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.local.decode import Padded, one_step
-from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+from ghostvis_cli.engines.local.scheduler import Scheduler
+from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.images import load_image
 from ghostvis_cli.model.config import VisionConfig
 from ghostvis_cli.model.preprocess import preprocess

@@ -15,7 +15,8 @@ import torch
 from ghostvis_cli.checkpoint.load import load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Sampling
-from ghostvis_cli.engines.local.scheduler import Scheduler, Sequence
+from ghostvis_cli.engines.local.scheduler import Scheduler
+from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.prompt import Prompt
 from tests.conftest import DATA, Reference

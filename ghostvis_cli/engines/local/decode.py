@@ -1,73 +1,112 @@
 """One token for every running sequence: the step that must be fast. Two ways to run the same arithmetic.
 
-`Eager` calls the model. `Padded` is for compilers, which want shapes that stay: it rounds the batch and the cached
-length up, and masks what is not there. Unused rows of a padded batch write to positions that are never
-read: `spare` is the next free position of the row in prefill.
+`Eager` calls the model. `Padded` is for CUDA graphs and compilers, which want shapes that stay: it rounds the batch
+up, and the cached length too where attention needs a mask to hide what is not there. Rows of a padded batch that
+belong to nobody write where nobody reads: `spare` says where the row of a prompt that is still being read has its
+next free position.
 """
 
+import os
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ghostvis_cli.engines.local.device import power_of_two, sent
+from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.rows import FIRST_CAPACITY, Rows
-from ghostvis_cli.model.decoder import Decoder, KVCache
+from ghostvis_cli.model.decoder import Block, Decoder, KVCache, Varlen
+from ghostvis_cli.paths import cache_dir
 
 Step: TypeAlias = Callable[[Decoder, Tensor, Tensor, int, KVCache], Tensor]
 SHAPES_COMPILED = 64  # batch sizes x cached lengths; torch gives up after eight otherwise
+# Matrices times one row become kernels of the compiler's own, tuned by trying: they read weights faster.
+CUDA_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
 
 
 class Decode(Protocol):
-    def __call__(self, rows: Rows, tokens: list[list[int]], filled: list[int], spare: int) -> Tensor:
-        """Last tokens and lengths of B sequences in rows 0 to B-1 -> logits (B, V) float32.
+    def __call__(self, rows: Rows, tokens: Tensor, filled: list[int], spare: int) -> Tensor:
+        """Last tokens and lengths of B sequences in rows 0 to B-1 -> logits (B, V) float32, until the next call.
 
-        Of each sequence one token, and before it as many as the decoder's `reach` says.
+        tokens (B, 1 + reach) int64 on the device: of each sequence one token, and before it as many as the
+        decoder's `reach` says.
         """
         ...
 
 
 def one_step(decoder: Decoder, tokens: Tensor, positions: Tensor, length: int, cache: KVCache) -> Tensor:
     """tokens (B, 1 + reach), positions (B, 1) -> logits (B, V); keys and values go to the cache's first B rows."""
-    step = decoder.plan(positions, length=length, padded=True)
+    if cache.heads_last:
+        step = decoder.plan_varlen(positions, _alone(positions.flatten(), cache.capacity))
+    else:
+        step = decoder.plan(positions, length=length, padded=True)
     return decoder.logits(decoder.trunk(decoder.embed(tokens), step, cache)[:, -1])
+
+
+def _alone(positions: Tensor, capacity: int) -> Varlen:
+    """One new position in each of the first B rows."""
+    rows = torch.arange(len(positions) + 1, device=positions.device)
+    starts = rows.int()
+    return Varlen(rows[:-1], positions, starts, starts * capacity, (positions + 1).int(), longest=1)
 
 
 class Eager:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
-    def __call__(self, rows: Rows, tokens: list[list[int]], filled: list[int], spare: int) -> Tensor:
-        decoder, device = self.decoder, rows.device
-        positions = torch.tensor(filled, device=device)[:, None]
+    def __call__(self, rows: Rows, tokens: Tensor, filled: list[int], spare: int) -> Tensor:
+        decoder = self.decoder
+        positions = sent(torch.tensor(filled), rows.device)[:, None]
         step = decoder.plan(positions, first=min(filled), length=max(filled) + 1)
-        x = decoder.embed(torch.tensor(tokens, device=device))
-        return decoder.logits(decoder.trunk(x, step, rows.cache)[:, -1])
+        return decoder.logits(decoder.trunk(decoder.embed(tokens), step, rows.cache)[:, -1])
 
 
 class Padded:
-    """`step` on shapes that are powers of two, which a compiler can specialise on."""
+    """`step` on shapes that are powers of two, which graphs are captured for and a compiler can specialise on."""
 
-    def __init__(self, decoder: Decoder, step: Step) -> None:
-        self.decoder, self.step = decoder, step
+    def __init__(self, decoder: Decoder, step: Step = one_step, graphs: Graphs | None = None) -> None:
+        self.decoder, self.step, self.graphs = decoder, step, graphs
 
-    def __call__(self, rows: Rows, tokens: list[list[int]], filled: list[int], spare: int) -> Tensor:
-        count = len(tokens)
-        batch = _power_of_two(count)
+    def __call__(self, rows: Rows, tokens: Tensor, filled: list[int], spare: int) -> Tensor:
+        count = len(filled)
+        batch = power_of_two(count)
         rows.reserve(batch, spare + 1)
-        length = min(max(FIRST_CAPACITY, _power_of_two(max(filled) + 1)), rows.cache.capacity)
-        self.decoder.grow_rotary(max(length, spare + 1))
-        unused = batch - count
-        ids = torch.tensor([*tokens, *[[0] * len(tokens[0])] * unused], device=rows.device)
-        positions = torch.tensor([*filled, *[spare] * unused], device=rows.device)[:, None]
-        return self.step(self.decoder, ids, positions, length, rows.cache)[:count]
+        decoder, cache = self.decoder, rows.cache
+        length = cache.capacity
+        if not rows.varlen:
+            length = min(max(FIRST_CAPACITY, power_of_two(max(filled) + 1)), length)
+        decoder.grow_rotary(max(length, spare + 1))
+        positions = sent(torch.tensor([*filled, *[spare] * (batch - count)]), rows.device)[:, None]
+        tokens = F.pad(tokens, (0, 0, 0, batch - count))
+        if self.graphs is None:
+            return self.step(decoder, tokens, positions, length, cache)[:count]
+
+        def compute(tokens: Tensor, positions: Tensor) -> Tensor:
+            return self.step(decoder, tokens, positions, length, cache)
+
+        self.graphs.on(cache, decoder.cos)
+        return self.graphs.run((batch, length), compute, tokens, positions)[:count]
 
 
-def compiled(decoder: Decoder) -> Padded:
-    """torch.compile: up to halves a small model's step, after seconds of compiling for each shape."""
+def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
+    """torch.compile: up to halves a small model's step, after seconds of compiling for each shape.
+
+    On a GPU not the step is compiled but what one layer does before and after attention, once for all layers.
+    """
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED
-    return Padded(decoder, torch.compile(one_step, dynamic=False))
+    if (ours := cache_dir()) is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ours / "compiled"))
+    if decoder.lm_head.weight.device.type != "cuda":
+        return Padded(decoder, torch.compile(one_step, dynamic=False), graphs)
+    torch._dynamo.config.suppress_errors = True  # what can't be compiled runs as it is
+    compile_layers(decoder, CUDA_OPTIONS)
+    return Padded(decoder, graphs=graphs)
 
 
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
+def compile_layers(decoder: Decoder, options: dict[str, Any]) -> None:
+    """One compiled function for what all layers do before attention, and one for what they do after it."""
+    enter, leave = (torch.compile(each, options=options) for each in (Block.enter, Block.leave))
+    for block in decoder.blocks:
+        block.enter, block.leave = enter.__get__(block), leave.__get__(block)

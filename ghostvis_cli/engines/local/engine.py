@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
@@ -17,10 +17,14 @@ from ghostvis_cli.checkpoint.choose import choose_layout
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Chunk, Closing, EngineInfo, GenerateRequest
-from ghostvis_cli.engines.local.decode import Decode, Eager, compiled
+from ghostvis_cli.engines.local.decode import Decode, Eager, Padded, compiled
+from ghostvis_cli.engines.local.device import fitting_batch, has_varlen, without_cudnn_attention
 from ghostvis_cli.engines.local.failures import explained
+from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.packing import pack
-from ghostvis_cli.engines.local.scheduler import Event, Scheduler, Sequence
+from ghostvis_cli.engines.local.rows import token_bytes
+from ghostvis_cli.engines.local.scheduler import Event, Scheduler
+from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.engines.rendering import Renderer
 from ghostvis_cli.errors import EngineError, GhostvisError, UsageError
 from ghostvis_cli.model.config import Layout
@@ -29,11 +33,17 @@ from ghostvis_cli.model.preprocess import preprocess
 from ghostvis_cli.threads import in_daemon_thread, too_small_to_share
 
 if TYPE_CHECKING:
-    from ghostvis_cli.engines.local.scheduler import ImageInput
+    from ghostvis_cli.engines.local.sequence import ImageInput
     from ghostvis_cli.images import EncodedImage
 
 # Waking the caller's thread for each token costs a small model more than the token. 4 ms are not noticed.
 DELIVER_EVERY_S = 0.004
+GraphMode: TypeAlias = Literal["met", "start", "off"]
+PREFILL_TOKENS, PREFILL_TOKENS_ON_CUDA = 512, 4096
+TOGETHER_ON_CUDA = 64  # prompts in one forward
+COMPILES = (
+    "decoding is compiled: first answers wait for the compiler, what it makes is kept for later runs",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,16 +51,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LocalSettings:
     """`auto` device: CUDA, then Apple's MPS, then CPU. `auto` dtype: bfloat16 on CUDA, float32 elsewhere.
 
-    compile (CPU) makes a decoding step one compiled function: up to twice as fast for small models, after
-    seconds of compiling for each batch size, and with a C++ compiler installed.
+    graphs (CUDA) makes a decoding step one launch, captured when a batch size is met for the second time, or all at
+    the start. compile makes fewer operations of a step, after seconds of compiling: on a CPU of the whole step,
+    for each batch size, and with a C++ compiler installed; on CUDA of a layer, beside the graphs.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     layout: Layout | None = None  # None: as the file says
-    max_batch: int = 32
-    prefill_tokens: int = 512
+    max_batch: int | None = None  # None: 32; on CUDA as many as half of the free memory has room for
+    prefill_tokens: int | None = None  # None: 512; on CUDA 4096
     prefix_cache_mb: int = 512
+    graphs: GraphMode = "met"
     compile: bool = False
     threads: int | None = None  # on a CPU; None: one for a small model, else what torch takes
 
@@ -64,14 +76,8 @@ class LocalEngine(Closing):
         self.tokenizer = loaded.tokenizer
         self._config = loaded.model.config
         layout, layout_notices = choose_layout(self._config, settings.layout)
-        self._scheduler = Scheduler(
-            loaded.model,
-            loaded.tokenizer,
-            max_batch=settings.max_batch,
-            prefill_tokens=settings.prefill_tokens,
-            prefix_cache_bytes=settings.prefix_cache_mb * 1024**2,
-            decode=_choose_decode(loaded.model.decoder, settings),
-        )
+        self._scheduler = _make_scheduler(loaded, settings)
+        self._capture_first = settings.graphs == "start" and self._scheduler.graphs is not None
         decoder, vision, checkpoint = self._config.decoder, self._config.vision, loaded.checkpoint
         self.info = EngineInfo(
             kind="local",
@@ -85,8 +91,9 @@ class LocalEngine(Closing):
             source=checkpoint.source,
             tag=checkpoint.tag,
             step=checkpoint.step,
-            notices=(*loaded.notices, *layout_notices),
+            notices=(*loaded.notices, *layout_notices, *(COMPILES if settings.compile else ())),
             kv_token_bytes=self._scheduler.rows.token_bytes,
+            max_batch=self._scheduler.max_batch,
             image_pixels=vision.tower.image_size if vision else None,
             checkpoint=checkpoint,
         )
@@ -184,6 +191,13 @@ class LocalEngine(Closing):
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
+            if self._capture_first:
+                try:
+                    self._scheduler.warm_up()
+                except (
+                    Exception
+                ) as error:  # too little memory for all at once: they are captured as they come
+                    self._scheduler.abandon(explained(error))
             while self._drain():
                 events += self._scheduler.step()
                 now = time.monotonic()
@@ -254,9 +268,33 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return DTYPES[wanted]
 
 
+def _make_scheduler(loaded: LoadedModel, settings: LocalSettings) -> Scheduler:
+    """With what a device is good at: on CUDA graphs, prompts read together, steps begun early."""
+    decoder = loaded.model.decoder
+    weight, config = decoder.lm_head.weight, decoder.config
+    on_cuda = weight.device.type == "cuda"
+    without_cudnn_attention(weight.device)
+    row_bytes = config.sequence_len * token_bytes(config, weight.dtype)
+    return Scheduler(
+        loaded.model,
+        loaded.tokenizer,
+        max_batch=settings.max_batch or fitting_batch(weight.device, row_bytes),
+        prefill_tokens=settings.prefill_tokens or (PREFILL_TOKENS_ON_CUDA if on_cuda else PREFILL_TOKENS),
+        prefix_cache_bytes=settings.prefix_cache_mb * 1024**2,
+        decode=_choose_decode(decoder, settings),
+        varlen=has_varlen(config, weight.device, weight.dtype),
+        ahead=on_cuda,
+        together=TOGETHER_ON_CUDA if on_cuda else 1,
+        graphs=Graphs() if on_cuda and settings.graphs != "off" else None,
+    )
+
+
 def _choose_decode(decoder: Decoder, settings: LocalSettings) -> Decode:
-    on_cpu = decoder.lm_head.weight.device.type == "cpu"
-    return compiled(decoder) if settings.compile and on_cpu else Eager(decoder)
+    on_cuda = decoder.lm_head.weight.device.type == "cuda"
+    graphs = Graphs() if on_cuda and settings.graphs != "off" else None
+    if settings.compile:
+        return compiled(decoder, graphs)
+    return Padded(decoder, graphs=graphs) if on_cuda else Eager(decoder)
 
 
 def _choose_threads(model: torch.nn.Module, settings: LocalSettings) -> int | None:

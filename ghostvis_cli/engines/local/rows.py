@@ -7,27 +7,37 @@ from ghostvis_cli.model.config import DecoderConfig
 from ghostvis_cli.model.decoder import KVCache
 
 FIRST_CAPACITY = 256  # positions; doubles as sequences grow
-IDLE_BYTES = 64 * 1024**2  # more than this is given back when nothing runs
+IDLE_BYTES = 64 * 1024**2  # more than this is given back when nothing runs,
+IDLE_SHARE = 8  # on a GPU, where graphs would have to be captured again, more than this part of its memory
 
 
 class Rows:
-    def __init__(self, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.config, self.device, self.dtype = config, device, dtype
+    def __init__(
+        self, config: DecoderConfig, *, device: torch.device, dtype: torch.dtype, varlen: bool = False
+    ) -> None:
+        self.config, self.device, self.dtype, self.varlen = config, device, dtype, varlen
+        self.idle_bytes = IDLE_BYTES
+        if device.type == "cuda":
+            self.idle_bytes = torch.cuda.mem_get_info(device)[1] // IDLE_SHARE
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.cache = KVCache.empty(self.config, 1, FIRST_CAPACITY, device=self.device, dtype=self.dtype)
+        self.cache = self._empty(1, FIRST_CAPACITY)
+
+    def _empty(self, rows: int, capacity: int) -> KVCache:
+        return KVCache.empty(
+            self.config, rows, capacity, device=self.device, dtype=self.dtype, heads_last=self.varlen
+        )
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.cache.k + self.cache.v)
+        return self.cache.layers.nbytes
 
     @property
     def token_bytes(self) -> int:
         """Of one position: keys and values, over layers and key-value heads."""
-        config = self.config
-        return 2 * config.n_layer * config.n_kv_head * config.head_dim * self.dtype.itemsize
+        return token_bytes(self.config, self.dtype)
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Make room for that many rows and positions, keeping what is there. What grows, doubles."""
@@ -38,22 +48,23 @@ class Rows:
             rows = max(rows, 2 * old.rows)
         if capacity > old.capacity:
             capacity = max(capacity, min(2 * old.capacity, self.config.max_positions))
-        rows, capacity = max(rows, old.rows), max(capacity, old.capacity)
-        new = KVCache.empty(self.config, rows, capacity, device=self.device, dtype=self.dtype)
-        for ours, theirs in zip(new.k + new.v, old.k + old.v, strict=True):
-            ours[: old.rows, :, : old.capacity] = theirs
+        new = self._empty(max(rows, old.rows), max(capacity, old.capacity))
+        new.layers[:, : old.rows, :, : old.capacity] = old.layers
         self.cache = new
 
     def copy(self, source: int, target: int, length: int) -> None:
         """The first `length` positions of one row into another."""
-        for layer in self.cache.k + self.cache.v:
-            layer[target, :, :length] = layer[source, :, :length]
+        layers = self.cache.layers
+        layers[:, target, :, :length] = layers[:, source, :, :length]
 
     def copy_in(self, row: int, layers: Tensor, length: int) -> None:
         """Begin a row with `length` positions of an entry (2L, K, n, h)."""
-        for ours, theirs in zip(self.cache.k + self.cache.v, layers, strict=True):
-            ours[row, :, :length] = theirs[:, :length]
+        self.cache.layers[:, row, :, :length] = layers[:, :, :length]
 
     def copy_out(self, row: int, length: int) -> Tensor:
         """The first `length` positions of a row: (2L, K, length, h), a copy."""
-        return torch.stack([layer[row, :, :length] for layer in self.cache.k + self.cache.v])
+        return self.cache.layers[:, row, :, :length].clone()
+
+
+def token_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    return 2 * config.n_layer * config.n_kv_head * config.head_dim * dtype.itemsize

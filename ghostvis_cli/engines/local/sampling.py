@@ -1,10 +1,17 @@
-"""Choosing the next token. Order (format specification, section 7): repetition penalty, then greedy or
-top-k, temperature, softmax, top-p, min-p, one draw from the request's own generator."""
+"""Choosing the next tokens. Order (format specification, section 7): repetition penalty, then greedy or
+top-k, temperature, softmax, top-p, min-p, one draw from the request's own generator.
+
+All on the logits' device. Random numbers are drawn on the CPU and sent: a seed gives the same answer everywhere.
+"""
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ghostvis_cli.engines.base import Sampling, TokenLogprob
+from ghostvis_cli.engines.local.device import sent
 
 COLDEST = 1e-6  # below it the likeliest token has all the probability, and float32 none left to divide by
 
@@ -15,25 +22,59 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """One id from logits (V,) float32. Ties go to the lowest id. Greedy ignores every filter."""
-    if sampling.temperature < COLDEST:
-        return int(logits.argmax())
-    count = min(sampling.top_k or logits.numel(), logits.numel())
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
-        values, ids = logits.topk(count)  # descending, which is what top-p wants
-    else:
-        values, ids = logits, None
-    probabilities = torch.softmax(values / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
+def sample(
+    logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator | None]
+) -> Tensor:
+    """Ids (B,) from logits (B, V) float32. Greedy rows ignore every filter; ties go to the lowest id."""
+    likeliest = logits.argmax(dim=-1)
+    if all(each.temperature < COLDEST for each in samplings):
+        return likeliest
+    V = logits.size(-1)
+    numbers = sent(_numbers(samplings, generators, V), logits.device)
+    width = numbers.size(1) - 4
+    noise, (count, temperature, top_p, min_p) = numbers[:, :width], numbers[:, width:, None].unbind(1)
+    values, ids = logits, None
+    if any(_is_filtered(each) for each in samplings):
+        values, ids = logits.topk(width)  # descending, which is what top-p wants
+        if width == V:  # who draws from all of them draws in their own order
+            noise = torch.where(count == torch.inf, noise.gather(1, ids), noise)
+        values = values.masked_fill(torch.arange(width, device=logits.device) >= count, -torch.inf)
+    p = torch.softmax(values / temperature, dim=-1)
+    if any(each.top_p < 1 for each in samplings):
         # Keep the smallest set whose mass reaches top_p: drop what begins beyond it. The first always stays.
-        beyond = probabilities.cumsum(-1) - probabilities >= sampling.top_p
-        probabilities = probabilities.masked_fill(beyond, 0)
-    if sampling.min_p > 0:
-        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * probabilities.max(), 0)
-    # Drawn on the CPU: one seed then gives one answer on every device.
-    choice = int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
-    return choice if ids is None else int(ids[choice])
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
+    if any(each.min_p > 0 for each in samplings):
+        p = p.masked_fill(p < min_p * p.amax(dim=-1, keepdim=True), 0)
+    drawn = (p / noise).argmax(dim=-1, keepdim=True)
+    drawn = drawn if ids is None else ids.gather(1, drawn)
+    return torch.where(count == 0, likeliest[:, None], drawn)[:, 0]
+
+
+def _is_filtered(sampling: Sampling) -> bool:
+    return (
+        bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0) and sampling.temperature >= COLDEST
+    )
+
+
+def _numbers(
+    samplings: Sequence[Sampling], generators: Sequence[torch.Generator | None], vocabulary: int
+) -> Tensor:
+    """Of each row what it draws, and count of candidates, temperature, top_p and min_p: (B, width + 4).
+
+    The count is 0 for a greedy row, and infinite where nothing is filtered. As torch.multinomial draws one of n:
+    the largest of p / e, with e from an exponential distribution.
+    """
+    counts = [
+        0 if each.temperature < COLDEST else min(each.top_k or vocabulary, vocabulary) for each in samplings
+    ]
+    numbers = torch.ones(len(counts), max(counts) + 4)
+    for row, count, each, generator in zip(numbers, counts, samplings, generators, strict=True):
+        if count:
+            row[:count].exponential_(generator=generator)
+        top_p = each.top_p if each.top_p < 1 else math.inf
+        shown = math.inf if count and not _is_filtered(each) else count
+        row[-4:] = torch.tensor([shown, each.temperature if count else 1, top_p, each.min_p])
+    return numbers
 
 
 def logprob(logits: Tensor, chosen: int, alternatives: int) -> TokenLogprob:

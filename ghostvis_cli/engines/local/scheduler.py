@@ -1,14 +1,17 @@
 """Continuous batching: which sequences run in the next step, and running it. Synchronous, one thread.
 
 A step prefills up to `prefill_tokens` positions of waiting prompts, then decodes one token for every running
-sequence. Running sequence i lives in cache row i; the one in prefill (there is at most one) lives in the row
-after them, so that it can join without moving.
+sequence. Running sequence i lives in cache row i; the one in prefill (between steps there is at most one) lives in
+the row after them, so that it can join without moving.
+
+On a GPU the next decoding step begins before the last one's tokens are known here (`ahead`): it takes them where
+they are. What a sequence that has ended gets that way is dropped. Rows move in the order of the device's work, so
+`filled` counts a position as soon as its step has begun.
 """
 
 from collections import deque
-from collections.abc import Sequence as Ordered
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,68 +19,36 @@ import torch
 from torch import Tensor
 
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.engines.base import Chunk, FinishReason, Sampling, Usage
-from ghostvis_cli.engines.local.cache import ImageCache, PrefixCache, common_prefix, identities
+from ghostvis_cli.engines.base import Chunk, FinishReason
+from ghostvis_cli.engines.local.cache import ImageCache, PrefixCache, common_prefix
 from ghostvis_cli.engines.local.decode import Decode, Eager
+from ghostvis_cli.engines.local.device import Fetched, power_of_two, sent
 from ghostvis_cli.engines.local.failures import explained
-from ghostvis_cli.engines.local.rows import IDLE_BYTES, Rows
+from ghostvis_cli.engines.local.graphs import Graphs
+from ghostvis_cli.engines.local.prefill import Part, read_parts
+from ghostvis_cli.engines.local.rows import Rows
 from ghostvis_cli.engines.local.sampling import logprob, penalise, sample
-from ghostvis_cli.engines.text_stream import TextStream
+from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.model.ghostvis import GhostVis
-from ghostvis_cli.prompt import VISION_ROW, Prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    ImageInput: TypeAlias = (
-        "NDArray[Any] | Tensor"  # preprocessed pixels (3, S, S), or rows (N, D) already known
-    )
+IMAGES_TOGETHER = 16
+LEAST_SHARED = 16  # positions: who shares so many with a prompt that is being read waits for it
 Event: TypeAlias = Chunk | GhostvisError  # an error ends its sequence, as a chunk with a finish reason does
 
 
-@dataclass(eq=False)
-class Sequence:
-    """One request on its way. `filled` counts the positions whose keys and values are in the cache."""
+@dataclass(frozen=True)
+class Flight:
+    """A step that has begun: whose, what it chooses, on the device and on its way to the host."""
 
-    prompt: Prompt
-    images: "Ordered[ImageInput]"  # one per image of the prompt
-    sampling: Sampling
-    identity: "NDArray[np.int64]"
-    text: TextStream
-    generator: torch.Generator | None
-    output: list[int] = field(default_factory=list)
-    filled: int = 0
-    cached_tokens: int = 0
-    done: bool = False
-    vision_rows: Tensor | None = None  # (images x N, D), during prefill
-
-    @classmethod
-    def start(
-        cls, prompt: Prompt, images: "Ordered[ImageInput]", sampling: Sampling, image_tokens: int
-    ) -> "Sequence":
-        generator = None
-        if sampling.temperature > 0:
-            generator = torch.Generator()
-            if sampling.seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(sampling.seed)
-        identity = identities(prompt, image_tokens)
-        return cls(prompt, images, sampling, identity, TextStream(sampling.stop), generator)
-
-    @property
-    def usage(self) -> Usage:
-        prompt = self.prompt
-        return Usage(len(prompt.ids), len(self.output), self.cached_tokens, prompt.image_tokens)
-
-    def last(self, count: int) -> list[int]:
-        """The latest ids, of which the answer's last one is not in the cache yet."""
-        return [*self.prompt.ids[-count:], *self.output][-count:]
-
-    def seen(self) -> list[int]:
-        """Ids that a repetition penalty falls on: each id of prompt and answer once."""
-        return sorted({*self.prompt.ids, *self.output} - {VISION_ROW})
+    batch: list[Sequence]
+    taken: Tensor | None  # (B, 1 + reach): the tokens of a decoding step
+    logits: Tensor
+    chosen: Tensor  # (B,)
+    fetched: Fetched
 
 
 class Scheduler:
@@ -90,15 +61,25 @@ class Scheduler:
         prefill_tokens: int = 512,
         prefix_cache_bytes: int = 512 * 1024**2,
         decode: Decode | None = None,
+        varlen: bool = False,
+        ahead: bool = False,
+        together: int = 1,
+        graphs: Graphs | None = None,
     ) -> None:
+        """varlen: attention over sequences of different lengths; together: prompts and images in one forward."""
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         weight = model.decoder.lm_head.weight
         self.device = weight.device
-        self.rows = Rows(model.config.decoder, device=weight.device, dtype=weight.dtype)
+        self.rows = Rows(model.config.decoder, device=weight.device, dtype=weight.dtype, varlen=varlen)
         self.decode = decode or Eager(model.decoder)
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self.images = ImageCache()
+        self.ahead, self.graphs = ahead, graphs
+        self.images_together = min(together, IMAGES_TOGETHER)
+        self.prompts_together = together if varlen and not model.config.decoder.reach else 1
+        self.suspects = 0  # so many of those that wait failed together, and are read one by one
+        self.flight: Flight | None = None
         self.waiting: deque[Sequence] = deque()
         self.prefilling: Sequence | None = None
         self.running: list[Sequence] = []
@@ -134,10 +115,19 @@ class Scheduler:
         for sequence in [*self.running, *([self.prefilling] if self.prefilling else []), *self.waiting]:
             sequence.done = True
             self.events.append((sequence, reason))
-        self.running, self.prefilling = [], None
+        self.running, self.prefilling, self.flight = [], None, None
         self.waiting.clear()
         with suppress(Exception):  # no memory for new rows: the old ones stay, and their content is not used
             self.rows.reset()
+
+    def warm_up(self) -> None:
+        """Meet every batch size, twice, with room for the trained length: graphs are captured now."""
+        decoder = self.model.decoder
+        self.rows.reserve(self.max_batch, decoder.config.sequence_len)
+        tokens = self.rows.cache.layers.new_zeros((self.max_batch, 1 + decoder.config.reach)).long()
+        for n in range((self.max_batch - 1).bit_length() + 1):
+            for batch in [min(1 << n, self.max_batch)] * 2:
+                self.decode(self.rows, tokens[:batch], [0] * batch, 0)
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
         events, self.events = self.events, []
@@ -147,35 +137,57 @@ class Scheduler:
 
     def _prefill(self) -> None:
         budget = self.prefill_tokens
-        while budget > 0 and (sequence := self.prefilling or self._admit()):
-            start, end = sequence.filled, min(sequence.filled + budget, len(sequence.prompt.ids))
-            budget -= end - start
+        while budget > 0 and (parts := self._parts(budget)):
+            budget -= sum(part.end - part.start for part in parts)
             try:
-                hidden = self._prefill_chunk(sequence, start, end)
+                hidden = self._read(parts)
             except Exception as error:
-                self._fail(sequence, error)
+                self._fail_together(parts, error)
                 continue
-            sequence.filled = end
-            if end == len(sequence.prompt.ids):
-                self.prefilling, sequence.vision_rows = None, None
-                self.running.append(sequence)
-                self._choose([sequence], self.model.decoder.logits(hidden[:, -1]))
+            for part in parts:
+                part.sequence.filled = part.end
+            whole = [part.sequence for part in parts if part.end == len(part.sequence.prompt.ids)]
+            if len(whole) == len(parts):
+                self.prefilling = None
+            for sequence in whole:
+                sequence.vision_rows = None
+            self.running += whole
+            if whole:
+                self._land(self._choose(whole, self.model.decoder.logits(hidden[: len(whole)])))
 
-    def _admit(self) -> Sequence | None:
-        """The longest-waiting sequence for which there is a row."""
-        while self.waiting and len(self.running) < self.max_batch:
-            self.prefilling = sequence = self.waiting.popleft()
+    def _parts(self, budget: int) -> list[Part]:
+        """What is read in one forward: prompts to their ends, but for the last one, which is `prefilling` now."""
+        parts: list[Part] = []
+        most = 1 if self.suspects else self.prompts_together
+        while budget > 0 and len(parts) < most:
+            sequence = self.prefilling if self.prefilling and not parts else self._admit(parts)
+            if sequence is None:
+                break
+            self.suspects -= bool(self.suspects and sequence is not self.prefilling)
+            self.prefilling = sequence
+            start, end = sequence.filled, min(sequence.filled + budget, len(sequence.prompt.ids))
+            parts.append(Part(sequence, start, end))
+            budget -= end - start
+        return parts
+
+    def _admit(self, parts: list[Part]) -> Sequence | None:
+        """The longest-waiting sequence for which there is a row, unless its beginning is just being read."""
+        while self.waiting and len(self.running) + len(parts) < self.max_batch:
+            sequence = self.waiting.popleft()
             try:
-                self._begin(sequence)
+                self._begin(sequence, len(self.running) + len(parts))
             except Exception as error:
-                self._fail(sequence, error)
-            else:
-                return sequence
+                self._lose(sequence, error)
+                continue
+            soon = (common_prefix(part.sequence.identity[: part.end], sequence.identity) for part in parts)
+            if max(soon, default=0) - sequence.filled >= LEAST_SHARED:
+                self.waiting.appendleft(sequence)
+                return None
+            return sequence
         return None
 
-    def _begin(self, sequence: Sequence) -> None:
+    def _begin(self, sequence: Sequence, row: int) -> None:
         """Give it a cache row that starts with the longest prefix of its prompt that is cached or running."""
-        row = len(self.running)
         self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.match(sequence.identity[:most])
@@ -192,72 +204,91 @@ class Scheduler:
             self.rows.copy_in(row, entry.layers, shared)
         sequence.filled = sequence.cached_tokens = max(live, shared)
 
-    def _prefill_chunk(self, sequence: Sequence, start: int, end: int) -> Tensor:
-        """Run positions start to end of one prompt: hidden rows (1, T, D)."""
-        decoder = self.model.decoder
-        begin = max(0, start - decoder.config.reach)
-        ids = sequence.prompt.ids[begin:end]
-        images = None
-        if rows := ids.count(VISION_ROW):
-            first = sequence.prompt.ids[:begin].count(VISION_ROW)
-            images = self._vision_rows(sequence)[first : first + rows]
-        x = decoder.embed(torch.tensor([ids], device=self.device), images)
-        positions = torch.arange(start, end, device=self.device)[None]
-        step = decoder.plan(positions, first_row=len(self.running), length=end)
-        return decoder.trunk(x, step, self.rows.cache)
+    def _read(self, parts: list[Part]) -> Tensor:
+        """Run each part, in the rows after the running ones: the hidden rows of their last positions (S, D)."""
+        self._see([part.sequence for part in parts])
+        return read_parts(self.model.decoder, parts, self.rows, len(self.running))
 
-    def _vision_rows(self, sequence: Sequence) -> Tensor:
-        """All of a prompt's image rows (images x N, D); images not seen before go through the tower."""
-        if sequence.vision_rows is None:
+    def _see(self, sequences: list[Sequence]) -> None:
+        """Image rows (images x N, D) for prompts that have any; new images go through the tower."""
+        seen: dict[str, Tensor] = {}
+        new: dict[str, NDArray[Any]] = {}
+        blind = [each for each in sequences if each.vision_rows is None and each.prompt.images]
+        for sequence in blind:
+            for image, given in zip(sequence.prompt.images, sequence.images, strict=True):
+                known = given if isinstance(given, Tensor) else self.images.get(image.digest)
+                if known is not None:
+                    seen[image.digest] = known
+                elif not isinstance(given, Tensor):
+                    new[image.digest] = given
+        digests = [digest for digest in new if digest not in seen]
+        for at in range(0, len(digests), self.images_together):
+            some = digests[at : at + self.images_together]
+            seen |= zip(some, self._encode([new[digest] for digest in some]), strict=False)
+        for sequence in blind:
             digests = [image.digest for image in sequence.prompt.images]
-            rows: dict[str, Tensor] = {}
-            for digest, image in zip(digests, sequence.images, strict=True):
-                known = image if isinstance(image, Tensor) else rows.get(digest)
-                known = self.images.get(digest) if known is None else known
-                if known is None:
-                    pixels = torch.from_numpy(image).to(self.device)
-                    known = self.model.encode_images(pixels[None])[0]
-                rows[digest] = known
-                self.images.insert(digest, known)
-            sequence.vision_rows = torch.cat([rows[digest] for digest in digests])
-        return sequence.vision_rows
+            for digest in digests:
+                self.images.insert(digest, seen[digest])
+            sequence.vision_rows = torch.cat([seen[digest] for digest in digests])
+
+    def _encode(self, images: "list[NDArray[Any]]") -> Tensor:
+        """Pixels (3, S, S) of each -> rows (B, N, D)."""
+        count = power_of_two(len(images))  # few shapes, for graphs; with or without them alike
+        images = [*images, *images[:1] * (count - len(images))]
+        pixels = sent(torch.from_numpy(np.stack(images)), self.device)
+        if self.graphs is None:
+            return self.model.encode_images(pixels)
+        return self.graphs.run(count, self.model.encode_images, pixels).clone()
 
     # --- decoding
 
     def _decode(self) -> None:
-        batch = list(self.running)
+        flight, self.flight = self.flight or self._launch(list(self.running)), None
+        if self._goes_on(flight):
+            self.flight = self._launch(flight.batch, _next_tokens(flight))
+        self._land(flight)
+
+    def _launch(self, batch: list[Sequence], tokens: Tensor | None = None) -> Flight:
+        """Begin a step. `tokens` are on the device where the host does not know them yet."""
         self.rows.reserve(len(batch), max(sequence.filled for sequence in batch) + 1)
-        logits = self.decode(
-            self.rows,
-            [sequence.last(1 + self.model.decoder.config.reach) for sequence in batch],
-            [sequence.filled for sequence in batch],
-            self.prefilling.filled if self.prefilling else 0,
-        )
+        if tokens is None:
+            last = [sequence.last(1 + self.model.decoder.config.reach) for sequence in batch]
+            tokens = sent(torch.tensor(last), self.device)
+        filled = [sequence.filled for sequence in batch]
+        logits = self.decode(self.rows, tokens, filled, self.prefilling.filled if self.prefilling else 0)
         for sequence in batch:
             sequence.filled += 1
-        self._choose(batch, logits)
+        return self._choose(batch, logits, tokens)
 
-    def _choose(self, batch: list[Sequence], logits: Tensor) -> None:
-        """The next token of each sequence from logits (B, V), and what follows from it."""
-        likeliest = logits.argmax(dim=-1).tolist()
-        for sequence, row, greedy in zip(batch, logits, likeliest, strict=True):
+    def _goes_on(self, flight: Flight) -> bool:
+        """Whether the next step can begin before this one's tokens are read: nobody joins, or leaves for sure."""
+        joining = self.prefilling or (self.waiting and len(self.running) < self.max_batch)
+        same = self.ahead and not joining and flight.batch == self.running
+        return same and all(_runs_on(sequence) for sequence in flight.batch)
+
+    def _choose(self, batch: list[Sequence], logits: Tensor, taken: Tensor | None = None) -> Flight:
+        """The next token of each sequence from logits (B, V)."""
+        penalised = [(row, each) for row, each in enumerate(batch) if each.sampling.repetition_penalty != 1]
+        choices = logits.clone() if penalised else logits
+        for row, each in penalised:
+            seen = torch.tensor(each.seen(), device=self.device)
+            choices[row] = penalise(logits[row], seen, each.sampling.repetition_penalty)
+        chosen = sample(choices, [each.sampling for each in batch], [each.generator for each in batch])
+        return Flight(batch, taken, logits, chosen, Fetched(chosen))
+
+    def _land(self, flight: Flight) -> None:
+        """Wait for a step's tokens, and what follows from them."""
+        for row, (sequence, token) in enumerate(zip(flight.batch, flight.fetched.read(), strict=True)):
+            if sequence.done:  # since the step began
+                continue
             try:
-                self._accept(sequence, self._pick(sequence, row, greedy), row)
+                self._accept(sequence, token, flight.logits, row)
             except Exception as error:
                 if sequence.done:  # its row could not be closed up, which breaks all sequences
                     raise
                 self._fail(sequence, error)
 
-    def _pick(self, sequence: Sequence, logits: Tensor, greedy: int) -> int:
-        sampling = sequence.sampling
-        if sampling.repetition_penalty != 1:
-            seen = torch.tensor(sequence.seen(), device=self.device)
-            logits = penalise(logits, seen, sampling.repetition_penalty)
-        elif sampling.temperature == 0:
-            return greedy
-        return sample(logits, sampling, sequence.generator)
-
-    def _accept(self, sequence: Sequence, token: int, logits: Tensor) -> None:
+    def _accept(self, sequence: Sequence, token: int, logits: Tensor, row: int) -> None:
         sampling = sequence.sampling
         if token in self.tokenizer.stop_ids and not sampling.ignore_eos:
             self._finish(sequence, "stop", Chunk(text=sequence.text.finish()))
@@ -267,7 +298,7 @@ class Scheduler:
         text = sequence.text.push(b"" if special else self.tokenizer.token_bytes(token))
         chunk = Chunk(text, (token,))
         if sampling.logprobs is not None:
-            chunk = replace(chunk, logprobs=(logprob(logits, token, sampling.logprobs),))
+            chunk = replace(chunk, logprobs=(logprob(logits[row], token, sampling.logprobs),))
         if sequence.text.stopped:
             self._finish(sequence, "stop", chunk)
         elif len(sequence.output) >= sampling.max_tokens:
@@ -285,6 +316,28 @@ class Scheduler:
         sequence.filled = 0
         self._leave(sequence)
 
+    def _fail_together(self, parts: list[Part], error: Exception) -> None:
+        """A fault of one sequence is its own: each of several is tried again alone."""
+        if len(parts) == 1:
+            self._lose(parts[0].sequence, error)
+        else:
+            self.waiting.extendleft(part.sequence for part in reversed(parts))
+            self.suspects, self.prefilling = len(parts), None
+
+    def _lose(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence that was not running yet."""
+        self.events.append((sequence, explained(error)))
+        sequence.filled, sequence.done = 0, True
+        if sequence is self.prefilling:
+            self.prefilling = None
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self.running:
+            self.flight = None
+        if not self.busy and self.rows.nbytes > self.rows.idle_bytes:
+            self.rows.reset()
+
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out of its row, keep what it computed, and close the gap."""
         sequence.done = True
@@ -301,8 +354,7 @@ class Scheduler:
             self.running.pop()
             if self.prefilling:
                 self.rows.copy(last + 1, last, self.prefilling.filled)
-        if not self.busy and self.rows.nbytes > IDLE_BYTES:
-            self.rows.reset()
+        self._rest()
 
     def _keep(self, sequence: Sequence, row: int) -> None:
         """Remember a row's positions for others; where there is no room for that, remember nothing at all."""
@@ -312,3 +364,16 @@ class Scheduler:
             self.prefixes.insert(ids, self.rows, row)
         except (RuntimeError, MemoryError):
             self.prefixes.clear()
+
+
+def _next_tokens(flight: Flight) -> Tensor:
+    """What the step after a decoding step takes, (B, 1 + reach), without the host."""
+    assert flight.taken is not None
+    return torch.cat((flight.taken[:, 1:], flight.chosen[:, None]), dim=1)
+
+
+def _runs_on(sequence: Sequence) -> bool:
+    """Whether, for all that is known, the token on its way is not its last, and nothing waits for it."""
+    sampling = sequence.sampling
+    is_last = len(sequence.output) + 1 >= sampling.max_tokens
+    return not is_last and sampling.repetition_penalty == 1 and sampling.logprobs is None
