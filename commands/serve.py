@@ -237,7 +237,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
     started_s = time.perf_counter()
 
     async def load() -> Served:
-        engine = await make_engine(profile)
+        engine = await make_engine(profile, report=output.notice)
         return Served(engine, engine.tokenizer)
 
     def on_bound(url: str) -> None:
