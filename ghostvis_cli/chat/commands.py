@@ -144,6 +144,7 @@ def seen_caption(image: "EncodedImage", number: int, side: int | None = None) ->
 
 
 def share_seen(image: "EncodedImage") -> str:
+    """How much of an image the model sees, in words."""
     percent = int(100 * image.kept_fraction)
     return "all of it" if percent == 100 else f"the central square, {percent} % of it"
 

@@ -65,6 +65,7 @@ def free_port(settings: ServerSettings) -> int:
 
 
 def base_url(settings: ServerSettings, listener: socket.socket) -> str:
+    """The address that clients use, with the port that was taken."""
     return url_of(settings.host, listener.getsockname()[1])
 
 
