@@ -12,7 +12,6 @@ from ghostvis_cli import endings
 from ghostvis_cli.cli import guard, options, output
 from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import EngineError, UsageError
-from ghostvis_cli.serve.settings import ServerSettings
 
 if TYPE_CHECKING:
     from ghostvis_cli.chat.conversation import Conversation
@@ -55,7 +54,7 @@ OVERFLOWS = ("refuse", "drop-oldest")
     option(
         str,
         "--host ADDRESS",
-        f"With --web: address to listen on ({ServerSettings.host}); beyond this machine only with {WEB_KEY}.",
+        f"With --web: address to listen on; beyond this machine only with {WEB_KEY}.",
     ),
     option(int, "--port N", f"With --web: port; 0 takes a free one ({WEB_PORT}).", min=0, max=65535),
     option(bool, "--open", "With --web: open the page in a browser.", name="browse"),
@@ -118,6 +117,7 @@ def chat(
 
 
 def _web(ctx: typer.Context, conversation: "Conversation") -> int:
+    from ghostvis_cli.serve.settings import ServerSettings
     from ghostvis_cli.web import server
 
     typed = ctx.params
