@@ -51,9 +51,7 @@ are answered.
     option(int, "--port N", f"Port; 0 takes a free one ({DEFAULT.port}).", min=0, max=65535),
     option(str, "--api-key-env NAME", "Variable that holds the key (GHOSTVIS_API_KEY)."),
     option(
-        list[str],
-        "--served-model-name NAME",
-        "The model's name in the API (default: its tag). Repeatable: aliases.",
+        list[str], "--served-model-name NAME", "The model's name in the API (its tag). Repeatable: aliases."
     ),
     option(list[str], "--allow-image-host HOST", "Fetch images from this host too. Repeatable."),
     option(
@@ -242,7 +240,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
     started_s = time.perf_counter()
 
     async def load() -> Served:
-        engine = await make_engine(profile)
+        engine = await make_engine(profile, report=output.notice)
         return Served(engine, engine.tokenizer)
 
     def on_bound(url: str) -> None:

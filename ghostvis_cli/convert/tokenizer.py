@@ -10,13 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 from ghostvis_cli.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
+from ghostvis_cli.checkpoint.tokenizer_json import BEHIND, CHARACTERS, ITSELF, LITERAL_IMAGE_TOKEN, OPEN
 from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import Layout
 
-# In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
-LITERAL_IMAGE_TOKEN = "<|picture|>"
-# Characters that Unicode keeps for programs' own use. The first one opens a mark, and so must be marked itself.
-OPEN, ITSELF, BEHIND = "\ufdd0\ufdd1\ufdd2"
 MARKS = ((OPEN, OPEN + ITSELF), ("<", "<" + OPEN + BEHIND))  # in this order
 
 
@@ -87,16 +84,6 @@ def _begun(bos: int) -> dict[str, Any]:
     }
 
 
-def from_json(contents: dict[str, Any]) -> Tokenizer:
-    """The tokenizer from the JSON that `tokenizer_json` wrote."""
-    names = {token["id"]: token["content"] for token in contents["added_tokens"]}
-    specials = {IMAGE_TOKEN if name == LITERAL_IMAGE_TOKEN else name: id_ for id_, name in names.items()}
-    vocabulary = contents["model"]["vocab"].items()
-    ranks = {bytes(map(_BYTES.__getitem__, text)): id_ for text, id_ in vocabulary if id_ not in names}
-    split = contents["pre_tokenizer"]["pretokenizers"][0]
-    return Tokenizer(split["pattern"]["Regex"], ranks, specials)
-
-
 def _replace(text: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": text}, "content": content}
 
@@ -128,22 +115,7 @@ def _added(name: str) -> dict[str, Any]:
 
 
 def _spelled(token: bytes) -> str:
-    return "".join(map(_CHARACTERS.__getitem__, token))
-
-
-def _characters() -> list[str]:
-    """GPT-2's printable stand-in for each byte: itself where it prints, else the next free one from 256 on."""
-    printing = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printing else next(others)) for byte in range(256)]
-
-
-_CHARACTERS = _characters()
-_BYTES = {character: byte for byte, character in enumerate(_CHARACTERS)}
+    return "".join(map(CHARACTERS.__getitem__, token))
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:

@@ -58,6 +58,7 @@ READ_BY: Mapping[str, tuple[Reader, ...]] = {
     "model.model_tag": HERE,
     "model.step": HERE,
     "model.checkpoint_path": HERE,
+    "model.hf": HERE,
     "model.tokenizer_path": HERE,
     "model.layout": HERE,
     "model.sequence_len": HERE,

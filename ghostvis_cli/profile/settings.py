@@ -31,6 +31,9 @@ DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # lower case is refused: a pasted key often is a valid name too
 
 
+OF_A_HUB = "hf://"  # what a path begins with that is none: a model of a hub
+
+
 def setting(
     default: T, about: str, *, low: float | None = None, high: float | None = None, is_path: bool = False
 ) -> T:
@@ -135,6 +138,7 @@ class ModelSettings:
     checkpoint_path: str | None = setting(
         None, "A model_*.pt or a directory, instead of source and model_tag", is_path=True
     )
+    hf: str | None = setting(None, "A model of a hub: OWNER/NAME[@REVISION][:PATH]")
     tokenizer_path: str | None = setting(
         None,
         "A tokenizer.pkl, where it is neither beside the weights nor in the base directory",

@@ -185,8 +185,8 @@ class _Views:
         return JSONResponse(DESCRIPTION)
 
     async def elsewhere(self, request: Request) -> Response:
-        message = "served is /v1/chat/completions; litellm's proxy translates: litellm --model openai/NAME --api_base URL"
-        raise ApiError(501, f"{request.url.path} is not: {message}", code="not_supported")
+        hint = "litellm's proxy translates it: litellm --model openai/NAME --api_base URL"
+        raise ApiError(501, f"{request.url.path} is not served; {hint}", code="not_supported")
 
     async def models(self, request: Request) -> Response:
         card = self._card(self.state.ready())

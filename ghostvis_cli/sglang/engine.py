@@ -236,9 +236,9 @@ def _arguments(profile: "Profile", directory: Path) -> dict[str, Any]:
 
 
 def _tokenizer(directory: Path) -> "Tokenizer":
-    from ghostvis_cli.convert.tokenizer import from_json
+    from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 
-    return from_json(read_json(directory, TOKENIZER))
+    return Tokenizer.load(directory / TOKENIZER)
 
 
 def _described(

@@ -21,6 +21,7 @@ HEAVY = {
     *("torch", "sglang", "transformers", "PIL", "prompt_toolkit", "httpx2", "pydantic"),
     *("numpy", "yaml", "rich", "starlette", "uvicorn", "tiktoken", "tokenizers", "safetensors"),
     *("llguidance", "filelock", "packaging", "prometheus_client", "openai", "click"),
+    *("huggingface_hub", "tqdm"),
 }
 NAMES = [command.name for command in COMMANDS]
 
