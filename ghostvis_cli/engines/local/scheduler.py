@@ -10,8 +10,7 @@ they are. What a sequence that has ended gets that way is dropped. Rows move in 
 """
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -294,9 +293,11 @@ class Scheduler:
                 one = slice(row, row + 1)
                 if sequence.done:
                     continue
-                with self._its_own_fault(sequence):
+                try:
                     own = None if numbers is None else numbers[one]
                     chosen[one] = sample(choices[one], samplings[one], own)
+                except Exception as error:
+                    self._fail(sequence, error)
         return Flight(batch, taken, logits, chosen, Fetched(chosen))
 
     def _shaped(self, batch: list[Sequence], logits: Tensor) -> Tensor:
@@ -304,27 +305,21 @@ class Scheduler:
         changed = [(row, each) for row, each in enumerate(batch) if each.sampling.is_shaped]
         choices = logits.clone() if changed else logits
         for row, each in changed:
-            with self._its_own_fault(each):
+            try:
                 choices[row] = shaped(logits[row], each.sampling, each.seen(), each.output, each.grammar)
+            except Exception as error:
+                self._fail(each, error)
         return choices
-
-    @contextmanager
-    def _its_own_fault(self, sequence: Sequence) -> Iterator[None]:
-        """What goes wrong inside ends this running sequence alone."""
-        try:
-            yield
-        except Exception as error:
-            if sequence.done:  # its row could not be closed up, which breaks all sequences
-                raise
-            self._fail(sequence, error)
 
     def _land(self, flight: Flight) -> None:
         """Wait for a step's tokens, and what follows from them."""
         for row, (sequence, token) in enumerate(zip(flight.batch, flight.fetched.read(), strict=True)):
             if sequence.done:  # since the step began
                 continue
-            with self._its_own_fault(sequence):
+            try:
                 self._accept(sequence, token, flight.logits, row)
+            except Exception as error:
+                self._fail(sequence, error)
 
     def _accept(self, sequence: Sequence, token: int, logits: Tensor, row: int) -> None:
         sampling = sequence.sampling
@@ -351,7 +346,9 @@ class Scheduler:
         self._leave(sequence)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        """End one sequence with an error of its own. What it cached may be wrong, so it is not kept."""
+        """End one running sequence with an error of its own. What it cached may be wrong, so it is not kept."""
+        if sequence.done:  # its row could not be closed up, which breaks all sequences
+            raise error
         self.events.append((sequence, explained(error)))
         sequence.filled = 0
         self._leave(sequence)
