@@ -73,6 +73,31 @@ sglang: $(SGLANG)/.plugin  ## Run the tests against the real SGLang, but for its
 sglang-all: $(SGLANG)/.plugin  ## Run them all: servers started, killed and restarted, replicas behind a gateway
 	$(SGLANG)/bin/python -m pytest -q -n 2 --dist loadgroup tests/sglang
 
+CLIENTS := .venv-clients
+CLIENT_TESTS := -q --noconftest -p no:cacheprovider -c /dev/null --rootdir . -W ignore -rs tests/clients
+
+# Environments of their own: nothing here wants what other people's clients want.
+$(CLIENTS)/.ready: pyproject.toml tests/clients/constraints.txt tests/clients/instructor.txt
+	$(PYTHON) -m venv $(CLIENTS) && $(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
+	$(CLIENTS)/bin/python -m pip install --quiet -c tests/clients/constraints.txt '.[clients]'
+	$(PYTHON) -m venv $(CLIENTS)-instructor
+	$(CLIENTS)-instructor/bin/python -m pip install --quiet -r tests/clients/instructor.txt
+	if command -v npm > /dev/null; then npm install --silent --prefix tests/clients/javascript; fi
+	@touch $@
+
+.PHONY: clients
+clients: $(VENV)/.run $(CLIENTS)/.ready  ## Try other people's clients; GHOSTVIS_CLIENTS_URL names a server that runs
+	GHOSTVIS_CLIENTS_SERVER=$(BIN)/ghostvis $(CLIENTS)/bin/python -m pytest $(CLIENT_TESTS) -k "not instructor"
+	GHOSTVIS_CLIENTS_SERVER=$(BIN)/ghostvis $(CLIENTS)-instructor/bin/python -m pytest $(CLIENT_TESTS) -k instructor
+
+# A wheel and an sdist, and what they install: each extra in a fresh environment of each Python.
+PYTHONS ?= $(PYTHON)
+EXTRAS := core local convert hub serve local,serve,hub
+.PHONY: dist
+dist: $(VENV)/.dev  ## Build wheel and sdist, and install each extra fresh; PYTHONS="python3.11 python3.13"
+	rm -rf dist && $(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m tools.try_wheel --pythons $(PYTHONS) --extras $(EXTRAS)
+
 .PHONY: check
 check: lint types test  ## Lint, types and tests: what a commit must pass
 
@@ -93,6 +118,7 @@ format: $(VENV)/.dev  ## Format the code
 .PHONY: docs
 docs: $(VENV)/.dev  ## Write what the docs have from the code: option tables, the schema of profiles
 	$(BIN)/python -m tools.option_tables
+	$(BIN)/python -m tools.shipped
 	$(BIN)/python -m ghostvis_cli.profile > docs/profile.schema.json
 
 .PHONY: bench
@@ -101,5 +127,5 @@ bench: $(VENV)/.dev  ## Measure this project against its targets (minutes; see d
 
 .PHONY: clean
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(SGLANG) $(WEB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SGLANG) $(CLIENTS) $(CLIENTS)-instructor $(WEB) tests/clients/javascript/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

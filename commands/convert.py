@@ -109,7 +109,7 @@ def _chosen(profile: "Profile") -> "Checkpoint":
     """The checkpoint to convert. The demo model only where it was asked for."""
     from ghostvis_cli.checkpoint.choose import DEMO_SOURCE, choose_checkpoint, is_chosen
 
-    checkpoint, notices = choose_checkpoint(profile.model)
+    checkpoint, notices = choose_checkpoint(profile.model, report=output.notice)
     if checkpoint.source == DEMO_SOURCE and not is_chosen(profile.model):
         raise UsageError(
             "no checkpoint was named and there is no base directory",

@@ -48,11 +48,11 @@ def table(name: str, wanted: list[str]) -> str:
 
 
 def _row(option: Any) -> str:
-    flags = ", ".join(f"`{flag}`" for flag in _flags(option))
-    return "| " + " | ".join(text.replace("|", "\\|") for text in (flags, option.help)) + " |"
+    spelled = ", ".join(f"`{flag}`" for flag in flags(option))
+    return "| " + " | ".join(text.replace("|", "\\|") for text in (spelled, option.help)) + " |"
 
 
-def _flags(option: Any) -> Iterator[str]:
+def flags(option: Any) -> Iterator[str]:
     """The long name with what it takes, its opposite, and the short name."""
     takes = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
     long, *short = option.opts

@@ -333,7 +333,7 @@ async def run(
 
     profile = replace(profile, engine=replace(profile.engine, retries=0))
     watch = machine.Watch(command, settings.seed)
-    async with await make_engine(profile) as engine:
+    async with await make_engine(profile, report=reporter.notice) as engine:
         for line in engine.info.notices:
             reporter.notice(line)
         if not settings.text and engine.info.kind == "local" and not engine.info.image_tokens:

@@ -77,7 +77,7 @@ class Conversation(Closing):
             if self.engine is None:
                 from ghostvis_cli.engines.factory import make_engine
 
-                self.engine = await make_engine(self.profile)
+                self.engine = await make_engine(self.profile, report=self._tell)
                 self._lost = False
                 self._tell_notices()
             return self.engine
@@ -95,7 +95,7 @@ class Conversation(Closing):
         resolved = heeded(resolved, (resolved.profile.engine.chosen_kind,))
         profile = _for_chat(resolved)
         async with self._door:
-            engine = await make_engine(profile)
+            engine = await make_engine(profile, report=self._tell)
             old, self.engine, self._lost = self.engine, engine, False
         if self.session.system == self.profile.system:
             self.session.system = profile.system

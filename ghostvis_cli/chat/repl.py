@@ -23,6 +23,7 @@ from ghostvis_cli.chat.render import Markdown, Plain, Renderer
 from ghostvis_cli.chat.session import Reply
 from ghostvis_cli.chat.surface import Options
 from ghostvis_cli.chat.terminal import Terminal, TerminalGoneError
+from ghostvis_cli.checkpoint import hub
 from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.endings import Ending
 from ghostvis_cli.engines.base import Chunk, EngineInfo
@@ -117,7 +118,8 @@ class Chat:
         try:
             profile = self._conversation.profile
             if profile.engine.chosen_kind == "local":
-                choose_checkpoint(profile.model)  # fails at once where there is none
+                if hub.reference(profile.model) is None:
+                    choose_checkpoint(profile.model)  # fails at once where there is none
                 # Not on the loop: seconds in which no key would show.
                 with suppress(ImportError):  # which connect() explains
                     await asyncio.to_thread(__import__, "ghostvis_cli.engines.local")

@@ -1,12 +1,13 @@
 """Which checkpoint a run means: the one that was chosen, else the newest sft one, else the built-in demo model."""
 
 import os
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostvis_cli import demo
-from ghostvis_cli.checkpoint import locate
+from ghostvis_cli.checkpoint import hub, locate
 from ghostvis_cli.checkpoint.generations import Constants
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.paths import expanded
@@ -18,9 +19,20 @@ if TYPE_CHECKING:
 DEMO_SOURCE = "demo"  # beside sft, mid, rl, base: the built-in model
 
 
-def choose_checkpoint(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
-    """The chosen checkpoint with its tokenizer and the constants that were set, and lines for the user."""
-    checkpoint, notices = _choose(model)
+def choose_checkpoint(
+    model: "ModelSettings", *, report: Callable[[str], None] | None = None, online: bool = True
+) -> tuple[Checkpoint, list[str]]:
+    """The chosen checkpoint with its tokenizer and the constants that were set, and lines for the user.
+
+    One of a hub is fetched first, and `report` takes lines meanwhile; that may take long, so not on an event loop.
+    Where not `online`, it must be in the cache.
+    """
+    if (named := hub.reference(model)) is not None:
+        notices: list[str] = []
+        chosen = (model.source, model.model_tag, model.step)
+        checkpoint = hub.fetch(named, *chosen, report or notices.append, online=online)
+    else:
+        checkpoint, notices = _choose(model)
     if checkpoint.path.resolve().is_relative_to(demo.BASE_DIR.resolve()):
         checkpoint = replace(checkpoint, source=DEMO_SOURCE)
     if model.tokenizer_path is not None:
@@ -51,15 +63,22 @@ def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
     if model.source == DEMO_SOURCE:
         return locate.find(demo.BASE_DIR, "sft", model.model_tag, model.step), []
     if not is_chosen(model) and not _is_there(base_dir):
-        told = f"there is no base directory {base_dir}: the built-in demo model answers"
-        return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [told]
+        missing = f"there is no base directory {base_dir}: the built-in demo model answers"
+        return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG), [missing]
     found = locate.find(base_dir, model.source or "sft", model.model_tag, model.step)
     return found, [] if model.model_tag else _passed_over(found, base_dir)
 
 
 def is_chosen(model: "ModelSettings") -> bool:
     """Whether a model was chosen in any way. Then no other may be used instead."""
-    of_model = (model.checkpoint_path, model.source, model.model_tag, model.step, model.tokenizer_path)
+    of_model = (
+        model.hf,
+        model.checkpoint_path,
+        model.source,
+        model.model_tag,
+        model.step,
+        model.tokenizer_path,
+    )
     return is_base_chosen(model) or any(value is not None for value in of_model)
 
 

@@ -4,9 +4,10 @@ Knows formats by their signatures and reads no more than the first block; loadin
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ghostvis_cli.errors import ModelError, one_line, printable
 
@@ -14,7 +15,8 @@ HEAD_BYTES = 1024
 LEGACY_TORCH = (
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that opens files of torch before 1.6
 )
-CONFIG, CERTIFICATE = "config.json", "parity.json"
+CERTIFICATE, CONFIG = "parity.json", "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "copy it again and compare the sizes"
 
 
@@ -175,14 +177,12 @@ def foreign_directory(directory: Path) -> ModelError:
 
 def _in_directory(directory: Path) -> Format | None:
     """What a directory's other files say of it."""
-    if (directory / CERTIFICATE).is_file() and (directory / CONFIG).is_file():
-        made_of = _made_of(directory / CERTIFICATE)
-        hint = "--engine sglang, or ghostvis serve, which read it"
-        hint += f"; or the checkpoint that it was made of: {quote(made_of)}" if made_of else ""
-        return Format("a directory that ghostvis convert made, not a training checkpoint", hint)
     if (directory / CONFIG).is_file():
-        hint = "name the training checkpoint, or serve it with SGLang and give --base-url"
-        return Format("a model in Hugging Face's format, not a training checkpoint", hint)
+        if is_hf(directory):
+            hint = f"name the directory itself: --checkpoint-path {quote(str(directory))}"
+            return Format("a model in Hugging Face's format", hint)
+        hint = "save it with safetensors: model.save_pretrained(DIR), or copy the directory whole"
+        return Format(f"a model in Hugging Face's format, without {WEIGHTS}", hint)
     if (directory / "data.pkl").is_file() or any(directory.glob("*/data.pkl")):
         return Format("an unpacked torch file", "download it again without unpacking it")
     if any(directory.glob("*.distcp")) or any(directory.glob("*/*.distcp")):
@@ -191,8 +191,16 @@ def _in_directory(directory: Path) -> Format | None:
     return None
 
 
-def _made_of(certificate: Path) -> str | None:
+def is_hf(directory: Path) -> bool:
+    """Whether it looks like a model in Hugging Face's format; `checkpoint.directory` reads it."""
+    weights = (directory / WEIGHTS, directory / INDEX)
+    return (directory / CONFIG).is_file() and any(path.is_file() for path in weights)
+
+
+def made_of(directory: Path) -> Mapping[str, Any]:
+    """What a directory's certificate says of the checkpoint that it was made of; empty where there is none."""
     try:
-        return str(json.loads(certificate.read_text(encoding="utf-8"))["source"]["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads((directory / CERTIFICATE).read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

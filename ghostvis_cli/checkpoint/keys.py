@@ -134,7 +134,7 @@ def classify(
     `constants` beat what the generation says; `base_meta` is that of the base run of the same tag, which dates it.
     """
     _refuse_other_kinds(tensors)
-    return _Classifier(tensors, meta, constants, base_meta or meta).run()
+    return Classifier(tensors, meta, constants, base_meta or meta).run()
 
 
 def _refuse_other_kinds(tensors: Mapping[str, TensorInfo]) -> None:
@@ -156,7 +156,7 @@ def _model_config(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else {}
 
 
-class _Classifier:
+class Classifier:
     """One pass over a header. `parts` grows as sections are read; at the end it must account for every key."""
 
     def __init__(
@@ -183,12 +183,16 @@ class _Classifier:
 
     # --- reading
 
+    def spelled(self, key: str) -> str:
+        """A key as the file spells it, for people."""
+        return key
+
     def shape(self, key: str, dims: int = 2) -> tuple[int, ...]:
         if key not in self.tensors:
-            raise ModelError(f"it lacks {key}")
+            raise ModelError(f"it lacks {self.spelled(key)}")
         shape = self.tensors[key].shape
         if len(shape) != dims:
-            raise ModelError(f"{key} has shape {list(shape)}, where {dims} dimensions belong")
+            raise ModelError(f"{self.spelled(key)} has shape {list(shape)}, where {dims} dimensions belong")
         return shape
 
     def count(self, pattern: str) -> int:
@@ -479,6 +483,12 @@ class _Classifier:
         W = width
         self.place("vision.resampler.queries", {"vision_resampler.queries": (1, num_tokens, W)})
         depth = self.count(r"vision_resampler\.layers\.(\d+)\.")
+        self.map_perceiver("vision_resampler", depth, W)
+        return "perceiver", num_tokens, depth
+
+    def map_perceiver(self, root: str, depth: int, width: int) -> None:
+        """Its layers below `root` in the file."""
+        W = width
         layers = {
             "norm1": (W,),
             "norm2": (W,),
@@ -487,13 +497,12 @@ class _Classifier:
             "mlp.2": (W, 4 * W),
         }
         for i in range(depth):
-            ours, theirs = f"vision.resampler.layers.{i}", f"vision_resampler.layers.{i}"
+            ours, theirs = f"vision.resampler.layers.{i}", f"{root}.layers.{i}"
             for name, shape in layers.items():
                 self.layer(f"{ours}.{name}", f"{theirs}.{name}", shape)
             attn = "cross_attn.in_proj"  # one matrix for q, k and v, and no dot before its kind
             self.place(f"{ours}.{attn}_weight", {f"{theirs}.{attn}_weight": (3 * W, W)})
             self.place(f"{ours}.{attn}_bias", {f"{theirs}.{attn}_bias": (3 * W,)})
-        return "perceiver", num_tokens, depth
 
     def tower(self) -> TowerConfig:
         root = "vision_encoder.encoder."
@@ -589,8 +598,10 @@ class _Classifier:
             if key not in self.shapes and not UNUSED.match(key) and not (clip and UNUSED_IN_CLIP.match(key))
         ]
         missing = sorted(self.shapes.keys() - self.tensors.keys())
-        faults = [f"lacks {_some(missing)}"] if missing else []
-        faults += [f"has {_some(surplus)}, which no known model uses"] if surplus else []
+        faults = [f"lacks {_some(list(map(self.spelled, missing)))}"] if missing else []
+        faults += (
+            [f"has {_some(list(map(self.spelled, surplus)))}, which no known model uses"] if surplus else []
+        )
         faults += [self.misshapen()] if self.misshapen() else []
         if faults:
             raise ModelError("it " + " and ".join(faults))
@@ -601,9 +612,13 @@ class _Classifier:
         """What is wrong with the tensors that are there, in words; empty where nothing is."""
         found = [(key, shape, self.tensors[key]) for key, shape in self.shapes.items() if key in self.tensors]
         wrong = [
-            f"{key} {list(info.shape)} for {list(shape)}" for key, shape, info in found if info.shape != shape
+            f"{self.spelled(key)} {list(info.shape)} for {list(shape)}"
+            for key, shape, info in found
+            if info.shape != shape
         ]
-        wrong += [f"{key} of {info.dtype}" for key, _, info in found if "float" not in info.dtype]
+        wrong += [
+            f"{self.spelled(key)} of {info.dtype}" for key, _, info in found if "float" not in info.dtype
+        ]
         return f"has the wrong tensors {_some(wrong)}" if wrong else ""
 
     def layout(self) -> Layout | None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghostvis_cli.checkpoint import generations
+from ghostvis_cli.checkpoint import directory, generations
 from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.checkpoint.header import read_header, unwrap
 from ghostvis_cli.checkpoint.keys import Classified, Part, classify, clean_names
-from ghostvis_cli.checkpoint.locate import SOURCE_DIRS, Checkpoint
+from ghostvis_cli.checkpoint.locate import Checkpoint, metas_of_base
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.errors import ModelError, limit_reached, one_line
 
@@ -60,8 +60,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def inspect(checkpoint: Checkpoint) -> Classified:
     """What the checkpoint is, from its header and meta alone: no torch, no weights read."""
-    header, meta = read_header(checkpoint.path), read_meta(checkpoint)
     try:
+        if checkpoint.hf:
+            return directory.classify(checkpoint)
+        header, meta = read_header(checkpoint.path), read_meta(checkpoint)
         base = None if generations.dated(meta) else _meta_of_base(checkpoint)
         return classify(clean_names(header), meta, checkpoint.constants, base)
     except ModelError as error:
@@ -77,10 +79,8 @@ def inspect(checkpoint: Checkpoint) -> Classified:
 
 def _meta_of_base(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The meta file of the base run that a later stage's checkpoint descends from, where it lies beside it."""
-    stage = checkpoint.path.absolute().parent
-    places = (stage.parent.parent / SOURCE_DIRS["base"][0] / stage.name, stage.parent / "base")
     try:
-        found = sorted(path for place in places for path in place.glob("meta_*.json"))
+        found = metas_of_base(checkpoint.path)
         return _read(found[-1]) if found else None
     except (ModelError, OSError):
         return None  # it would only date the model
@@ -109,7 +109,7 @@ def load_model(
     from ghostvis_cli.model.ghostvis import GhostVis
 
     classified, tokenizer = verify(checkpoint)
-    tensors = open_tensors(checkpoint.path)
+    tensors = directory.tensors(checkpoint) if checkpoint.hf else open_tensors(checkpoint.path)
     with torch.device("meta"):
         model = GhostVis(classified.config)
     expected = model.state_dict()
@@ -155,20 +155,19 @@ def assemble(
     import torch
 
     dtype = torch.float32 if part.exact else dtype
-    pieces = [tensors[key][: part.rows].to(device=device, dtype=dtype) for key in part.keys]
+    stored = [tensors[key] for key in part.keys]
+    pieces = [each[: part.rows].to(device=device, dtype=dtype) for each in stored]
     for key, piece in zip(part.keys, pieces, strict=True):
         if not bool(torch.isfinite(piece).all()):
             raise ModelError(f"{key} holds values that are not finite", hint="use an earlier step")
     whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     assert whole.numel() == shape.numel(), f"classify let {name} pass with another shape"
     # A tensor that is still the mapped file would die with it, and its pages with another process's write.
-    return (
-        whole.reshape(shape).clone()
-        if whole.data_ptr() == tensors[part.keys[0]].data_ptr()
-        else whole.reshape(shape)
-    )
+    mapped = whole.data_ptr() == stored[0].data_ptr()
+    return whole.reshape(shape).clone() if mapped else whole.reshape(shape)
 
 
 def _named(path: Path, error: ModelError) -> ModelError:
     message = error.message if len(error.message) <= MESSAGE_LIMIT else f"{error.message[:MESSAGE_LIMIT]} ..."
-    return ModelError(f"{path}: {message}", hint=error.hint)
+    named = message.startswith(str(path))
+    return ModelError(message if named else f"{path}: {message}", hint=error.hint)

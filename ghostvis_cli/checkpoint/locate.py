@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ghostvis_cli.checkpoint.formats import foreign_directory
+from ghostvis_cli.checkpoint.formats import CONFIG, foreign_directory, is_hf, made_of
 from ghostvis_cli.checkpoint.generations import NONE_SET, Constants
 from ghostvis_cli.errors import ModelError, one_line
 from ghostvis_cli.paths import expanded, home
@@ -39,9 +39,18 @@ class Checkpoint:
     base_dir: Path | None = None  # where else its tokenizer may be
     tokenizer: Path | None = None  # the one to take, wherever it is
     constants: Constants = NONE_SET  # set by the user instead of what the model's generation says
+    hf: bool = False  # `path` is a directory in Hugging Face's format
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its weights. OSError where they are not there."""
+        files = self.path.glob("*.safetensors") if self.hf else [self.path]
+        return sum(path.stat().st_size for path in files)
 
     @property
     def meta_path(self) -> Path:
+        if self.hf:
+            return self.path / CONFIG
         return self.path.with_name(re.sub(r"^model", "meta", self.path.stem) + ".json")
 
     @property
@@ -52,6 +61,8 @@ class Checkpoint:
         """
         if self.tokenizer is not None:
             return self.tokenizer
+        if self.hf:
+            return self.path / "tokenizer.json"
         directory = self.path.absolute().parent
         candidates = [directory / TOKENIZER.name, directory / TOKENIZER]
         candidates += [parent / TOKENIZER for parent in directory.parents[:2]]
@@ -59,6 +70,13 @@ class Checkpoint:
         if self.base_dir is not None:
             candidates.append(self.base_dir / TOKENIZER)
         return next((found for found in candidates if found.exists()), candidates[-1 if self.base_dir else 3])
+
+
+def metas_of_base(path: Path) -> list[Path]:
+    """The meta files of the base run that a later stage's checkpoint descends from, where they lie beside it."""
+    stage = path.absolute().parent
+    places = (stage.parent.parent / SOURCE_DIRS["base"][0] / stage.name, stage.parent / "base")
+    return sorted(meta for place in places for meta in place.glob("meta_*.json"))
 
 
 def default_base_dir() -> Path:
@@ -114,6 +132,18 @@ def scan(base_dir: Path) -> Iterator[Checkpoint]:
                 yield Checkpoint(path, source, tag, step)
 
 
+def scan_loose(base_dir: Path) -> Iterator[Checkpoint]:
+    """What belongs to no source: flat folders and Hugging Face's directories, at `base_dir` or right below it."""
+    known = {*(name for names in SOURCE_DIRS.values() for name in names), EXPERIMENTS}
+    below = [path for path in _entries(base_dir) if path.name not in known]
+    for folder in (base_dir, *sorted(below)):
+        with suppress(OSError, ModelError):  # a directory that may not be entered has nothing for us
+            if by_step := steps(folder):
+                yield from (Checkpoint(by_step[step], step=step) for step in reversed(by_step))
+            elif is_hf(folder):
+                yield _of_hf(folder, None)
+
+
 def find(base_dir: Path, source: str, tag: str | None = None, step: int | None = None) -> Checkpoint:
     """The checkpoint of that tag and step. ModelError lists what there is instead."""
     if source not in SOURCE_DIRS:
@@ -144,7 +174,7 @@ def _at(directory: Path, by_step: dict[int, Path], step: int | None) -> tuple[in
 
 
 def from_path(path: Path, step: int | None = None, base_dir: Path | None = None) -> Checkpoint:
-    """A model_*.pt, or a directory that holds some (the newest step unless one is named)."""
+    """A model_*.pt, a directory that holds some (the newest step unless one is named), or one of Hugging Face's."""
     path = expanded(path)
     try:
         kind = path.stat().st_mode
@@ -157,12 +187,24 @@ def from_path(path: Path, step: int | None = None, base_dir: Path | None = None)
     if stat.S_ISDIR(kind):
         _refuse_deepspeed(path)
         by_step = steps(path)
+        if not by_step and is_hf(path):
+            return _of_hf(path, step)
         if not by_step:
             raise foreign_directory(path)
         _, path = _at(path, by_step, step)
     elif step is not None:
         raise ModelError(f"{path} is a file, so --step {step} means nothing", hint="leave out --step")
     return replace(_describe(path), base_dir=base_dir)
+
+
+def _of_hf(path: Path, step: int | None) -> Checkpoint:
+    """With source, tag and step of the checkpoint that it was made of, where it says so."""
+    source, tag, made_at = (made_of(path).get(name) for name in ("source", "tag", "step"))
+    made_at = made_at if type(made_at) is int else None
+    if step not in (None, made_at):
+        raise ModelError(f"{path} holds one model, so --step {step} means nothing", hint="leave out --step")
+    source, tag = (value if isinstance(value, str) else None for value in (source, tag))
+    return Checkpoint(path, source, tag, made_at, hf=True)
 
 
 def _describe(path: Path) -> Checkpoint:

@@ -1,13 +1,14 @@
-"""The tokenizer a checkpoint was trained with: a pickled tiktoken encoding, read without trusting it."""
+"""The tokenizer a checkpoint was trained with: a pickled tiktoken encoding or a tokenizer.json, not trusted."""
 
 import asyncio
+import json
 import pickle
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghostvis_cli.checkpoint import pickles
+from ghostvis_cli.checkpoint import pickles, tokenizer_json
 from ghostvis_cli.checkpoint.formats import instead
 from ghostvis_cli.errors import InputError, ModelError, limit_reached, one_line
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import tiktoken
 
 REQUIRED_SPECIALS = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
-IMAGE_TOKEN = "<|image|>"
+IMAGE_TOKEN = tokenizer_json.IMAGE_TOKEN
 SAMPLE = "Hello, world! 1234\n\n  Größe 日本 🙂\t<|bos|>"
 FILE_LIMIT_BYTES = 64 * 1024**2
 
@@ -58,17 +59,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read `tokenizer.pkl`; ModelError (code 4) with the file and the reason where it can't be used."""
+        """Read `tokenizer.pkl` or `tokenizer.json`; ModelError with file and reason where it can't be used."""
         try:
             if path.stat().st_size > FILE_LIMIT_BYTES:
                 raise ModelError("larger than any tokenizer")
-            tokenizer = cls(*_validated(pickles.load(path.read_bytes(), _Unpickler)))
+            tokenizer = cls(*_validated(*_encoding(path)))
             tokenizer._try_out()
             return tokenizer
         except FileNotFoundError:
             raise ModelError(
                 f"no tokenizer: {path} does not exist",
-                hint="copy the training run's tokenizer.pkl there, or beside the model_*.pt",
+                hint=f"copy the training run's {path.name} there, or beside the weights",
             ) from None
         except IsADirectoryError:
             hint = f"name the file in it: {path / 'tokenizer.pkl'}"
@@ -80,7 +81,8 @@ class Tokenizer:
             raise ModelError(f"tokenizer {path}: {error.message}", hint=error.hint) from None
         except Exception as error:  # a hostile pickle can fail in any way at all
             damaged = ModelError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})")
-            raise limit_reached(error) or instead(path) or damaged from error
+            is_json = path.suffix == ".json"
+            raise limit_reached(error) or instead(path, *["{"] * is_json) or damaged from error
 
     def _try_out(self) -> None:
         """Refuse a split pattern that can't be compiled or loses text."""
@@ -135,12 +137,22 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
 
-def _validated(content: object) -> tuple[str, dict[bytes, int], dict[str, int]]:
-    """Check all that the format promises, so that no later code has to."""
+def _encoding(path: Path) -> tuple[Any, Any, Any]:
+    """Split pattern, ranks and special tokens as the file has them, each of any type."""
+    if path.suffix == ".json":
+        return tokenizer_json.encoding(json.loads(path.read_text(encoding="utf-8")))
+    return _pickled(pickles.load(path.read_bytes(), _Unpickler))
+
+
+def _pickled(content: object) -> tuple[Any, Any, Any]:
     state = content.state if isinstance(content, _InertEncoding) else None
     if not isinstance(state, dict):
         raise ModelError("it is not a pickled tiktoken encoding with its own vocabulary")
-    pattern, ranks, specials = (state.get(key) for key in ("pat_str", "mergeable_ranks", "special_tokens"))
+    return state.get("pat_str"), state.get("mergeable_ranks"), state.get("special_tokens")
+
+
+def _validated(pattern: Any, ranks: Any, specials: Any) -> tuple[str, dict[bytes, int], dict[str, int]]:
+    """Check all that the format promises, so that no later code has to."""
     if not isinstance(pattern, str) or not isinstance(ranks, dict) or not isinstance(specials, dict):
         raise ModelError("its vocabulary is incomplete")
     if not all(isinstance(key, bytes) and type(rank) is int for key, rank in ranks.items()):

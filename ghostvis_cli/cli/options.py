@@ -50,11 +50,17 @@ def _default(name: str) -> str:
 BASE_DIR = option(
     str, "--base-dir DIR", "Where training wrote (default: NANOCHAT_BASE_DIR, else ~/.cache/nanochat)."
 )
+HF = option(str, "--hf OWNER/NAME", "A model of a hub: OWNER/NAME[@REVISION][:PATH].")
 MODEL = (
     option(str, "--source SOURCE", "Checkpoint source: sft, mid, rl, base, or demo."),
     option(str, "--model-tag -g TAG", "Tag, such as d32 (default: the largest)."),
     option(int, "--step N", "Training step (default: the newest).", min=0),
-    option(str, "--checkpoint-path PATH", "A model_*.pt file, or a directory that holds some."),
+    option(
+        str,
+        "--checkpoint-path PATH",
+        "A model_*.pt file, or a directory: of some, or in Hugging Face's format.",
+    ),
+    HF,
     BASE_DIR,
     option(
         str, "--layout LAYOUT", "Where image rows go: auto, inline, prepend, prepend_slots, prepend_literal."
@@ -143,6 +149,7 @@ KEYS = {
     "engine": "engine.kind",
     "logprobs": "sampling.logprobs",
     "ignore_eos": "sampling.ignore_eos",
+    "regex": "sampling.regex",
     "system": "system",
 }
 

@@ -48,9 +48,11 @@ def for_model(model: "ModelSettings", dtype: "WeightsDtype", *, report: Callable
 
     if model.checkpoint_path is not None and is_converted(expanded(model.checkpoint_path)):
         return as_it_is(expanded(model.checkpoint_path), model, report=report)
-    checkpoint, notices = choose_checkpoint(model)
+    checkpoint, notices = choose_checkpoint(model, report=report)
     for line in notices:
         report(line)
+    if checkpoint.hf:
+        return as_it_is(checkpoint.path, model, report=report)
     layout = None if model.layout == "auto" else model.layout
     return converted(checkpoint, dtype, layout, report=report)
 

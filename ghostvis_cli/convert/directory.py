@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ghostvis_cli.checkpoint import safetensors
 from ghostvis_cli.checkpoint.formats import CERTIFICATE as CERTIFICATE
 from ghostvis_cli.checkpoint.formats import CONFIG as CONFIG
+from ghostvis_cli.checkpoint.formats import INDEX as INDEX
+from ghostvis_cli.checkpoint.formats import WEIGHTS as WEIGHTS
 from ghostvis_cli.convert.hashes import KnownHashes
 from ghostvis_cli.errors import ModelError, one_line
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER = "tokenizer.json"
-WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"  # where the weights are in several files
 MADE_BY = "ghostvis convert"
 
 
@@ -82,9 +83,4 @@ def tag(place: Path) -> str:
 
 def files_of_tensors(place: Path) -> dict[str, Path]:
     """Which safetensors file holds each tensor."""
-    from safetensors import safe_open
-
-    if (place / INDEX).exists():
-        return {name: place / file for name, file in read_json(place, INDEX)["weight_map"].items()}
-    with safe_open(place / WEIGHTS, "pt") as file:
-        return dict.fromkeys(file.keys(), place / WEIGHTS)
+    return {name: path for name, (path, _) in safetensors.headers(place).items()}

@@ -17,11 +17,13 @@ def model_config(
     text = _text_config(config.decoder, tokenizer) | {"dtype": dtype}
     if config.vision is None:
         own = config.decoder.generation is not PLAIN
-        code = auto_map("AutoConfig", "AutoModelForCausalLM", classes=TEXT_CLASSES) if own else {}
+        code = (
+            auto_map("AutoConfig", "AutoModel", "AutoModelForCausalLM", classes=TEXT_CLASSES) if own else {}
+        )
         return {"architectures": [architecture(config)], **code, **text}
     return {
         "architectures": [architecture(config)],
-        **auto_map("AutoConfig", "AutoModelForImageTextToText"),
+        **auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText"),
         "model_type": "ghostvis",
         "dtype": dtype,
         "image_token_id": tokenizer.image_id,
@@ -43,6 +45,7 @@ def _text_config(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_head,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_positions,
+        "trained_positions": config.sequence_len,
         "rms_norm_eps": RMS_EPS,
         "rope_theta": config.rope_theta,  # read by transformers 4; 5 and later read the next line
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
@@ -70,7 +73,6 @@ def _generation(config: DecoderConfig) -> dict[str, Any]:
         "smear": config.generation.smear,
         "window_sizes": list(config.windows),
         "rotary_tables": config.rotary_tables,
-        "trained_positions": config.sequence_len,
     }
 
 
@@ -114,7 +116,6 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "temperature": default.temperature,
         "top_p": default.top_p,
         "top_k": default.top_k,
-        "max_new_tokens": default.max_tokens,
     }
 
 

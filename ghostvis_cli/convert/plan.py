@@ -58,6 +58,11 @@ class Plan:
 
 def make_plan(checkpoint: Checkpoint, settings: ConvertSettings) -> Plan:
     """Read what the checkpoint is; ModelError where it can't be converted."""
+    if checkpoint.hf:
+        raise ModelError(
+            f"{checkpoint.path} is in Hugging Face's format already",
+            hint="name the training checkpoint, model_<step>.pt; or use the directory as it is",
+        )
     classified, tokenizer = load.verify(checkpoint)
     if classified.config.vision is not None and tokenizer.image_id is None:
         raise ModelError(

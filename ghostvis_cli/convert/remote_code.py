@@ -36,10 +36,12 @@ VISION: Parts = {
 }
 TEXT_CLASSES = {
     "AutoConfig": "GhostVisNanoChatConfig",
+    "AutoModel": "GhostVisNanoChatModel",
     "AutoModelForCausalLM": "GhostVisNanoChatForCausalLM",
 }
 CLASSES = {
     "AutoConfig": "GhostVisConfig",
+    "AutoModel": "GhostVisModel",
     "AutoModelForImageTextToText": "GhostVisForConditionalGeneration",
     "AutoImageProcessor": "GhostVisImageProcessor",
     "AutoProcessor": "GhostVisProcessor",

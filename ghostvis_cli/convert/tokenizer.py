@@ -10,13 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 from ghostvis_cli.checkpoint.tokenizer import IMAGE_TOKEN, Tokenizer
+from ghostvis_cli.checkpoint.tokenizer_json import BEHIND, CHARACTERS, ITSELF, LITERAL_IMAGE_TOKEN, OPEN
 from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import Layout
 
-# In layout prepend_literal the nine characters <|image|> are text, so the token needs another name there.
-LITERAL_IMAGE_TOKEN = "<|picture|>"
-# Characters that Unicode keeps for programs' own use. The first one opens a mark, and so must be marked itself.
-OPEN, ITSELF, BEHIND = "\ufdd0\ufdd1\ufdd2"
 MARKS = ((OPEN, OPEN + ITSELF), ("<", "<" + OPEN + BEHIND))  # in this order
 
 
@@ -58,7 +55,7 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
             ],
         },
-        "post_processor": None,
+        "post_processor": _begun(specials["<|bos|>"]),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -75,14 +72,16 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
     }
 
 
-def from_json(contents: dict[str, Any]) -> Tokenizer:
-    """The tokenizer from the JSON that `tokenizer_json` wrote."""
-    names = {token["id"]: token["content"] for token in contents["added_tokens"]}
-    specials = {IMAGE_TOKEN if name == LITERAL_IMAGE_TOKEN else name: id_ for id_, name in names.items()}
-    vocabulary = contents["model"]["vocab"].items()
-    ranks = {bytes(map(_BYTES.__getitem__, text)): id_ for text, id_ in vocabulary if id_ not in names}
-    split = contents["pre_tokenizer"]["pretokenizers"][0]
-    return Tokenizer(split["pattern"]["Regex"], ranks, specials)
+def _begun(bos: int) -> dict[str, Any]:
+    """A text begins with BOS, as training's do. The chat template writes its own, and is encoded without this."""
+    begin = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, second],
+        "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [bos], "tokens": ["<|bos|>"]}},
+    }
 
 
 def _replace(text: str, content: str) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def tokenizer_config(tokenizer: Tokenizer, layout: Layout | None, max_positions:
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",
         "pad_token": "<|assistant_end|>",
-        "add_bos_token": False,
+        "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_positions,
         "padding_side": "left",
@@ -116,22 +115,7 @@ def _added(name: str) -> dict[str, Any]:
 
 
 def _spelled(token: bytes) -> str:
-    return "".join(map(_CHARACTERS.__getitem__, token))
-
-
-def _characters() -> list[str]:
-    """GPT-2's printable stand-in for each byte: itself where it prints, else the next free one from 256 on."""
-    printing = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printing else next(others)) for byte in range(256)]
-
-
-_CHARACTERS = _characters()
-_BYTES = {character: byte for byte, character in enumerate(_CHARACTERS)}
+    return "".join(map(CHARACTERS.__getitem__, token))
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
@@ -193,19 +177,21 @@ _TEMPLATE = """\
 {%- if part.type == 'image' %}REFUSALIN_TURN{% else %}{{ part.text ESCAPED }}{% endif %}
 {%- endfor %}{% endif %}
 {%- endmacro %}
-{%- set turns = namespace(system='', number=0) %}
+{%- set turns = namespace(system='', role='', user=false) %}
 AHEAD<|bos|>
 {%- for message in messages %}
-{%- if message.role == 'system' %}
-{%- if not loop.first or loop.last %}
-{{- raise_exception('a system message comes first, and a user message follows it') }}{% endif %}
-{%- set turns.system = parts(message.content) ~ '\\n\\n' %}
-{%- elif message.role != ['user', 'assistant'][turns.number % 2] %}
-{{- raise_exception('user and assistant must alternate, the user first') }}
-{%- elif message.role == 'user' %}<|user_start|>{{ turns.system }}{{ parts(message.content) }}<|user_end|>
-{%- set turns.system = '' %}{% set turns.number = turns.number + 1 %}
-{%- else %}<|assistant_start|>{{ parts(message.content) }}<|assistant_end|>
-{%- set turns.number = turns.number + 1 %}
+{%- if message.role == 'system' %}{% set turns.system = turns.system ~ parts(message.content) ~ '\\n\\n' %}
+{%- elif message.role not in ['user', 'assistant'] %}
+{{- raise_exception('a message is from the system, the user or the assistant') }}
+{%- else %}
+{%- if message.role == turns.role %}{{ '\\n\\n' }}
+{%- else %}{% if turns.role %}<|{{ turns.role }}_end|>{% endif %}<|{{ message.role }}_start|>{% endif %}
+{%- if message.role == 'user' %}{{ turns.system }}{% set turns.system = '' %}{% set turns.user = true %}{% endif %}
+{{- parts(message.content) }}
+{%- set turns.role = message.role %}
 {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}<|assistant_start|>{% endif %}"""
+{%- if turns.system %}{{ raise_exception('a system message must be followed by a user message') }}{% endif %}
+{%- if not turns.user %}{{ raise_exception('no message is from the user') }}{% endif %}
+{%- if turns.role == 'user' %}<|user_end|>{% if add_generation_prompt %}<|assistant_start|>{% endif %}
+{%- elif not add_generation_prompt %}<|assistant_end|>{% endif %}"""

@@ -9,7 +9,7 @@ from ghostvis_cli.checkpoint.choose import base_dir_of, choose_checkpoint, is_ba
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.doctor.converted import chosen_directory
 from ghostvis_cli.doctor.finding import Finding, Status, from_error
-from ghostvis_cli.errors import ModelError
+from ghostvis_cli.errors import EngineError, ModelError
 from ghostvis_cli.machine import GIB, read_memory
 from ghostvis_cli.profile import EngineSettings, ModelSettings, Resolved
 
@@ -26,25 +26,18 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
     if runs_here or asked or state.status == "ok":  # a client of a server need not have one
         yield state
     chosen = None
-    if (directory := chosen_directory(resolved)) is not None:
-        yield from _served_only(directory, resolved)
-    elif profile is not None and runs_here:
+    is_local = profile is not None and profile.engine.chosen_kind == "local"
+    # SGLang takes a converted directory as it is: what `converted` finds of it is all there is.
+    if profile is not None and runs_here and (is_local or chosen_directory(resolved) is None):
         try:
-            chosen, notices = choose_checkpoint(profile.model)
-        except ModelError as error:
+            chosen, notices = choose_checkpoint(profile.model, online=False)
+        except (EngineError, ModelError) as error:
             yield from_error("checkpoints", "chosen", error)
         else:
             for line in notices:
                 yield Finding("checkpoints", "chosen", "note", line)
             yield from _chosen(chosen, profile.engine)
     yield from _found(base, besides=chosen)
-
-
-def _served_only(directory: Path, resolved: Resolved | None) -> Iterator[Finding]:
-    """An error where the local engine would read a converted directory. The check `converted` covers others."""
-    if resolved is not None and resolved.profile.engine.chosen_kind == "local":
-        message = f"{directory} is a converted directory, which the local engine does not read"
-        yield Finding("checkpoints", "chosen", "error", message, "--engine sglang, or ghostvis serve")
 
 
 def _base(base: Path, *, asked: bool) -> Finding:

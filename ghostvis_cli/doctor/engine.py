@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from ghostvis_cli.addresses import is_this_machine, route
+from ghostvis_cli.checkpoint import hub
+from ghostvis_cli.checkpoint.choose import choose_checkpoint
 from ghostvis_cli.doctor import settings
 from ghostvis_cli.doctor.finding import Finding, from_error
 from ghostvis_cli.doctor.trips import Trips
@@ -36,6 +38,8 @@ async def local(profile: "Profile", request_s: float) -> AsyncGenerator[Finding,
 
     started_s = time.perf_counter()
     try:
+        if hub.reference(profile.model) is not None:
+            choose_checkpoint(profile.model, online=False)  # a diagnosis downloads nothing
         engine = await make_engine(profile)
     except GhostvisError as error:
         yield from_error("model", "load", error)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ghostvis_cli import address_space
@@ -30,7 +31,7 @@ async def make_engine(
     """
     kind = profile.engine.chosen_kind
     if kind == "local":
-        return await _local(profile)
+        return await _local(profile, report)
     if kind == "remote":
         return await _remote(profile, many_connections=many_connections)
     from ghostvis_cli.sglang.engine import SGLangEngine
@@ -38,9 +39,11 @@ async def make_engine(
     return await SGLangEngine.start(profile, report=report, detail=detail)
 
 
-async def _local(profile: "Profile") -> "LocalEngine":
-    checkpoint, notices = choose_checkpoint(profile.model)
-    # In a thread: while torch is imported and weights are read, the loop can be stopped.
+async def _local(profile: "Profile", report: Callable[[str], None] | None) -> "LocalEngine":
+    # In threads: while a model is fetched, torch imported and weights are read, the loop can be stopped.
+    checkpoint, notices = await in_daemon_thread(
+        partial(choose_checkpoint, profile.model, report=report), "ghostvis-choose"
+    )
     engine = await in_daemon_thread(lambda: _open_local(checkpoint, profile), "ghostvis-load")
     engine.info = replace(engine.info, notices=(*notices, *engine.info.notices))
     return engine

@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
 )
 
@@ -49,7 +50,8 @@ def register() -> None:
     AutoModel.register(GhostVisNanoChatConfig, GhostVisNanoChatModel, exist_ok=True)
     AutoModelForCausalLM.register(GhostVisNanoChatConfig, GhostVisNanoChatForCausalLM, exist_ok=True)
     AutoModel.register(GhostVisConfig, GhostVisModel, exist_ok=True)
-    AutoModelForImageTextToText.register(GhostVisConfig, GhostVisForConditionalGeneration, exist_ok=True)
+    for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        auto.register(GhostVisConfig, GhostVisForConditionalGeneration, exist_ok=True)
     AutoImageProcessor.register(
         GhostVisConfig, slow_image_processor_class=GhostVisImageProcessor, exist_ok=True
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from ghostvis_cli.hf.config import GhostVisConfig
@@ -50,6 +50,10 @@ class GhostVisModel(GhostVisPreTrainedModel):
         super().__init__(config)
         self.vision = Vision(config.vision_config.vision(), config.text_config.hidden_size)
         if isinstance(config.text_config, GhostVisNanoChatConfig):
+            if config.text_config._attn_implementation == "vllm":
+                raise ValueError(
+                    "vLLM can't serve nanochat's generations of 2026: ghostvis serve does, by SGLang"
+                )
             self.language_model = GhostVisNanoChatModel(config.text_config)
         else:
             self.language_model = AutoModel.from_config(config.text_config)
@@ -61,9 +65,18 @@ class GhostVisModel(GhostVisPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
-        """(images, 3, S, S) -> (images, N, D) float32, normalised like the embedding table's rows."""
-        return rms(self.vision(pixel_values))
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.vision if modality == "image" else super().get_encoder(modality=modality)
+
+    def get_image_features(
+        self, pixel_values: Tensor, return_dict: bool = False, **_: Any
+    ) -> Tensor | BaseModelOutputWithPooling:
+        """(images, 3, S, S) -> (images, N, D) float32, normalised like the embedding table's rows.
+
+        With return_dict they are its `pooler_output`, as vLLM asks.
+        """
+        rows = rms(self.vision(pixel_values))
+        return BaseModelOutputWithPooling(pooler_output=rows) if return_dict else rows
 
     def forward(
         self,
@@ -79,7 +92,7 @@ class GhostVisModel(GhostVisPreTrainedModel):
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids, which say where the images stand")
-            rows = self.get_image_features(pixel_values).to(inputs_embeds)
+            rows = rms(self.vision(pixel_values)).to(inputs_embeds)
             places = image_places(input_ids, self.config.image_token_id, self.config.image_layout)
             if int(places.sum()) != rows.size(0) * rows.size(1):
                 raise ValueError(
@@ -111,9 +124,9 @@ class GhostVisForConditionalGeneration(WithHead, GhostVisPreTrainedModel, Genera
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Tensor | BaseModelOutputWithPooling:
         """(B, 3, S, S) normalised pixels -> rows (B, N, D)."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(pixel_values, **kwargs)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """Images and text -> what the model takes: our own preprocessing, and N image ids in each image's place."""
 
+import re
 from collections.abc import Iterator, Sequence
 from os.path import isfile
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from ghostvis_cli.model.config import Layout
 from ghostvis_cli.model.preprocess import HALF, preprocess
@@ -114,14 +115,47 @@ class GhostVisProcessor(ProcessorMixin):
                 f"{count} images need {count * MARKS_AN_IMAGE[self.image_layout]} times "
                 f"{self.image_token} in layout {self.image_layout}, the text has {marks}"
             )
-        expanded = [
-            sample.replace(self.image_token, self.image_token * self.num_image_tokens) for sample in texts
-        ]
+        rows = self.replace_image_token(found, 0)
+        expanded = [sample.replace(self.image_token, rows) for sample in texts]
+        offsets = kwargs.pop("return_text_replacement_offsets", False) and [*map(self._replacements, texts)]
         for name in ("add_special_tokens", "padding_side", "text_kwargs", "images_kwargs", "common_kwargs"):
             kwargs.pop(name, None)
         allowed = {name: kwargs[name] for name in ("padding", "truncation", "max_length") if name in kwargs}
         encoded = self.tokenizer(expanded, add_special_tokens=False, **allowed)
-        return BatchFeature({**encoded, **found}, tensor_type=return_tensors)
+        batch = BatchFeature({**encoded, **found}, tensor_type=return_tensors)
+        if offsets:
+            batch["text_replacement_offsets"] = offsets
+        return batch
+
+    # --- what vLLM's backend of transformers' models asks
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
+        """What takes the place of an image's token: one for each of its rows."""
+        return self.image_token * self.num_image_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **_: Any) -> MultiModalData:
+        """Rows of images of any size, and items of `pixel_values` each."""
+        self._require_inline()
+        count = len(image_sizes or ())
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+    def _replacements(self, text: str) -> list[dict[str, Any]]:
+        """Each image token of a text: its place before and after, and what replaces it."""
+        self._require_inline()
+        replacement = self.replace_image_token({}, 0)
+        found: list[dict[str, Any]] = []
+        for match in re.finditer(re.escape(self.image_token), text):
+            first = match.start() + len(found) * (len(replacement) - len(self.image_token))
+            spans = {"span": match.span(), "new_span": (first, first + len(replacement))}
+            found.append({"type": "image", "text": match[0], "replacement": replacement, **spans})
+        return found
+
+    def _require_inline(self) -> None:
+        if self.image_layout != "inline":
+            raise ValueError(
+                f"layout {self.image_layout} puts an image's rows where its token does not stand, which vLLM can't "
+                "serve: ghostvis convert --layout inline, where the model was trained so, or ghostvis serve"
+            )
 
     @property
     def model_input_names(self) -> list[str]:

@@ -40,7 +40,9 @@ VARIABLES = (
 
 # A choice replaces what lower layers chose in its stead: `--source rl` must not lose to a profile's file.
 REPLACES: Mapping[str, tuple[str, ...]] = {
-    "model.checkpoint_path": ("model.source", "model.model_tag", "model.step"),
+    "model.checkpoint_path": ("model.hf", "model.source", "model.model_tag", "model.step"),
+    "model.hf": ("model.checkpoint_path", "model.source", "model.model_tag", "model.step"),
+    "model.base_dir": ("model.hf",),
     "model.source": ("model.checkpoint_path",),
     "model.model_tag": ("model.checkpoint_path",),
     "engine.api_key_env": ("engine.api_key_file",),
@@ -48,7 +50,9 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "engine.base_url": ("engine.kind",),  # back to auto, which is remote then
 }
 # What answers is a server, or a checkpoint that is run here.
-CHECKPOINT = ("model.source", "model.model_tag", "model.step", "model.checkpoint_path", "model.base_dir")
+CHECKPOINT = (
+    *("model.source", "model.model_tag", "model.step", "model.checkpoint_path", "model.base_dir", "model.hf"),
+)
 
 Layer = Mapping[str, Value]
 

@@ -31,6 +31,9 @@ DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # lower case is refused: a pasted key often is a valid name too
 
 
+OF_A_HUB = "hf://"  # what a path begins with that is none: a model of a hub
+
+
 def setting(
     default: T, about: str, *, low: float | None = None, high: float | None = None, is_path: bool = False
 ) -> T:
@@ -135,6 +138,7 @@ class ModelSettings:
     checkpoint_path: str | None = setting(
         None, "A model_*.pt or a directory, instead of source and model_tag", is_path=True
     )
+    hf: str | None = setting(None, "A model of a hub: OWNER/NAME[@REVISION][:PATH]")
     tokenizer_path: str | None = setting(
         None,
         "A tokenizer.pkl, where it is neither beside the weights nor in the base directory",
@@ -186,6 +190,10 @@ ABOUT: dict[str, Mapping[str, Any]] = {
     "sampling.top_k": {"about": "Draw from this many of the likeliest tokens; 0 is off"},
     "sampling.min_p": {"about": "Leave out tokens less likely than this share of the likeliest; 0 is off"},
     "sampling.repetition_penalty": {"about": "Above 1 makes tokens already used less likely; 1 is off"},
+    "sampling.presence_penalty": {"about": "Above 0 makes tokens that the answer has less likely; 0 is off"},
+    "sampling.frequency_penalty": {"about": "The same, for each time that the answer has them; 0 is off"},
+    "sampling.json_schema": {"about": "JSON Schema, as text, that the answer fits; null is any text"},
+    "sampling.regex": {"about": "Regular expression that the whole answer matches; null is any text"},
     "sampling.stop": {"about": "Texts that end the answer; not part of it"},
     "sampling.seed": {"about": "Makes the draw repeatable; null draws a new one for each request"},
     "sampling.logprobs": {"about": "Likeliest alternatives to report for each token; null reports nothing"},

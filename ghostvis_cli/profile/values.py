@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.profile.document import YAML_TAG, Document, compose, what
 from ghostvis_cli.profile.secrets import redact
-from ghostvis_cli.profile.settings import Key
+from ghostvis_cli.profile.settings import OF_A_HUB, Key
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
@@ -64,7 +64,7 @@ def from_python(key: Key, value: object) -> object:
 
 
 def _checked(key: Key, value: object, base: Path | None) -> object:
-    if key.is_path and isinstance(value, str):
+    if key.is_path and isinstance(value, str) and not value.startswith(OF_A_HUB):
         value = _absolute(value, base)
     try:
         key.check(value)

@@ -31,6 +31,7 @@ class ServerSettings:
     api_key: str | None = field(default=None, repr=False)
     key_variable: str = KEY_VARIABLE  # where people put it
     served_model_name: str | None = None
+    aliases: tuple[str, ...] = ()  # names that requests may call the model by besides
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     allowed_image_hosts: tuple[str, ...] = ()

@@ -19,15 +19,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from typer.testing import CliRunner
 
-from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.header import read_header
 from ghostvis_cli.checkpoint.load import read_meta
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import ModelError
 
 WEIGHTS = {"a": torch.ones(3)}
@@ -137,21 +134,18 @@ def test_what_lies_beside_the_weights_is_called_what_it_is_too(tmp_path: Path) -
 # --- directories
 
 
-def test_a_directory_that_convert_made_is_known_and_what_it_was_made_of(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    converted = CliRunner().invoke(build(), ["convert", "--source", "demo", "--out", str(out), "--no-verify"])
-    assert converted.exit_code == 0
-    for named in (out, out / "model.safetensors"):
-        refused = CliRunner().invoke(build(), ["generate", "Hi", "--checkpoint-path", str(named)])
-        assert refused.exit_code == 4
-        assert "a directory that ghostvis convert made" in refused.stderr
-        assert "--engine sglang" in refused.stderr and str(demo.BASE_DIR) in refused.stderr
+def test_a_file_of_a_directory_names_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b'{"a":{}}')
+    with pytest.raises(ModelError, match="Hugging Face's format") as refusal:
+        read_header(tmp_path / "model.safetensors")
+    assert str(tmp_path) in str(refusal.value.hint)
 
 
 @pytest.mark.parametrize(
     ("files", "called"),
     [
-        (["config.json", "model.safetensors"], "in Hugging Face's format"),
+        (["config.json", "pytorch_model.bin"], "in Hugging Face's format, without model.safetensors"),
         (["archive/data.pkl", "archive/version"], "an unpacked torch file"),
         (["__0_0.distcp", ".metadata"], "split over ranks"),
         (["notes.txt"], "holds no model_<step>.pt"),

@@ -147,12 +147,12 @@ def broken(**changes: object) -> dict:
     ],
 )
 def test_a_vocabulary_that_breaks_the_formats_promises_is_refused(state: object, reason: str) -> None:
-    from ghostvis_cli.checkpoint.tokenizer import _InertEncoding, _validated
+    from ghostvis_cli.checkpoint.tokenizer import _InertEncoding, _pickled, _validated
 
     inert = _InertEncoding()
     inert.__setstate__(state)
     with pytest.raises(ModelError, match=reason):
-        Tokenizer(*_validated(inert))
+        Tokenizer(*_validated(*_pickled(inert)))
 
 
 def test_ids_the_tokenizer_does_not_know_decode_to_nothing() -> None:

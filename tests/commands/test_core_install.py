@@ -16,7 +16,7 @@ from tests.commands.processes import environment
 from tests.engines.serving import running
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("ghostvis_cli", "commands", "profiles", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("ghostvis_cli", "commands", "profiles", "share", "pyproject.toml", "README.md", "LICENSE")
 PACKAGING = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 RED = Path(demo.__file__).with_name("red-circle.png")
 NO_INDEX = re.compile(
@@ -77,7 +77,10 @@ def test_the_wheel_holds_every_file_of_every_package_and_nothing_else(wheel: Pat
         if package == "ghostvis_cli.demo":
             found += [path for path in (source / "base").rglob("*") if path.is_file()]
         expected |= {str(folder / path.relative_to(source)) for path in found}
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    data = {name.partition(".data/data/")[2] for name in inside if ".data/data/" in name}
+    assert data == {str(path.relative_to(ROOT)) for path in (ROOT / "share").rglob("*") if path.is_file()}
+    names = {name for name in inside if ".data/" not in name}
     assert names == expected
     kinds = (
         "ghostvis_cli/py.typed",

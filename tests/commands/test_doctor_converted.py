@@ -139,8 +139,8 @@ def test_the_chosen_one_is_looked_at_once_though_it_lies_in_the_cache() -> None:
     assert [each.name for each in about(entry)] == ["chosen"]
 
 
-def test_the_local_engine_is_told_not_to_read_it(place: Path) -> None:
+def test_the_local_engine_can_run_it(place: Path) -> None:
     found = findings("--checkpoint-path", place, "--engine", "local")
-    (fault,) = [each for each in found if each.status == "error"]
-    assert "which the local engine does not read" in fault.message
-    assert fault.fix == "--engine sglang, or ghostvis serve"
+    assert [each for each in found if each.status == "error"] == []
+    (chosen,) = [each for each in found if (each.area, each.name) == ("checkpoints", "chosen")]
+    assert chosen.message.startswith(f"{place}: text swiglu")

@@ -173,3 +173,55 @@ def test_the_directory_answers_without_this_project_for_who_trusts_its_code(
     assert done.stdout == "A blue square, a yellow star and a green triangle on a gray background.\n", (
         done.stderr
     )
+
+
+# --- what vLLM's backend of transformers' models asks (docs/convert.md)
+
+
+def test_the_processor_says_what_replaces_each_image_token(loaded) -> None:
+    _, processor = loaded
+    texts = [f"{processor.image_token}one{processor.image_token}", f"none, then {processor.image_token}"]
+    images = [Image.new("RGB", (40, 30))] * 3
+    found = processor(text=texts, images=images, return_text_replacement_offsets=True)
+    rows = processor.image_token * processor.num_image_tokens
+    assert [len(each) for each in found["text_replacement_offsets"]] == [2, 1]
+    for text, offsets in zip(texts, found["text_replacement_offsets"], strict=True):
+        expanded = text.replace(processor.image_token, rows)
+        for each in offsets:
+            assert text[slice(*each["span"])] == each["text"] == processor.image_token
+            assert expanded[slice(*each["new_span"])] == each["replacement"] == rows
+    counts = processor._get_num_multimodal_tokens(image_sizes=[(480, 640), (10, 10)])
+    assert counts["num_image_tokens"] == [processor.num_image_tokens] * 2
+    assert counts["num_image_patches"] == [1, 1]
+
+
+def test_the_encoder_and_an_images_rows_are_found_as_vllm_looks_for_them(loaded) -> None:
+    model, processor = loaded
+    assert type(model.get_encoder(modality="image")).__name__ == "Vision"
+    assert type(model.model.get_encoder(modality="image")).__name__ == "Vision"
+    pixels = processor.image_processor([Image.new("RGB", (40, 30))], return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        rows = model.model.get_image_features(pixels)
+        assert torch.equal(model.model.get_image_features(pixels, return_dict=True).pooler_output, rows)
+    assert rows.shape == (1, processor.num_image_tokens, model.config.text_config.hidden_size)
+
+
+def test_layouts_whose_rows_stand_elsewhere_are_refused_by_name(tmp_path: Path) -> None:
+    import ghostvis_cli.hf  # noqa: F401
+
+    place = converted(DEMO, tmp_path / "made", layout="prepend_slots")
+    processor = transformers.AutoProcessor.from_pretrained(place)
+    with pytest.raises(ValueError, match=r"layout prepend_slots .* vLLM"):
+        processor._get_num_multimodal_tokens(image_sizes=[(10, 10)])
+    image = Image.new("RGB", (40, 30))
+    with pytest.raises(ValueError, match="layout prepend_slots"):
+        text = processor.image_token * 2
+        processor(text=[text], images=[image], return_text_replacement_offsets=True)
+
+
+def test_auto_model_loads_the_base_and_any_to_any_the_whole_without_a_question(directory: Path) -> None:
+    import ghostvis_cli.hf  # noqa: F401
+
+    assert type(transformers.AutoModel.from_pretrained(directory)).__name__ == "GhostVisModel"
+    whole = transformers.AutoModelForMultimodalLM.from_pretrained(directory)
+    assert type(whole).__name__ == "GhostVisForConditionalGeneration"

@@ -70,12 +70,12 @@ def test_tower_equals_transformers(family: Any) -> None:
 def _tower_state(theirs, family):
     """transformers' names -> ours, by the very map the loader uses for files."""
     from ghostvis_cli.checkpoint.header import TensorInfo
-    from ghostvis_cli.checkpoint.keys import _Classifier
+    from ghostvis_cli.checkpoint.keys import Classifier
 
     tensors = {
         f"vision_encoder.encoder.{key.removeprefix('vision_model.')}": value for key, value in theirs.items()
     }
-    classifier = _Classifier(
+    classifier = Classifier(
         {key: TensorInfo(tuple(value.shape), "float32", 4) for key, value in tensors.items()},
         {"model_config": {"vision_encoder_heads": 4}},
     )

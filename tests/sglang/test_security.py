@@ -15,7 +15,7 @@ import pytest
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.convert.tokenizer import LITERAL_IMAGE_TOKEN
+from ghostvis_cli.checkpoint.tokenizer_json import LITERAL_IMAGE_TOKEN
 from ghostvis_cli.engines.base import GenerateRequest
 from ghostvis_cli.prompt import ImagePart, Message, Text
 from tests.sglang.asking import DEMO, GREEDY, ROWS, in_order, locally, margins, remotely, scenes_from

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from ghostvis_cli.checkpoint import tokenizer_json as written
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.convert.tokenizer import from_json, tokenizer_json
+from ghostvis_cli.convert.tokenizer import tokenizer_json
 from ghostvis_cli.engines.base import Completion, Sampling, Usage, gather
 from ghostvis_cli.errors import InputError, ModelError, RequestError
 from ghostvis_cli.images import load_image
@@ -111,12 +112,8 @@ def test_a_prompt_without_images_is_sent_as_it_is() -> None:
 
 @pytest.mark.parametrize("layout", ["inline", "prepend_literal", None])
 def test_the_converted_tokenizer_is_the_checkpoints(layout: Layout | None) -> None:
-    found = from_json(tokenizer_json(TOKENIZER, layout))
-    assert (found.pattern, found.ranks, found.specials) == (
-        TOKENIZER.pattern,
-        TOKENIZER.ranks,
-        TOKENIZER.specials,
-    )
+    found = written.encoding(tokenizer_json(TOKENIZER, layout))
+    assert found == (TOKENIZER.pattern, TOKENIZER.ranks, TOKENIZER.specials)
 
 
 async def test_messages_and_images_cross_the_channel_and_its_end_is_told() -> None:

@@ -1,0 +1,1 @@
+complete --command ghostvis --no-files --arguments "(env _GHOSTVIS_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) ghostvis)" --condition "env _GHOSTVIS_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) ghostvis"
