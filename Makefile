@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # By environment as well as by -c: what pip installs to build this package is pinned too.
 SGLANG := .venv-sglang
+WEB := .venv-web
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := ghostvis_cli commands profiles tests tools benchmarks
 # The real SGLang, where it runs without a GPU. Elsewhere its tests skip and the summary says why.
@@ -44,12 +45,25 @@ $(SGLANG)/.plugin: $(SGLANG)/.ready pyproject.toml
 	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+# Gradio wants an older Pillow than the one that is pinned: an environment of its own, on top of the other.
+$(WEB)/.ready: $(VENV)/.dev tests/web/requirements.lock
+	rm -rf $(WEB)
+	$(PYTHON) -m venv $(WEB)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(WEB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(WEB)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/web/requirements.lock -e .
+	@touch $@
+
 .PHONY: test
-test: quick $(if $(REAL_SGLANG),sglang)  ## Run the tests, on every core; on Linux x86-64 with the real SGLang
+test: quick web $(if $(REAL_SGLANG),sglang)  ## Run the tests, on every core; on Linux x86-64 with the real SGLang
 
 .PHONY: quick
 quick: $(VENV)/.dev  ## Run the tests that need no SGLang (some six minutes)
-	$(BIN)/python -m pytest -q -n auto --dist worksteal $(if $(REAL_SGLANG),--ignore tests/sglang)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --ignore tests/web $(if $(REAL_SGLANG),--ignore tests/sglang)
+
+.PHONY: web
+web: $(WEB)/.ready  ## Run the tests of the chat's page, those in a browser where Chromium is installed
+	$(WEB)/bin/python -m pytest -q -n 2 --dist loadgroup tests/web
 
 .PHONY: sglang
 sglang: $(SGLANG)/.plugin  ## Run the tests against the real SGLang, but for its slow starts and ends
@@ -113,5 +127,5 @@ bench: $(VENV)/.dev  ## Measure this project against its targets (minutes; see d
 
 .PHONY: clean
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(SGLANG) $(CLIENTS) $(CLIENTS)-instructor tests/clients/javascript/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SGLANG) $(CLIENTS) $(CLIENTS)-instructor $(WEB) tests/clients/javascript/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ from pathlib import Path
 
 MARK = 'if __name__ == "__main__":'
 FIRST = ("startup", "demo_run")  # of seconds each; the others take minutes
-NOT_ALONE = ("gpu", "gpu_sglang", "sglang_soak")  # they need CUDA, or a server that runs
+NOT_ALONE = ("gpu", "gpu_sglang", "sglang_soak", "web_chat")  # they need CUDA, a server that runs, a browser
 
 
 def programs() -> list[str]:

@@ -1,8 +1,8 @@
-"""The local engine on a CUDA device: what issue and documentation promise, one command, a few minutes.
+"""The local engine on a CUDA device, in one command of a few minutes.
 
-    python -m benchmarks.gpu [--rows decode,nanochat,ttft,batch,start] [--json gpu.json] [--repeats 5] [--sglang]
+    python -m benchmarks.gpu [--rows decode,nanochat,batch,start] [--json gpu.json] [--repeats 5] [--sglang]
 
-Random weights. decode, nanochat and ttft: a relu2 decoder of 1.9G parameters (d32) in bfloat16, greedy, 128 tokens
+Random weights. decode and nanochat: a relu2 decoder of 1.9G parameters (d32) in bfloat16, greedy, 128 tokens
 after a prompt of 32, 1, 8 and 32 requests at once: eager steps as they were, without cuDNN's attention, steps of
 fixed shapes without graphs, with them (the default), and compiled besides; against reading the weights once a step.
 nanochat is its published way of decoding, one sequence at a time. batch: a thousand rows of 64 + 64 tokens, every
@@ -19,7 +19,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -32,6 +31,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.claims import COMMAND
 from benchmarks.decode import prompts, random_model
 from benchmarks.nanochat import PublishedEngine
 from benchmarks.random_model import MODELS, make
@@ -272,16 +272,7 @@ def batch(book: Book, checkpoint: Checkpoint, given: argparse.Namespace) -> None
 
 def start(book: Book, checkpoint: Checkpoint, given: argparse.Namespace) -> None:
     """Wall seconds of the command: to the first byte of its answer, and to 500 tokens."""
-    command = [
-        sys.executable,
-        "-m",
-        "ghostvis_cli",
-        "generate",
-        "--stream",
-        "--temperature",
-        "0",
-        "--ignore-eos",
-    ]
+    command = [*COMMAND, "generate", "--stream", "--temperature", "0", "--ignore-eos"]
     command += ["--checkpoint-path", str(checkpoint.path.parent), "--max-tokens", str(given.start_tokens)]
     command += ["--device", given.device, "--quiet", "a b c"]
     with tempfile.TemporaryDirectory() as cache:
@@ -300,9 +291,10 @@ def start(book: Book, checkpoint: Checkpoint, given: argparse.Namespace) -> None
                 process.stdout.read(1)
                 firsts.append(time.perf_counter() - started)
                 process.stdout.read()
-                process.wait()
+                if process.wait():
+                    raise SystemExit(f"generate ended with {process.returncode}")
                 ends.append(time.perf_counter() - started)
-            book.note(f"start to first token, {name}", firsts, "s", code=process.returncode)
+            book.note(f"start to first token, {name}", firsts, "s")
             book.note(f"start to {given.start_tokens} tokens, {name}", ends, "s")
 
 

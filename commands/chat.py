@@ -1,14 +1,17 @@
 """`ghostvis chat`: the conversation, at a terminal or line by line from a script."""
 
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ghostvis_cli import endings
 from ghostvis_cli.cli import guard, options, output
 from ghostvis_cli.cli.options import option
-from ghostvis_cli.errors import UsageError
+from ghostvis_cli.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from ghostvis_cli.chat.conversation import Conversation
@@ -24,8 +27,11 @@ EXAMPLES = """Examples:
 
   ghostvis chat --continue
 
+  ghostvis chat --web
+
   printf '/image red.png\\nWhat is this?\\nWhich colour?\\n' | ghostvis chat -t 0
 """
+WEB_PORT, WEB_KEY = 7860, "GHOSTVIS_WEB_KEY"
 OVERFLOWS = ("refuse", "drop-oldest")
 
 
@@ -44,6 +50,14 @@ OVERFLOWS = ("refuse", "drop-oldest")
     option(bool, "--stats", "A line of statistics per reply, on stderr."),
     option(bool, "--history/--no-history", "Remember typed lines for the arrow keys.", default=True),
     option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
+    option(bool, "--web", "Talk in a browser; the page's address is printed."),
+    option(
+        str,
+        "--host ADDRESS",
+        f"With --web: address to listen on; beyond this machine only with {WEB_KEY}.",
+    ),
+    option(int, "--port N", f"With --web: port; 0 takes a free one ({WEB_PORT}).", min=0, max=65535),
+    option(bool, "--open", "With --web: open the page in a browser.", name="browse"),
     option(int, "--max-tokens N", "Most tokens in a reply (default 200)."),
     option(bool, "--json", "Without a terminal: one JSON object per turn."),
     options.ANSWERING,
@@ -59,11 +73,13 @@ def chat(
     stats: bool,
     history: bool,
     preview: bool,
+    web: bool,
     json: bool,
     quiet: bool,
 ) -> None:
     """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""
-    interactive = output.is_terminal(sys.stdin) and output.is_terminal_stdout()
+    _check_web(ctx)
+    interactive = web or (output.is_terminal(sys.stdin) and output.is_terminal_stdout())
     if interactive:
         _guarded_at_terminal(ctx)
     else:
@@ -76,6 +92,8 @@ def chat(
         raise UsageError("--session and --continue exclude each other", hint=f"--session {session}")
     resolved = options.resolve_profile(ctx)
     conversation = _conversation(ctx, resolved, autosave=interactive)
+    if web:
+        raise typer.Exit(_web(ctx, conversation))
 
     from ghostvis_cli.chat.surface import Options
 
@@ -98,13 +116,45 @@ def chat(
     raise typer.Exit(script.run(conversation, shown))
 
 
+def _web(ctx: typer.Context, conversation: "Conversation") -> int:
+    from ghostvis_cli.serve.settings import ServerSettings
+    from ghostvis_cli.web import server
+
+    typed = ctx.params
+    settings = ServerSettings(
+        host=typed["host"] or ServerSettings.host,
+        port=WEB_PORT if typed["port"] is None else typed["port"],
+        api_key=os.environ.get(WEB_KEY),
+        key_variable=WEB_KEY,
+    )
+
+    def on_ready(url: str) -> None:
+        output.answer(f"{url}\n")
+        if typed["browse"]:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    return endings.run(server.serve(conversation, settings, typed["image"] or (), on_ready=on_ready))
+
+
+def _check_web(ctx: typer.Context) -> None:
+    """What is for the page alone, and what it needs."""
+    if not ctx.params["web"]:
+        for name, flag in (("host", "--host"), ("port", "--port"), ("browse", "--open")):
+            if ctx.params[name] not in (None, False):
+                raise UsageError(f"{flag} is for the page", hint=f"ghostvis chat --web {flag}")
+    elif find_spec("gradio") is None:
+        raise EngineError(
+            "the page needs gradio, which is not installed", hint="pip install 'ghostvis-cli[web]'"
+        )
+
+
 def _guarded_at_terminal(ctx: typer.Context) -> None:
     """Put --lock and --log-file into effect. At a terminal the chat handles signals itself and has no deadline."""
     for name in ("json", "timeout"):
         if ctx.params[name]:
-            raise UsageError(
-                f"--{name} is for scripts, and this is a terminal", hint="ghostvis chat < script.txt"
-            )
+            raise UsageError(f"--{name} is for scripts alone", hint="ghostvis chat < script.txt")
     if (log_file := ctx.params["log_file"]) is not None:
         output.log_to(Path(log_file), ctx.command_path)
     if (lock := ctx.params["lock"]) is not None:

@@ -1,6 +1,7 @@
 """`ghostvis generate`: one answer per prompt to stdout, for people and for scripts."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +54,8 @@ NOT_BESIDE_INPUT = {
     option(bool, "--raw", "Continue the text as it is, without chat markup."),
     option(int, "--logprobs N", "Alternatives per token, in JSON only."),
     option(bool | None, "--ignore-eos", "Do not stop where the model would."),
+    option(Path, "--schema FILE", "Answer in JSON that fits this JSON Schema."),
+    option(str, "--regex TEXT", "The whole answer matches this expression."),
     option(bool, "--jsonl", "One JSON object a line, one per prompt."),
     option(bool | None, "--stream/--no-stream", "Show text as it comes (default: on a terminal)."),
     option(bool, "--stats", "A line of statistics per answer, on stderr."),
@@ -71,6 +74,7 @@ def generate(
     retry_errors: bool,
     raw: bool,
     logprobs: int | None,
+    schema: Path | None,
     jsonl: bool,
     stream: bool | None,
     stats: bool,
@@ -79,7 +83,9 @@ def generate(
 ) -> None:
     """Answer a prompt, with or without images."""
     options.guarded(ctx)
-    resolved = options.resolve_profile(ctx)
+    profile = options.resolve_profile(ctx).profile
+    if schema is not None:
+        profile = _with_schema(profile, schema)
     if json and jsonl:
         raise UsageError("--json and --jsonl exclude each other", hint="--jsonl prints one object a line")
     if input_file is not None:
@@ -87,7 +93,7 @@ def generate(
 
         _refuse_beside_input(ctx)
         job = Job(input_file, output_file, concurrency, retry_errors, raw)
-        raise typer.Exit(run_job(job, resolved.profile, output))
+        raise typer.Exit(run_job(job, profile, output))
     if output_file is not None or concurrency is not None or retry_errors:
         raise UsageError(
             "--output, --concurrency and --retry-errors go with --input", hint="--input rows.jsonl"
@@ -103,13 +109,24 @@ def generate(
         raise UsageError(
             "--raw takes no images: their place is a matter of chat markup", hint="leave out --raw"
         )
-    images = _images(image or [], resolved.profile)
-    requests = [_request(text, images, resolved.profile, raw=raw) for text in texts]
+    images = _images(image or [], profile)
+    requests = [_request(text, images, profile, raw=raw) for text in texts]
     show = _Show(
         records=json or jsonl, stream=output.is_terminal_stdout() if stream is None else stream, stats=stats
     )
-    code = endings.run(_answer_all(resolved.profile, requests, show))
+    code = endings.run(_answer_all(profile, requests, show))
     raise typer.Exit(code)
+
+
+def _with_schema(profile: "Profile", file: Path) -> "Profile":
+    from ghostvis_cli.cli.inputs import read_text
+    from ghostvis_cli.sampling import SamplingError
+
+    try:
+        return replace(profile, sampling=replace(profile.sampling, json_schema=read_text(file)))
+    except SamplingError as error:
+        hint = "leave out --regex" if error.field == "regex" else error.hint
+        raise InputError(f"{file}: {error.message}", hint=hint) from error
 
 
 def _refuse_beside_input(ctx: typer.Context) -> None:

@@ -50,7 +50,9 @@ are answered.
     ),
     option(int, "--port N", f"Port; 0 takes a free one ({DEFAULT.port}).", min=0, max=65535),
     option(str, "--api-key-env NAME", "Variable that holds the key (GHOSTVIS_API_KEY)."),
-    option(str, "--served-model-name NAME", "The model's name in the API (default: its tag)."),
+    option(
+        list[str], "--served-model-name NAME", "The model's name in the API (its tag). Repeatable: aliases."
+    ),
     option(list[str], "--allow-image-host HOST", "Fetch images from this host too. Repeatable."),
     option(
         list[str],
@@ -105,7 +107,7 @@ def serve(
     host: str | None,
     port: int | None,
     api_key_env: str | None,
-    served_model_name: str | None,
+    served_model_name: list[str] | None,
     allow_image_host: list[str] | None,
     cors_origin: list[str] | None,
     allowed_host: list[str] | None,
@@ -129,7 +131,8 @@ def serve(
     typed = {
         "host": host,
         "port": port,
-        "served_model_name": served_model_name,
+        "served_model_name": served_model_name[0] if served_model_name else None,
+        "aliases": tuple((served_model_name or ())[1:]),
         "max_body_bytes": None if max_body_mb is None else int(max_body_mb * MIB),
         "max_waiting": max_waiting,
         "drain_timeout_s": drain_timeout,

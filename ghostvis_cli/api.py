@@ -9,6 +9,7 @@ An event loop of its own runs in a thread of its own, so it works where a loop a
 """
 
 import asyncio
+import json
 import os
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -233,7 +234,9 @@ class GhostVisSGLangEngine:
         stop = changes.get("stop")
         if isinstance(stop, str | list):
             changes = {**changes, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
-        return replace(self._profile.sampling, **changes)
+        if isinstance(schema := changes.get("json_schema"), Mapping):
+            changes = {**changes, "json_schema": json.dumps(schema)}
+        return self._profile.sampling.changed(**changes)
 
     def _spread(self, images: Any, count: int) -> list[list[EncodedImage]]:
         """Images per prompt. One image for several prompts is loaded once."""

@@ -109,7 +109,7 @@ def render(
     """The whole conversation, every turn closed (format specification, section 6.5)."""
     out = _Writer(tokenizer, layout, num_image_tokens)
     out.special("<|bos|>")
-    for message in _system_merged(messages):
+    for message in merged(messages):
         if message.role == "user":
             out.special("<|user_start|>")
             out.parts(message.parts, loss=0)
@@ -127,10 +127,10 @@ def render_for_reply(
     layout: "Layout" = "inline",
     num_image_tokens: int = 0,
 ) -> Prompt:
-    """The conversation up to the point where the assistant begins to speak."""
-    if not messages or messages[-1].role != "user":
-        raise InputError("the conversation must end with a user message, since the model answers it")
+    """The conversation up to where the assistant goes on: behind its own last words, or at a new reply."""
     prompt = render(messages, tokenizer, layout, num_image_tokens)
+    if messages[-1].role == "assistant":
+        return Prompt(prompt.ids[:-1], prompt.mask[:-1], prompt.images)
     start = tokenizer.special("<|assistant_start|>")
     return Prompt((*prompt.ids, start), (*prompt.mask, 0), prompt.images)
 
@@ -141,21 +141,31 @@ def render_text(text: str, tokenizer: "Tokenizer") -> Prompt:
     return Prompt(ids, (0,) * len(ids))
 
 
-def _system_merged(messages: Sequence[Message]) -> list[Message]:
-    """Put a system text in front of the first user text, and insist on turns that alternate."""
-    turns = list(messages)
-    if turns and turns[0].role == "system":
-        system, *turns = turns
-        if not turns or turns[0].role != "user":
-            raise InputError("a system message must be followed by a user message")
-        if system.images:
-            raise InputError("a system message can't hold an image: attach it to a user message")
-        turns[0] = Message("user", (Text(f"{system.text}\n\n"), *turns[0].parts))
-    for number, (turn, role) in enumerate(
-        zip(turns, ("user", "assistant") * len(turns), strict=False), start=1
-    ):
-        if turn.role != role:
-            raise InputError(f"message {number} is from the {turn.role}, where one from the {role} belongs")
+def merged(messages: Sequence[Message]) -> list[Message]:
+    """Turns that alternate, as training had them: the chat template of converted directories does the same.
+
+    A system text goes in front of the next user text. Messages of one role in a row are one turn, an empty line
+    between them. An assistant that speaks first stays first. InputError where there is nothing to answer.
+    """
+    turns: list[Message] = []
+    system = ""
+    for message in messages:
+        if message.role == "system":
+            if message.images:
+                raise InputError("a system message can't hold an image: attach it to a user message")
+            system += f"{message.text}\n\n"
+            continue
+        parts = message.parts
+        if message.role == "user" and system:
+            parts, system = (Text(system), *parts), ""
+        if turns and turns[-1].role == message.role:
+            turns[-1] = Message(message.role, (*turns[-1].parts, Text("\n\n"), *parts))
+        else:
+            turns.append(Message(message.role, parts))
+    if system:
+        raise InputError("a system message must be followed by a user message")
+    if not any(turn.role == "user" for turn in turns):
+        raise InputError("no message is the user's, so there is nothing to answer")
     return turns
 
 

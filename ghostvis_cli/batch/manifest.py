@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostvis_cli import files
-from ghostvis_cli.batch.rows import RunSettings
+from ghostvis_cli.batch.rows import RunSettings, plain_fields
 from ghostvis_cli.checkpoint.fingerprint import fingerprint
 from ghostvis_cli.engines.base import EngineInfo
 from ghostvis_cli.errors import UsageError
@@ -66,7 +66,7 @@ class Manifest:
 
 def plain_settings(settings: RunSettings) -> dict[str, Any]:
     """The settings as they come back from JSON."""
-    plain: dict[str, Any] = json.loads(_dump(asdict(settings)))
+    plain: dict[str, Any] = json.loads(json.dumps(plain_fields(settings), default=plain_fields))
     return plain
 
 

@@ -65,6 +65,7 @@ class Row:
     sampling: Sampling
     turns: tuple[Turn, ...] = ()
     prompt: str | None = None
+    metadata: Json | None = None  # for whoever reads the record
 
     @property
     def images(self) -> int:
@@ -73,7 +74,8 @@ class Row:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all that decides the answer, but for the model and what is behind a path or a URL."""
-        plain = json.dumps(vars(self), default=vars, ensure_ascii=False, sort_keys=True)
+        deciding = {name: value for name, value in vars(self).items() if name != "metadata"}
+        plain = json.dumps(deciding, default=plain_fields, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(plain.encode()).digest()
 
     def request(self, load: "Callable[[str], EncodedImage]") -> GenerateRequest:
@@ -87,6 +89,12 @@ class Row:
         return GenerateRequest(tuple(messages), sampling=self.sampling)
 
 
+def plain_fields(value: object) -> dict[str, Any]:
+    """Settings that came later count where they are set: a batch that was begun before them goes on."""
+    unset = {"presence_penalty": 0, "frequency_penalty": 0, "json_schema": None, "regex": None}
+    return {name: each for name, each in vars(value).items() if name not in unset or each != unset[name]}
+
+
 def _loaded(part: Text | ImageSource, load: "Callable[[str], EncodedImage]") -> Text | ImagePart:
     return part if isinstance(part, Text) else ImagePart(load(part.url))
 
@@ -97,7 +105,10 @@ def read_row(line: bytes, index: int, line_number: int, settings: RunSettings) -
     openai = "custom_id" in values or "body" in values
     row_id = _id(values, "custom_id" if openai else "id", line_number)
     row = _openai(values, index, settings) if openai else _short(values, index, settings)
-    return _checked(replace(row, id=row_id))
+    metadata = (values["body"] if openai else values).get("metadata")
+    if not isinstance(metadata, dict | None):
+        raise InputError(f"metadata is an object, not {_kind(metadata)}")
+    return _checked(replace(row, id=row_id, metadata=metadata))
 
 
 def _parse(line: bytes) -> Json:
@@ -142,9 +153,12 @@ def _checked(row: Row) -> Row:
 
 
 def _short(values: Json, index: int, settings: RunSettings) -> Row:
-    _known(values, ("id", *PROMPT_FIELDS))
+    _known(values, ("id", "metadata", *PROMPT_FIELDS))
     given = {name: _setting(name, values[name]) for name in SAMPLING if values.get(name) is not None}
-    sampling = replace(_seeded(settings.sampling, index), **given)
+    try:
+        sampling = _seeded(settings.sampling, index).changed(**given)
+    except UsageError as error:
+        raise InputError(error.message) from error
     if settings.raw:
         if stray := [name for name in ("messages", "images", "system") if values.get(name)]:
             raise InputError(f"{stray[0]} has no place with --raw, which continues a prompt as it is")
@@ -191,8 +205,11 @@ def _openai(values: Json, index: int, settings: RunSettings) -> Row:
     sampling = asked.sampling(_seeded(settings.sampling, index))
     if isinstance(asked, schema.ChatBody):
         return Row(index, "", sampling, _complete(_spoken(asked.messages, "body."), settings.system))
-    if len(asked.prompt) > 1:
+    if len(asked.prompt) > 1 or not isinstance(asked.prompt[0], str):
         raise InputError("body.prompt is one text: a row has one answer")
+    if asked.echo or asked.limit == 0:
+        field = "echo" if asked.echo else "max_tokens 0"
+        raise InputError(f"body.{field} is not supported here: a row has an answer")
     return Row(index, "", sampling, prompt=_prompt(asked.prompt[0]))
 
 
@@ -232,10 +249,12 @@ def _seeded(default: Sampling, index: int) -> Sampling:
 
 
 def _setting(name: str, value: object) -> Any:
+    if name == "stop" and isinstance(value, str):
+        value = [value]
+    if name == "json_schema" and isinstance(value, dict):
+        value = json.dumps(value)
     try:
-        return from_python(
-            _sampling_keys()[name], [value] if name == "stop" and isinstance(value, str) else value
-        )
+        return from_python(_sampling_keys()[name], value)
     except UsageError as error:
         raise InputError(f"{name} {error.message}") from error
 
@@ -248,8 +267,10 @@ def _sampling_keys() -> dict[str, Any]:
 def _complete(turns: list[Turn], system: str | None) -> tuple[Turn, ...]:
     if system and turns[0].role != "system":
         turns.insert(0, Turn("system", (Text(system),)))
-    if turns[-1].role != "user":
-        raise InputError("the last message is the user's: it is what the model answers")
+    if all(turn.role != "user" for turn in turns):
+        raise InputError("no message is the user's, so there is nothing to answer")
+    if turns[-1].role == "system":
+        raise InputError("a system message must be followed by a user message")
     return tuple(turns)
 
 

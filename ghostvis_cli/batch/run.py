@@ -194,7 +194,8 @@ class Batch:
 
     async def _record(self, row: Row, content: dict[str, Any], code: int | None) -> None:
         about = {"schema_version": SCHEMA_VERSION, "id": row.id, "index": row.index}
-        await self.sink.add({**about, "row_hash": self.row_hash(row.index), **content, **about})
+        carried = {} if row.metadata is None else {"metadata": row.metadata}
+        await self.sink.add({**about, "row_hash": self.row_hash(row.index), **content, **about, **carried})
         self.progress.count(row.index, code)
 
     def _missed(self, error: EngineError) -> None:

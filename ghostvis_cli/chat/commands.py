@@ -13,7 +13,6 @@ from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.chat.settings import plain, settable
 from ghostvis_cli.chat.slash import Command
 from ghostvis_cli.chat.surface import Surface
-from ghostvis_cli.chat.transcript import image_hash
 from ghostvis_cli.cli import output
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import OutputError, UsageError, one_line, printable
@@ -72,9 +71,7 @@ async def attach(chat: Conversation, sources: list[str], surface: Surface) -> No
         raise UsageError("stdin is not read for images here", hint="/image PATH")
     limits = chat.profile.images
     found = [await asyncio.to_thread(load_image, source, limits=limits) for source in sources]
-    if chat.file is not None:  # saving wants bytes that may have to be made: a second for a large photo
-        await asyncio.to_thread(lambda: [image_hash(each) for each in found])
-    chat.session.attach(found)
+    await chat.attach(found)
     for each in found:
         _say_attached(each, surface)
 
@@ -110,7 +107,7 @@ async def paste(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     from ghostvis_cli.images import from_bytes
 
     found = await asyncio.to_thread(from_bytes, clip.image, "clipboard", chat.profile.images)
-    chat.session.attach([found])
+    await chat.attach([found])
     _say_attached(found, surface)
     chat.save()
     return DONE
@@ -142,10 +139,14 @@ def _tower_pixels(chat: Conversation) -> int | None:
 
 
 def seen_caption(image: "EncodedImage", number: int, side: int | None = None) -> str:
-    percent = int(100 * image.kept_fraction)
-    part = "all of it" if percent == 100 else f"the central square, {percent} % of it"
     size = f", as {side}x{side} pixels" if side else ""
-    return f"image {number}: {chip(image)}; the model sees {part}{size}"
+    return f"image {number}: {chip(image)}; the model sees {share_seen(image)}{size}"
+
+
+def share_seen(image: "EncodedImage") -> str:
+    """How much of an image the model sees, in words."""
+    percent = int(100 * image.kept_fraction)
+    return "all of it" if percent == 100 else f"the central square, {percent} % of it"
 
 
 # --- second thoughts
@@ -300,14 +301,11 @@ def _counted(count: int, name: str) -> str:
 
 
 async def export(chat: Conversation, rest: str, surface: Surface) -> Outcome:
-    from ghostvis_cli.chat.export import export as exported
-
     style, _, rest = rest.partition(" ")
     if style not in slash.FORMATS:
         raise UsageError(f"{style[:20]!r} is no format", hint="/export md, /export json or /export html")
     force, target = _target(rest)
-    title = f"Conversation with {_model_name(chat)}, {time.strftime('%Y-%m-%d %H:%M')}"
-    text = await asyncio.to_thread(exported, chat.session, style, title)
+    text = await exported(chat, style)
     if target == "-":
         surface.answer(text)
         return DONE
@@ -318,6 +316,14 @@ async def export(chat: Conversation, rest: str, surface: Surface) -> Outcome:
         raise files.cannot_write(path, error, f"/export {style} OTHER") from error
     surface.note(f"exported: {path}")
     return DONE
+
+
+async def exported(chat: Conversation, style: str) -> str:
+    """The conversation for reading, as md, json or html."""
+    from ghostvis_cli.chat.export import export
+
+    title = f"Conversation with {_model_name(chat)}, {time.strftime('%Y-%m-%d %H:%M')}"
+    return await asyncio.to_thread(export, chat.session, style, title)
 
 
 def _model_name(chat: Conversation) -> str:

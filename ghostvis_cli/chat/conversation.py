@@ -9,7 +9,7 @@ Closing or cancelling that stream stops the reply and keeps the part that came.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,13 @@ from ghostvis_cli.errors import (
     LockedError,
     OutputError,
     RequestError,
+    UsageError,
     one_line,
 )
 
 if TYPE_CHECKING:
     from ghostvis_cli.chat.store import SessionFile
+    from ghostvis_cli.images import EncodedImage
     from ghostvis_cli.profile import Profile, Resolved
 
 Overflow: TypeAlias = Literal["refuse", "drop-oldest"]
@@ -58,6 +60,7 @@ class Conversation(Closing):
         self.engine: Engine | None = None
         self.last: Reply | None = None
         self._kept = _typed(resolved)
+        self._set: set[str] = set()
         self._door = asyncio.Lock()  # one at a time loads the model
         self._lost = False
         self._told: set[str] = set()
@@ -110,8 +113,17 @@ class Conversation(Closing):
         from ghostvis_cli.chat.settings import changes
 
         new = changes(pairs)
+        self._set |= new.keys()
         self.profile = replace(self.profile, sampling=replace(self.profile.sampling, **new))
         self._kept |= {f"sampling.{name}": value for name, value in new.items()}
+
+    def origin(self, name: str) -> str:
+        """Where the value of a setting comes from, as people read it."""
+        if name in self._set:
+            return "set in this chat"
+        if name == "max_tokens" and not self.resolved.chose("sampling.max_tokens"):
+            return "default of chats"
+        return str(self.resolved.origins[f"sampling.{name}"])
 
     async def aclose(self) -> None:
         async with self._door:
@@ -122,6 +134,14 @@ class Conversation(Closing):
             self.file.close()
 
     # Messages
+
+    async def attach(self, images: "Sequence[EncodedImage]") -> None:
+        """Put images on the next message."""
+        if self.file is not None:  # saving wants bytes that may have to be made: a second for a large photo
+            from ghostvis_cli.chat.transcript import image_hash
+
+            await asyncio.to_thread(lambda: [image_hash(each) for each in images])
+        self.session.attach(images)
 
     async def send(self, text: str) -> AsyncGenerator[Chunk, None]:
         """Ask, with the images attached. TooLongError where it does not fit.
@@ -215,9 +235,7 @@ class Conversation(Closing):
         from ghostvis_cli.chat.store import SessionStore, read_file
 
         sessions, limits = SessionStore.of_user(), self.profile.images
-        self.save()
-        if not (self.saved or self.session.empty):
-            raise OutputError("what was said until now is not saved", hint="/save FILE.jsonl, then /clear")
+        self._require_saved()
         if name in sessions.names():
             if self.file is not None and self.file.name == name:
                 return
@@ -231,9 +249,48 @@ class Conversation(Closing):
         else:
             session = await asyncio.to_thread(read_file, Path(name), limits)
             keep = sessions.unnamed() if self.file is not None else None
+        self._go_on_with(session, keep)
+
+    def renew(self) -> None:
+        """Begin another conversation. What was said until now is saved."""
+        from ghostvis_cli.chat.store import SessionStore
+
+        self._require_saved()
+        keep = SessionStore.of_user().unnamed() if self.file is not None else None
+        self._go_on_with(Session(system=self.profile.system), keep)
+
+    def rename(self, name: str) -> None:
+        """Give the session another name."""
+        self.save()
+        try:
+            self._file.rename(name)
+        except OSError as error:
+            raise OutputError(f"the session can't be renamed: {one_line(error)}") from error
+
+    def delete(self) -> None:
+        """Remove the session from the disk, and begin another conversation."""
+        try:
+            self._file.remove()
+        except OSError as error:
+            raise OutputError(f"the session can't be deleted: {one_line(error)}") from error
+        self.session = Session()
+        self.renew()
+
+    @property
+    def _file(self) -> "SessionFile":
+        if self.file is None:
+            raise UsageError("this conversation is not being saved", hint="ghostvis chat --session NAME")
+        return self.file
+
+    def _require_saved(self) -> None:
+        self.save()
+        if not (self.saved or self.session.empty):
+            raise OutputError("what was said until now is not saved", hint="/save FILE.jsonl, then /clear")
+
+    def _go_on_with(self, session: Session, file: "SessionFile | None") -> None:
         if self.file is not None:
             self.file.close()
-        self.session, self.file, self.last = session, keep, None
+        self.session, self.file, self.last = session, file, None
         self.save()
 
     # What there is to know

@@ -122,16 +122,16 @@ def _img(image: "EncodedImage") -> str:
 def markdown(session: Session, title: str) -> str:
     parts = [f"# {_inert(_visible(title))}"]
     if session.system:
-        parts.append(f"## System\n\n{_closed(session.system)}")
+        parts.append(f"## System\n\n{closed(session.system)}")
     for turn in session.turns:
         images = "".join(f"![{_label(image.name)}]({image.data_url()})\n\n" for image in turn.images)
-        parts.append(f"## You\n\n{images}{_closed(turn.text)}")
+        parts.append(f"## You\n\n{images}{closed(turn.text)}")
         if turn.reply is not None:
-            parts.append(f"## Model\n\n{_closed(turn.reply.text)}{_closed(_cut(turn.reply))}")
+            parts.append(f"## Model\n\n{closed(turn.reply.text)}{closed(_cut(turn.reply))}")
     return "\n\n".join([*parts, f"---\n\n{_footer(session)}"]) + "\n"
 
 
-def _closed(text: str) -> str:
+def closed(text: str) -> str:
     """Markdown of a message, kept from affecting the document around it."""
     fence = ""
     lines: list[str] = []

@@ -64,12 +64,7 @@ class SessionStore:
 
         OSError where there can be no such place.
         """
-        if not NAME.fullmatch(name):
-            raise UsageError(
-                f"{printable(name)!r} is no name of a session",
-                hint="letters, digits, - and _, such as trip-2",
-            )
-        return SessionFile(self._home() / name)
+        return SessionFile(self._home() / _checked(name))
 
     def newest(self) -> "SessionFile":
         names = self.names()
@@ -79,8 +74,10 @@ class SessionStore:
 
     def unnamed(self) -> "SessionFile":
         """A place for an unnamed session. Nothing is written before it holds something."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        return SessionFile(self._home() / name, lazy=True)
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        # Several may begin in one second: the page has a button for it.
+        places = (self._home() / f"{stem}{again}" for again in ("", *range(1000)))
+        return SessionFile(next(place for place in places if not place.exists()), lazy=True)
 
     def prune(self) -> None:
         """Remove the oldest unnamed sessions that no chat has open, and what killed chats left of any."""
@@ -183,6 +180,24 @@ class SessionFile:
                 ) from error
             os.close(lock)
 
+    def rename(self, name: str) -> None:
+        """Call it something else, what is said from now on included. OSError where that can't be done."""
+        place = self.directory.with_name(_checked(name))
+        if place == self.directory:
+            return
+        if place.exists():
+            raise UsageError(f"there is a session {name} already", hint="another name")
+        if self._lock is not None:
+            self.directory.rename(place)  # the lock moves along
+        self.directory, self.name = place, name
+
+    def remove(self) -> None:
+        """Delete it with its images, and close it."""
+        if self._lock is not None:
+            shutil.rmtree(self.directory)
+            os.close(self._lock)
+            self._lock = None
+
     def close(self) -> None:
         if self._lock is None:
             return
@@ -191,6 +206,14 @@ class SessionFile:
                 self.directory.rmdir()
         os.close(self._lock)
         self._lock = None
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{printable(name)!r} is no name of a session", hint="letters, digits, - and _, such as trip-2"
+        )
+    return name
 
 
 # --- files

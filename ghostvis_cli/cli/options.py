@@ -149,6 +149,7 @@ KEYS = {
     "engine": "engine.kind",
     "logprobs": "sampling.logprobs",
     "ignore_eos": "sampling.ignore_eos",
+    "regex": "sampling.regex",
     "system": "system",
 }
 

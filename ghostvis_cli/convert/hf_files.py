@@ -116,7 +116,6 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "temperature": default.temperature,
         "top_p": default.top_p,
         "top_k": default.top_k,
-        "max_new_tokens": default.max_tokens,
     }
 
 

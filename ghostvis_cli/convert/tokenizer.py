@@ -55,7 +55,7 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
             ],
         },
-        "post_processor": None,
+        "post_processor": _begun(specials["<|bos|>"]),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -72,6 +72,18 @@ def tokenizer_json(tokenizer: Tokenizer, layout: Layout | None = None) -> dict[s
     }
 
 
+def _begun(bos: int) -> dict[str, Any]:
+    """A text begins with BOS, as training's do. The chat template writes its own, and is encoded without this."""
+    begin = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, second],
+        "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [bos], "tokens": ["<|bos|>"]}},
+    }
+
+
 def _replace(text: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": text}, "content": content}
 
@@ -85,7 +97,7 @@ def tokenizer_config(tokenizer: Tokenizer, layout: Layout | None, max_positions:
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",
         "pad_token": "<|assistant_end|>",
-        "add_bos_token": False,
+        "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_positions,
         "padding_side": "left",
@@ -165,19 +177,21 @@ _TEMPLATE = """\
 {%- if part.type == 'image' %}REFUSALIN_TURN{% else %}{{ part.text ESCAPED }}{% endif %}
 {%- endfor %}{% endif %}
 {%- endmacro %}
-{%- set turns = namespace(system='', number=0) %}
+{%- set turns = namespace(system='', role='', user=false) %}
 AHEAD<|bos|>
 {%- for message in messages %}
-{%- if message.role == 'system' %}
-{%- if not loop.first or loop.last %}
-{{- raise_exception('a system message comes first, and a user message follows it') }}{% endif %}
-{%- set turns.system = parts(message.content) ~ '\\n\\n' %}
-{%- elif message.role != ['user', 'assistant'][turns.number % 2] %}
-{{- raise_exception('user and assistant must alternate, the user first') }}
-{%- elif message.role == 'user' %}<|user_start|>{{ turns.system }}{{ parts(message.content) }}<|user_end|>
-{%- set turns.system = '' %}{% set turns.number = turns.number + 1 %}
-{%- else %}<|assistant_start|>{{ parts(message.content) }}<|assistant_end|>
-{%- set turns.number = turns.number + 1 %}
+{%- if message.role == 'system' %}{% set turns.system = turns.system ~ parts(message.content) ~ '\\n\\n' %}
+{%- elif message.role not in ['user', 'assistant'] %}
+{{- raise_exception('a message is from the system, the user or the assistant') }}
+{%- else %}
+{%- if message.role == turns.role %}{{ '\\n\\n' }}
+{%- else %}{% if turns.role %}<|{{ turns.role }}_end|>{% endif %}<|{{ message.role }}_start|>{% endif %}
+{%- if message.role == 'user' %}{{ turns.system }}{% set turns.system = '' %}{% set turns.user = true %}{% endif %}
+{{- parts(message.content) }}
+{%- set turns.role = message.role %}
 {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}<|assistant_start|>{% endif %}"""
+{%- if turns.system %}{{ raise_exception('a system message must be followed by a user message') }}{% endif %}
+{%- if not turns.user %}{{ raise_exception('no message is from the user') }}{% endif %}
+{%- if turns.role == 'user' %}<|user_end|>{% if add_generation_prompt %}<|assistant_start|>{% endif %}
+{%- elif not add_generation_prompt %}<|assistant_end|>{% endif %}"""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
 from ghostvis_cli.encoding import well_formed
-from ghostvis_cli.errors import ContextLengthError, UsageError, printable
+from ghostvis_cli.errors import ContextLengthError, InputError, RequestError, UsageError, printable
 from ghostvis_cli.prompt import Message
 from ghostvis_cli.sampling import MOST_TOKENS as MOST_TOKENS
 from ghostvis_cli.sampling import Sampling as Sampling
@@ -23,31 +23,46 @@ if TYPE_CHECKING:
 CHAT_MAX_TOKENS = 200  # chat's default: replies may be longer than single answers
 
 
+class GrammarError(InputError):
+    """A JSON schema or a regular expression that can't be followed."""
+
+
 EngineKind: TypeAlias = Literal["local", "sglang", "remote", "fake"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Messages to answer, or a raw `prompt` to continue (exactly one of the two).
+    """Messages to answer, or a raw `prompt` to continue, as text or as ids (exactly one of the three).
 
     `fit`: max_tokens is only an upper bound, and the engine lowers it to the rest of its context.
+    `prompt_logprobs` asks for the probabilities of the prompt's own tokens, with that many alternatives; without
+    `answer` that is all. Ids are taken as they are, text gets a BOS.
     """
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     fit: bool = False
+    prompt_ids: tuple[int, ...] | None = None
+    prompt_logprobs: int | None = None
+    answer: bool = True
 
     def __post_init__(self) -> None:
-        if bool(self.messages) == (self.prompt is not None):
+        if bool(self.messages) + (self.prompt is not None) + (self.prompt_ids is not None) != 1:
             raise UsageError("a request holds either messages or a raw prompt")
         if self.prompt is not None:
             well_formed(self.prompt, "the prompt")
 
+    def refuse_scoring(self) -> None:
+        """RequestError for what evaluation asks of the local engine alone."""
+        if self.prompt_ids is not None or self.prompt_logprobs is not None or not self.answer:
+            raise RequestError("only the local engine takes ids and tells probabilities of a prompt")
+
     def fitted(self, prompt_tokens: int, context_tokens: int, image_tokens: int = 0) -> Sampling:
         """The sampling for a prompt of this length. ContextLengthError where the two do not fit."""
-        left, asked = context_tokens - prompt_tokens, self.sampling.max_tokens
+        left = context_tokens - prompt_tokens
+        asked = self.sampling.max_tokens if self.answer else 0
         if left < (1 if self.fit else asked):
             images = f" ({image_tokens} of them for images)" if image_tokens else ""
             answer = "" if self.fit else f" and max_tokens {asked} make {prompt_tokens + asked}"
@@ -104,6 +119,7 @@ class Chunk:
     refusal: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning_tokens: int | None = None
+    prompt: tuple[TokenLogprob, ...] = ()  # where the request asks for them, before anything else
 
     @property
     def generated(self) -> bool:

@@ -8,7 +8,15 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 
-from ghostvis_cli.engines.base import Chunk, Closing, EngineInfo, FinishReason, GenerateRequest, Usage
+from ghostvis_cli.engines.base import (
+    Chunk,
+    Closing,
+    EngineInfo,
+    FinishReason,
+    GenerateRequest,
+    GrammarError,
+    Usage,
+)
 from ghostvis_cli.errors import RequestError
 
 IMAGE_TOKENS = 4
@@ -30,12 +38,15 @@ class FakeEngine(Closing):
         self.aborted = 0
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        request.refuse_scoring()
         if self.failure is not None:
             raise self.failure
         text = request.messages[-1].text if request.messages else request.prompt or ""
         images = sum(len(message.images) for message in request.messages)
         prompt_tokens = IMAGE_TOKENS * images + sum(len(message.text.split()) for message in request.messages)
         sampling, limit = request.sampling, self.info.context_tokens
+        if sampling.has_grammar:
+            raise GrammarError("the fake engine follows no grammar")
         if limit is not None:
             sampling = request.fitted(prompt_tokens, limit)
         self.running += 1

@@ -93,6 +93,7 @@ class RemoteEngine(Closing):
         return engine
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        request.refuse_scoring()
         path, body = self._body(request)
         deadline = now() + self.settings.timeout_s
         images = [image for message in request.messages for image in message.images]
@@ -201,18 +202,30 @@ class RemoteEngine(Closing):
             body["stop"] = list(sampling.stop)
         if sampling.seed is not None:
             body["seed"] = sampling.seed
+        for name in ("presence_penalty", "frequency_penalty"):
+            if value := getattr(sampling, name):
+                body[name] = value
+        if sampling.json_schema is not None:
+            schema = {"name": "answer", "schema": json.loads(sampling.json_schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         self._add_extensions(body, request)
         if request.prompt is not None:
             logprobs = {} if sampling.logprobs is None else {"logprobs": sampling.logprobs}
             return "/v1/completions", {**body, "prompt": request.prompt, **logprobs}
-        if request.messages[-1].role != "user":  # SGLang would take the assistant's words for the user's
-            raise InputError("the conversation must end with a user message, since the model answers it")
+        if request.messages[-1].role == "assistant":
+            if self.server.kind not in ("sglang", "ghostvis"):
+                raise InputError("this server does not continue an assistant's message: end with the user's")
+            body["continue_final_message"] = True
         if sampling.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         messages = [{"role": message.role, "content": _content(message)} for message in request.messages]
         return "/v1/chat/completions", {**body, "messages": messages}
 
     def _add_extensions(self, body: dict[str, Any], request: GenerateRequest) -> None:
+        if request.sampling.regex is not None:
+            if self.server.kind not in ("sglang", "ghostvis"):
+                raise RequestError("OpenAI's API has no field for a regular expression", hint="--schema FILE")
+            body["regex"] = request.sampling.regex
         for name, no_effect in EXTENSIONS.items():
             value = getattr(request.sampling, name)
             if self.server.kind != "openai":  # even without effect: the server may have other defaults

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ghostvis_cli.engines.base import GenerateRequest, Sampling
-from ghostvis_cli.errors import ContextLengthError
+from ghostvis_cli.errors import ContextLengthError, InputError
 from ghostvis_cli.prompt import Prompt, render_for_reply, render_text
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Renderer:
 
         Long texts are split in a thread: a second on the loop would stop every other request.
         """
+        if not all(0 <= id_ < self.tokenizer.vocab_size for id_ in request.prompt_ids or ()):
+            raise InputError(f"the prompt's ids must be within 0 and {self.tokenizer.vocab_size - 1}")
         size = len(request.prompt or "") + sum(len(message.text) for message in request.messages)
         if size > self.positions * self.tokenizer.longest_token_bytes:
             raise ContextLengthError(
@@ -38,7 +40,9 @@ class Renderer:
         return await asyncio.to_thread(self._render, request) if size > LONG_TEXT else self._render(request)
 
     def _render(self, request: GenerateRequest) -> tuple[Prompt, Sampling]:
-        if request.prompt is not None:
+        if request.prompt_ids is not None:
+            prompt = Prompt(request.prompt_ids, (0,) * len(request.prompt_ids))
+        elif request.prompt is not None:
             prompt = render_text(request.prompt, self.tokenizer)
         else:
             prompt = render_for_reply(request.messages, self.tokenizer, self.layout, self.image_tokens)

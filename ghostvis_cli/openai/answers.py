@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
@@ -32,6 +33,7 @@ class Call:
     stream: bool
     include_usage: bool
     token_ids: bool
+    echo: bool = False
 
     @property
     def asks(self) -> str:
@@ -62,7 +64,7 @@ class Answer(ABC):
     def whole(self) -> dict[str, Any]:
         choices = []
         for index, chunks in enumerate(self.chunks):
-            text = "".join(chunk.text for chunk in chunks)
+            text = self._echoed(index) + "".join(chunk.text for chunk in chunks)
             choice = {"index": index, **self._content(text), "finish_reason": chunks[-1].finish_reason}
             choices.append(choice | self._token_fields(index, chunks))
         return {**self.head, "object": self.object_whole, "choices": choices, "usage": self.usage()}
@@ -86,7 +88,7 @@ class Answer(ABC):
             yield from self._opening(index)
         self.chunks[index].append(chunk)
         extras = self._token_fields(index, [chunk])
-        if chunk.text or chunk.logprobs or (self.call.token_ids and chunk.token_ids):
+        if chunk.text or chunk.prompt or chunk.logprobs or (self.call.token_ids and chunk.token_ids):
             yield self._event({"index": index, **self._delta(chunk.text), "finish_reason": None} | extras)
         if chunk.finish_reason is not None:
             last = {"index": index, **self._delta(None), "finish_reason": chunk.finish_reason}
@@ -130,7 +132,7 @@ class Answer(ABC):
         fields: dict[str, Any] = {"logprobs": None}
         if self.call.logprobs:
             fields["logprobs"] = self._logprobs(
-                index, [entry for chunk in chunks for entry in chunk.logprobs]
+                index, [entry for chunk in chunks for entry in (*chunk.prompt, *chunk.logprobs)]
             )
         if self.call.token_ids:  # an extension shared with SGLang and vLLM
             fields["token_ids"] = [id_ for chunk in chunks for id_ in chunk.token_ids]
@@ -145,6 +147,10 @@ class Answer(ABC):
 
     def _opening(self, index: int) -> Iterator[dict[str, Any]]:
         yield from ()
+
+    def _echoed(self, index: int) -> str:
+        """The prompt, where it is to stand before the answer."""
+        return ""
 
     @abstractmethod
     def _content(self, text: str) -> dict[str, Any]: ...
@@ -194,17 +200,31 @@ class TextAnswer(Answer):
     def _delta(self, text: str | None) -> dict[str, Any]:
         return {"text": text or ""}
 
+    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
+        if text := self._echoed(index):
+            yield self._event({"index": index, "text": text, "logprobs": None, "finish_reason": None})
+
+    def _echoed(self, index: int) -> str:
+        request = self.call.requests[index]
+        if not self.call.echo:
+            return ""
+        return request.prompt or b"".join(map(self._bytes, request.prompt_ids or ())).decode(errors="replace")
+
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         offsets = []
         for entry in entries:
             offsets.append(self.offsets[index])
-            # Bytes 10xxxxxx continue a character that an earlier token began.
-            self.offsets[index] += sum(byte & 0xC0 != 0x80 for byte in self._bytes(entry.token_id))
+            # Bytes 10xxxxxx continue a character that an earlier token began. The BOS of a text is none of it.
+            if not (isnan(entry.logprob) and self.call.requests[index].prompt is not None):
+                self.offsets[index] += sum(byte & 0xC0 != 0x80 for byte in self._bytes(entry.token_id))
         return {
             "tokens": [self._text(entry.token_id) for entry in entries],
             "token_logprobs": [_finite(entry.logprob) for entry in entries],
             "top_logprobs": [
-                {self._text(id_): _finite(value) for id_, value in entry.top} for entry in entries
+                None
+                if isnan(entry.logprob)
+                else {self._text(id_): _finite(value) for id_, value in entry.top}
+                for entry in entries
             ],
             "text_offset": offsets,
         }
@@ -218,6 +238,7 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
         text="".join(chunk.text for chunk in chunks),
         token_ids=tuple(id_ for chunk in chunks for id_ in chunk.token_ids),
         logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        prompt=chunks[0].prompt,
         finish_reason=chunks[-1].finish_reason,
         usage=chunks[-1].usage,
     )
@@ -228,5 +249,5 @@ def answer_for(call: Call, model: str, vocabulary: Vocabulary | None) -> Answer:
     return (ChatAnswer if call.kind == "chat" else TextAnswer)(call, model, vocabulary)
 
 
-def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST_LOGPROB)
+def _finite(logprob: float) -> float | None:
+    return None if isnan(logprob) else max(logprob, LOWEST_LOGPROB)

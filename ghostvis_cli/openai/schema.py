@@ -5,9 +5,10 @@ unless its value asks for nothing. Everything else is refused too: an answer tha
 a wrong answer. null is the same as absent. The models' JSON schema is what /openapi.json says.
 """
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
@@ -26,7 +27,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from ghostvis_cli.errors import InputError
 from ghostvis_cli.prompt import Role
-from ghostvis_cli.sampling import RANGES, Sampling
+from ghostvis_cli.sampling import RANGES, Sampling, SamplingError
 
 Kind: TypeAlias = Literal["chat", "text"]
 Values: TypeAlias = Mapping[str, tuple[object, ...]]
@@ -36,6 +37,10 @@ LONGEST_NAME = 64  # characters of a field's name that a refusal repeats
 SURROGATE = re.compile("[\ud800-\udfff]")
 TYPE_OF_PART = re.compile(r"(content\[\d+\])\.(?:text|image_url)\b")
 MAX_N, MAX_PROMPTS, MAX_STOPS = 16, 64, 16
+
+
+_TOOLS = ": the chat format has no place for tools; response_format answers in JSON"
+INSTEAD = dict.fromkeys(("tools", "tool_choice", "tool_calls", "functions", "function_call"), _TOOLS)
 
 
 class BodyError(InputError):
@@ -71,7 +76,8 @@ class Known:
                 rule = f"is not a field that is known here{self._meant(name)}"
                 return Stray(_shown(name), rule, "unknown_parameter")
             if not any(_same(value, neutral) for neutral in self.neutral[name]):
-                return Stray(name, "is not supported here", "unsupported_parameter")
+                rule = f"is not supported here{INSTEAD.get(name, '')}"
+                return Stray(name, rule, "unsupported_parameter")
         return None
 
     def _meant(self, name: str) -> str:
@@ -154,7 +160,8 @@ class Fields(BaseModel):
     @classmethod
     @cache
     def known(cls) -> Known:
-        return Known(frozenset(cls.model_fields), cls.ignored, cls.neutral)
+        read = frozenset(about.alias or name for name, about in cls.model_fields.items())
+        return Known(read, cls.ignored, cls.neutral)
 
     @model_validator(mode="before")
     @classmethod
@@ -189,6 +196,17 @@ def _texts(value: object) -> list[str]:
     return [_unicode(entry) for entry in entries]
 
 
+def _prompts(value: object) -> object:
+    """A prompt or several, each text or ids: as a list of texts and tuples."""
+    if isinstance(value, list) and value and all(type(id_) is int for id_ in value):
+        value = [value]
+    if isinstance(value, list) and any(isinstance(entry, list) for entry in value):
+        if all(isinstance(entry, list) and entry and {*map(type, entry)} == {int} for entry in value):
+            return [tuple(entry) for entry in value]
+        raise fault("must be a string, token ids, or a list of one of these")
+    return _texts(value)
+
+
 def _stops(value: object) -> list[str]:
     if "" in (entries := _texts(value)):
         raise fault("holds an empty string")
@@ -216,8 +234,11 @@ def ranged(name: str, about: str | None = None, *, low: int | None = None) -> An
 Str = Annotated[str, AfterValidator(_unicode)]
 Filled = Annotated[str, Rules(min_length=1)]
 Stops = Annotated[list[str], BeforeValidator(_stops, Filled | list[Filled]), Rules(max_length=MAX_STOPS)]
+Ids = Annotated[list[int], Rules(min_length=1)]
 Prompts = Annotated[
-    list[str], BeforeValidator(_texts, str | list[str]), Rules(min_length=1, max_length=MAX_PROMPTS)
+    list[str | tuple[int, ...]],
+    BeforeValidator(_prompts, str | list[str] | Ids | list[Ids]),
+    Rules(min_length=1, max_length=MAX_PROMPTS),
 ]
 _PART_IGNORED = frozenset(("cache_control", "prompt_cache_breakpoint"))
 
@@ -289,6 +310,32 @@ class StreamOptions(Fields):
     include_usage: bool | None = None
 
 
+class JsonSchema(Fields):
+    ignored = frozenset(("name", "description", "strict"))
+    # Not `schema`, which is a method of pydantic's.
+    wanted: dict[str, Any] | None = Rules(
+        None, alias="schema", description="JSON Schema; absent is any object."
+    )
+
+
+class ResponseFormat(Fields):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _a_schema_has_its_type(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise fault("goes with type json_schema", "json_schema")
+        return self
+
+    @property
+    def as_text(self) -> str | None:
+        """The JSON Schema of the answer."""
+        if self.type == "text":
+            return None
+        return json.dumps((self.json_schema and self.json_schema.wanted) or {"type": "object"})
+
+
 # Fields of real clients that mean nothing here: who asks, how it is billed, filed, scheduled or sped up, and how
 # hard a model that does not reason should reason.
 _IGNORED = frozenset((
@@ -302,13 +349,12 @@ _IGNORED = frozenset((
 # Fields that would change the answer and that no engine of ours follows.
 _NEUTRAL: Values = {
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "logit_bias": ({},), "frequency_penalty": (0,),
-    "presence_penalty": (0,), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (),
+    "logit_bias": ({},), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (),
     "best_of": (1,),
-    "echo": (False,), "suffix": ("",), "min_tokens": (0,), "stop_token_ids": ([],), "stop_regex": ([], ""),
-    "regex": (), "ebnf": (), "json_schema": (), "structural_tag": (), "skip_special_tokens": (True,),
+    "suffix": ("",), "min_tokens": (0,), "stop_token_ids": ([],), "stop_regex": ([], ""),
+    "ebnf": (), "json_schema": (), "structural_tag": (), "skip_special_tokens": (True,),
     "no_stop_trim": (False,), "include_stop_str_in_output": (False,), "spaces_between_special_tokens": (True,),
-    "continue_final_message": (False,), "add_generation_prompt": (True,), "chat_template": (),
+    "add_generation_prompt": (True,), "chat_template": (),
     "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}), "enable_thinking": (False,),
     "thinking": ({"type": "disabled"},), "lora_path": (), "custom_logit_processor": (), "logits_processors": ([],),
     "custom_params": ({},), "input_ids": (), "prompt_logprobs": (), "cache_salt": (), "extra_key": (),
@@ -334,6 +380,10 @@ class Generation(Fields):
     top_k: int | None = ranged("top_k", "0 or -1: all. Beyond OpenAI.", low=-1)
     min_p: float | None = ranged("min_p", "Beyond OpenAI.")
     repetition_penalty: float | None = ranged("repetition_penalty", "Beyond OpenAI.")
+    presence_penalty: float | None = ranged("presence_penalty")
+    frequency_penalty: float | None = ranged("frequency_penalty")
+    response_format: ResponseFormat | None = None
+    regex: Str | None = Rules(None, description="What the whole answer matches. Beyond OpenAI.")
     ignore_eos: bool | None = Rules(None, description="Beyond OpenAI.")
     stop: Stops | None = None
     seed: int | None = ranged("seed")
@@ -354,24 +404,37 @@ class Generation(Fields):
     def sampling(self, default: Sampling) -> Sampling:
         """What is asked for, and `default` where nothing is."""
         asked = {each.name: getattr(self, each.name, None) for each in fields(Sampling)}
-        asked |= {"max_tokens": self.limit, "stop": tuple(self.stop or ()) or None, "logprobs": self.top}
+        asked |= {
+            "max_tokens": self.limit or None,
+            "stop": tuple(self.stop or ()) or None,
+            "logprobs": self.top,
+        }
         asked["top_k"] = 0 if self.top_k == -1 else self.top_k  # SGLang's way to say: all
-        return replace(default, **{name: value for name, value in asked.items() if value is not None})
+        asked["json_schema"] = self.response_format and self.response_format.as_text
+        try:
+            return default.changed(**{name: value for name, value in asked.items() if value is not None})
+        except SamplingError as error:
+            raise BodyError(error.message, error.field) from error
 
 
 class ChatBody(Generation):
     """The body of /v1/chat/completions."""
 
     kind = "chat"
-    neutral = {**_NEUTRAL, "add_special_tokens": (False,)}
+    neutral = {**_NEUTRAL, "echo": (False,), "add_special_tokens": (False,)}
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = ranged("logprobs", "Needs logprobs: true.")
+    continue_final_message: bool | None = Rules(
+        None, description="Nothing but what a last message of the assistant's asks for anyway. Beyond OpenAI."
+    )
 
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise fault("needs logprobs: true", "top_logprobs")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise fault("needs a last message of the assistant's", "continue_final_message")
         return self
 
     @property
@@ -380,9 +443,14 @@ class ChatBody(Generation):
 
 
 class TextBody(Generation):
+    """Of /v1/completions."""
+
     kind = "text"
-    neutral = {**_NEUTRAL, "add_special_tokens": (True,)}
+    neutral = {**_NEUTRAL, "continue_final_message": (False,), "add_special_tokens": (True,)}
     prompt: Prompts
+    echo: bool | None = Rules(None, description="The prompt stands before its answer, in logprobs too.")
+    max_tokens: int | None = ranged("max_tokens", "0: no answer, for the sake of echo.", low=0)
+    max_completion_tokens: int | None = ranged("max_tokens", low=0)
     logprobs: int | None = ranged("logprobs", "Alternatives a token.")
 
     @property

@@ -77,6 +77,10 @@ READ_BY: Mapping[str, tuple[Reader, ...]] = {
     "sampling.repetition_penalty": ALL,
     "sampling.seed": ALL,
     # SGLang's server takes these from each request, and has no place for a default.
+    "sampling.presence_penalty": (*ENGINES, "local server"),
+    "sampling.frequency_penalty": (*ENGINES, "local server"),
+    "sampling.json_schema": (*ENGINES, "local server"),
+    "sampling.regex": (*ENGINES, "local server"),
     "sampling.stop": (*ENGINES, "local server"),
     "sampling.ignore_eos": (*ENGINES, "local server"),
     "sampling.logprobs": ENGINES,

@@ -29,7 +29,8 @@ VARIABLES = (
     "GHOSTVIS_CONFIG_DIR",
     "GHOSTVIS_STATE_DIR",
     "GHOSTVIS_CACHE_DIR",
-    # of `ghostvis serve` and the plug-in
+    # of `ghostvis chat --web`, `ghostvis serve` and the plug-in
+    "GHOSTVIS_WEB_KEY",
     "GHOSTVIS_ADMIN_API_KEY",
     "GHOSTVIS_ALLOWED_IMAGE_HOSTS",
     "GHOSTVIS_NUMERICS",

@@ -10,7 +10,7 @@ from typing import Any
 
 from ghostvis_cli.addresses import is_loopback
 from ghostvis_cli.errors import EngineError, UsageError
-from ghostvis_cli.serve.settings import KEY_HINT, ServerSettings
+from ghostvis_cli.serve.settings import ServerSettings
 
 QUIET_PORTS, TRIES = (20_000, 32_000), 20  # Linux gives connections 32768 and up, others 49152 and up
 
@@ -22,7 +22,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     if settings.api_key is None and not is_loopback_only(settings):
         raise UsageError(
             f"{host or 'every interface'} can be reached from other machines, and there is no API key",
-            hint=KEY_HINT,
+            hint=settings.key_hint,
         )
     # localhost can be both ::1 and 127.0.0.1: take what most clients try.
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
@@ -65,6 +65,7 @@ def free_port(settings: ServerSettings) -> int:
 
 
 def base_url(settings: ServerSettings, listener: socket.socket) -> str:
+    """The address that clients use, with the port that was taken."""
     return url_of(settings.host, listener.getsockname()[1])
 
 

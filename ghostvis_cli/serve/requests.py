@@ -47,7 +47,16 @@ class RequestReader:
         if isinstance(asked, schema.ChatBody):
             prompts = [GenerateRequest(self._messages(asked), sampling=sampling)]
         else:
-            prompts = [GenerateRequest(prompt=text, sampling=sampling) for text in asked.prompt]
+            prompts = [
+                GenerateRequest(
+                    prompt=prompt if isinstance(prompt, str) else None,
+                    prompt_ids=None if isinstance(prompt, str) else prompt,
+                    sampling=sampling,
+                    prompt_logprobs=asked.top if asked.echo else None,
+                    answer=asked.limit != 0,
+                )
+                for prompt in asked.prompt
+            ]
         fit, n = asked.limit is None, asked.n or 1
         return Call(
             kind=kind,
@@ -56,6 +65,7 @@ class RequestReader:
             stream=bool(asked.stream),
             include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
             token_ids=bool(asked.return_token_ids),
+            echo=isinstance(asked, schema.TextBody) and bool(asked.echo),
         )
 
     def read_tokenize(self, body: bytes | bytearray) -> str:
@@ -96,7 +106,7 @@ class RequestReader:
             raise too_long(message, "messages")
 
     def _check_model(self, name: str | None) -> None:
-        if name not in (None, "", self.model):
+        if name not in (None, "", self.model, *self.settings.aliases):
             message = f"the model asked for is not served here; this server has {self.model}"
             raise ApiError(404, message, param="model", code="model_not_found")
 

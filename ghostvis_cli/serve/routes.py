@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ghostvis_cli.engines.base import GrammarError
 from ghostvis_cli.errors import ContextLengthError, InputError
 from ghostvis_cli.openai.answers import Answer, Call, answer_for
 from ghostvis_cli.openai.describe import DESCRIPTION
@@ -38,6 +39,7 @@ T = TypeVar("T")
 log = logging.getLogger("ghostvis.serve")
 
 OPEN_PATHS = ("/healthz", "/readyz", "/health")  # for probes, which carry no key
+OTHER_APIS = ("/v1/responses", "/v1/messages")
 NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
 READER_THREADS = 4  # images decoded at once; more would only cost memory
 # Of all streams together: beyond it, tokens of a stream that come soon after each other share an event. A write
@@ -92,6 +94,7 @@ def create_app(state: ServerState) -> Starlette:
             Route("/v1/completions", Generation(state, "text"), methods=["POST"]),
             Route("/tokenize", views.tokenize, methods=["POST"]),
             Route("/openapi.json", views.description),
+            *(Route(path, views.elsewhere, methods=["GET", "POST"]) for path in OTHER_APIS),
         ],
         middleware=[Middleware(RequestMiddleware, state=state)],
         exception_handlers={HTTPException: _no_such_route},
@@ -181,12 +184,19 @@ class _Views:
     async def description(self, request: Request) -> Response:
         return JSONResponse(DESCRIPTION)
 
+    async def elsewhere(self, request: Request) -> Response:
+        hint = "litellm's proxy translates it: litellm --model openai/NAME --api_base URL"
+        raise ApiError(501, f"{request.url.path} is not served; {hint}", code="not_supported")
+
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card(self.state.ready())]})
+        card = self._card(self.state.ready())
+        # As SGLang lists what hangs on a model: whoever takes the only model there is finds one.
+        others = [{**card, "id": name, "parent": card["id"]} for name in self.state.settings.aliases]
+        return JSONResponse({"object": "list", "data": [card, *others]})
 
     async def model(self, request: Request) -> Response:
         card = self._card(self.state.ready())
-        if request.path_params["model"] != card["id"]:
+        if request.path_params["model"] not in (card["id"], *self.state.settings.aliases):
             raise ApiError(404, f"this server has {card['id']}", param="model", code="model_not_found")
         return JSONResponse(card)
 
@@ -274,6 +284,9 @@ class Generation:
                         await stream.send(*events)
             except ContextLengthError as error:
                 raise too_long(error.message, call.asks) from error
+            except GrammarError as error:
+                field = "regex" if call.requests[0].sampling.regex is not None else "response_format"
+                raise ApiError(400, error.message, param=field) from error
             except InputError as error:
                 raise ApiError(400, error.message, param=call.asks) from error
         if call.stream:

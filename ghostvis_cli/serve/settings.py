@@ -13,7 +13,8 @@ from ghostvis_cli.errors import UsageError
 from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.openai.answers import Vocabulary
 
-KEY_HINT = "export GHOSTVIS_API_KEY=$(openssl rand -hex 16)"
+KEY_VARIABLE, NEW_KEY = "GHOSTVIS_API_KEY", "$(openssl rand -hex 16)"
+KEY_HINT = f"export {KEY_VARIABLE}={NEW_KEY}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 30000  # SGLang's; 0 takes a free one
     api_key: str | None = field(default=None, repr=False)
+    key_variable: str = KEY_VARIABLE  # where people put it
     served_model_name: str | None = None
+    aliases: tuple[str, ...] = ()  # names that requests may call the model by besides
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     allowed_image_hosts: tuple[str, ...] = ()
@@ -45,7 +48,7 @@ class ServerSettings:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port} is outside 0 to 65535")
         if self.api_key is not None and not self.api_key.strip():
-            raise UsageError("the API key is empty", hint=KEY_HINT)
+            raise UsageError("the API key is empty", hint=self.key_hint)
         for name in ("max_body_bytes", "max_waiting"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1")
@@ -56,6 +59,10 @@ class ServerSettings:
         for name in ("body_pause_s", "head_timeout_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) <= 86_400:
                 raise UsageError(f"{name} must be within 0 and 86400 seconds")
+
+    @property
+    def key_hint(self) -> str:
+        return f"export {self.key_variable}={NEW_KEY}"
 
 
 def origin_of(text: str) -> str:

@@ -90,6 +90,7 @@ class SGLangEngine(Closing):
         return engine
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        request.refuse_scoring()
         self._process.check()
         self._look_at_penalty(request.sampling.repetition_penalty)
         prompt, sampling = await self._renderer.prompt(request)
@@ -127,6 +128,10 @@ class SGLangEngine(Closing):
             "top_k": sampling.top_k or -1,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "json_schema": sampling.json_schema,
+            "regex": sampling.regex,
             "ignore_eos": sampling.ignore_eos,
             **self._seed(sampling),
         }

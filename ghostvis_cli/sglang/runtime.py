@@ -142,6 +142,7 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
         "random_seed": profile.sampling.seed,
         "enable_metrics": True,
         "enable_cache_report": True,
+        "constrained_json_disable_any_whitespace": True,  # a model may put in nothing else, to its answer's end
         "sampling_defaults": "model",
         "tokenizer_worker_num": 1,  # further ones only of `serve`, whose launcher makes them load the plug-in
         **_device(profile, config),

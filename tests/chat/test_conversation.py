@@ -550,6 +550,36 @@ async def test_what_is_not_on_disk_is_never_called_saved_nor_left_for_another_se
     assert [turn.text for turn in conversation.session.turns] == ["precious"]
 
 
+async def test_another_conversation_begins_beside_the_saved_one_and_a_deleted_one_is_gone(
+    tmp_path: Path,
+) -> None:
+    os.environ["GHOSTVIS_STATE_DIR"] = str(tmp_path)
+    try:
+        sessions = SessionStore.of_user()
+        conversation = talking(file=sessions.open("trip"))
+        await heard(conversation.send("Hello"))
+        conversation.renew()
+        assert conversation.session.empty
+        await heard(conversation.send("Other"))
+        conversation.rename("walk")
+        assert sorted(sessions.names()) == ["trip", "walk"]
+        conversation.delete()
+        assert sessions.names() == ["trip"]
+        await heard(conversation.send("A third"))
+        assert len(sessions.names()) == 2
+    finally:
+        del os.environ["GHOSTVIS_STATE_DIR"]
+
+
+def test_a_setting_says_where_it_comes_from() -> None:
+    conversation = talking(resolved=settled(**{"sampling.top_k": 5}))
+    assert conversation.origin("max_tokens") == "default of chats"
+    assert conversation.origin("temperature") == "default"
+    assert "top" in conversation.origin("top_k")
+    conversation.set([("top_k", "7")])
+    assert conversation.origin("top_k") == "set in this chat"
+
+
 async def test_view_says_the_model_s_own_size_where_the_engine_knows_it() -> None:
     engine, surface = FakeEngine(), Surface()
     conversation = talking(engine)

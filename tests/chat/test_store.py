@@ -220,6 +220,55 @@ def test_what_killed_chats_left_goes_whichever_session_is_opened_next(sessions: 
 # When the disk says no
 
 
+def test_a_renamed_session_stays_locked_and_goes_on_under_its_new_name(sessions: SessionStore) -> None:
+    file, session = sessions.open("trip"), a_session()
+    file.save(session, ABOUT)
+    file.rename("walk")
+    with pytest.raises(LockedError):
+        sessions.open("walk")
+    session.begin("More?")
+    session.answer(Reply("Yes.", "stop", USAGE))
+    file.save(session, ABOUT)
+    file.close()
+    assert sessions.names() == ["walk"]
+    assert said(sessions.open("walk").load(DEFAULT_LIMITS)) == said(session)
+
+
+def test_a_session_takes_no_name_that_another_has_or_that_is_a_path(sessions: SessionStore) -> None:
+    sessions.open("walk").save(a_session(), ABOUT)
+    file = sessions.open("trip")
+    for name in ("walk", "../walk", "", "a/b"):
+        with pytest.raises(UsageError):
+            file.rename(name)
+    assert file.name == "trip"
+
+
+def test_a_session_without_a_name_gets_one_before_anything_is_written(sessions: SessionStore) -> None:
+    file = sessions.unnamed()
+    file.rename("trip")
+    file.save(a_session(), ABOUT)
+    assert sessions.names() == ["trip"]
+
+
+def test_a_removed_session_is_gone_with_its_images_and_free(sessions: SessionStore) -> None:
+    file = sessions.open("trip")
+    file.save(a_session(), ABOUT)
+    file.remove()
+    assert not file.directory.exists()
+    sessions.open("trip").close()
+
+
+def test_sessions_begun_in_one_second_have_names_of_their_own(sessions: SessionStore) -> None:
+    names = []
+    for _ in range(3):
+        file = sessions.unnamed()
+        file.save(a_session(), ABOUT)
+        file.close()
+        names.append(file.name)
+    assert sorted(sessions.names()) == sorted(set(names))
+    assert all(store.UNNAMED.fullmatch(name) for name in names)
+
+
 def test_a_full_disk_loses_the_change_and_not_the_session(sessions: SessionStore) -> None:
     file, session = sessions.open("trip"), a_session()
     file.save(session, ABOUT)

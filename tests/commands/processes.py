@@ -101,6 +101,16 @@ class Running:
             assert piece, f"stdout ended after {found!r}: {self.process.communicate()[1].decode()}"
             found += piece
 
+    def line(self) -> str:
+        """The next line on stdout, without its end."""
+        assert self.process.stdout is not None
+        found = b""
+        while not found.endswith(b"\n"):
+            piece = os.read(self.process.stdout.fileno(), 1)
+            assert piece, f"stdout ended after {found!r}: {self.process.communicate()[1].decode()}"
+            found += piece
+        return found.decode().rstrip("\n")
+
     def send(self, number: signal.Signals) -> "Ended":
         """The signal, and how the process ended after it."""
         self.process.send_signal(number)

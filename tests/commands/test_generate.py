@@ -50,6 +50,47 @@ def test_a_system_prompt_goes_before_the_first_message() -> None:
     assert asked(server) == [[("system", "Be brief."), ("user", "hi")]]
 
 
+def test_a_schema_from_a_file_goes_to_the_server_and_a_pattern_only_where_there_is_a_field_for_it(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "shape.json"
+    file.write_text('\ufeff{"type": "object"}\n')
+    penalty = ("--set", "sampling.presence_penalty=1")
+    with scripted(saying("{}")) as server:
+        assert run(*at(server), *penalty, "--schema", str(file), "hi").exit_code == 0
+        plain = run(*at(server), "--regex", "a+", "hi")
+    format_ = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
+    sent = server.posts[0].json
+    assert (sent["response_format"], sent["presence_penalty"]) == (format_, 1)
+    assert plain.exit_code == 6 and "no field for a regular expression" in plain.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ("[1]", [], "json_schema is no JSON object"),
+        ("{", [], "json_schema is no JSON object"),
+        ("{}", ["--regex", "a"], "leave out --regex"),
+        (None, [], "can't be read"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused(
+    tmp_path: Path, content: str | None, options: list[str], said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "shape.json").write_text(content)
+    done = run("--source", "demo", "--schema", str(tmp_path / "shape.json"), *options, "hi")
+    assert (done.exit_code, said in done.stderr) == (3, True), done.stderr
+
+
+def test_the_demo_answers_by_a_schema(tmp_path: Path) -> None:
+    (tmp_path / "shape.json").write_text('{"enum": ["red", {"n": [1, 2]}]}')
+    done = run(
+        "--source", "demo", "-q", "--schema", str(tmp_path / "shape.json"), "--seed", "1", "What is it?"
+    )
+    assert json.loads(done.stdout) in ("red", {"n": [1, 2]}), done.stderr
+
+
 @pytest.mark.parametrize("typed", ["-", None])
 def test_a_prompt_may_come_over_stdin(typed: str | None) -> None:
     with scripted(saying("yes")) as server:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from ghostvis_cli.errors import ModelError
-from ghostvis_cli.prompt import Message, Role, render, render_for_reply
+from ghostvis_cli.prompt import Message, Role, render, render_for_reply, render_text
 from tests.conftest import DATA, Reference
 from tests.convert.conversions import converted
 
@@ -71,15 +71,21 @@ def test_every_recorded_text_gets_the_ids_it_got_in_training(
 ) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     ours = text_reference.load().tokenizer
-    assert theirs.encode("") == []
+    bos = ours.special("<|bos|>")
+    assert theirs.encode("") == [bos]
     for text in TEXTS:
-        assert theirs.encode(text) == ours.encode(text), text
-        assert theirs.decode(theirs.encode(text)) == text
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
+        assert theirs.encode(text) == list(render_text(text, ours).ids) == [bos, *ours.encode(text)]
+        assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
     for id_ in range(ours.vocab_size):
         assert theirs.decode([id_]) == ours.decode([id_])
     for name, id_ in ours.specials.items():
         assert theirs.convert_tokens_to_ids(name) == id_
-        assert theirs.encode(f"a{name}b") == [*ours.encode("a"), id_, *ours.encode("b")]
+        assert theirs.encode(f"a{name}b", add_special_tokens=False) == [
+            *ours.encode("a"),
+            id_,
+            *ours.encode("b"),
+        ]
 
 
 TEXTS = [
@@ -134,6 +140,20 @@ CONVERSATIONS = [
     [("user", "Hi")],
     [("user", "")],
     [("system", "Be brief."), ("user", "Hi")],
+    [
+        ("system", "a"),
+        ("system", "b"),
+        ("user", "Hi"),
+        ("user", "there"),
+        ("assistant", "Yes"),
+        ("assistant", "?"),
+        ("system", "late"),
+        ("user", "c"),
+        ("system", "later"),
+        ("user", "d"),
+    ],
+    [("assistant", "Welcome!"), ("user", "Hi")],
+    [("system", "s"), ("assistant", "Welcome!"), ("user", "Hi"), ("assistant", "It is <|bos|> a")],
     [("system", " \n"), ("user", "\n"), ("assistant", " yes\n"), ("user", "{{ more }} {% if %}")],
 ]
 
@@ -163,13 +183,13 @@ def test_a_closed_conversation_renders_as_in_training(text_reference: Reference,
 
 
 @pytest.mark.parametrize(
-    "turns", [[("assistant", "Hi")], [("user", "a"), ("user", "b")], [("system", "x")], [("tool", "x")]]
+    "turns", [[("assistant", "Hi")], [("user", "a"), ("system", "x")], [("system", "x")], [("tool", "x")]]
 )
 def test_the_chat_template_refuses_what_no_model_was_trained_on(
     directory: Path, turns: list[tuple[str, str]]
 ) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    with pytest.raises(Exception, match=r"must alternate|comes first"):
+    with pytest.raises(Exception, match=r"is from the|must be followed"):
         theirs.apply_chat_template([{"role": r, "content": t} for r, t in turns])
 
 

@@ -1,6 +1,8 @@
 """The engine protocol's promises, asked of every engine."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
@@ -98,6 +100,34 @@ async def test_the_last_chunk_and_no_other_has_a_reason_and_the_usage(engine: En
 async def test_max_tokens_ends_an_answer_with_length(engine: Engine) -> None:
     done = await complete(engine, ask("one two three four five six", max_tokens=2, ignore_eos=True))
     assert (done.finish_reason, done.usage.completion_tokens, len(done.token_ids)) == ("length", 2, 2)
+
+
+GRAMMARS: list[dict[str, str]] = [
+    {"json_schema": '{"type": "array", "items": {"enum": ["a", 7]}, "minItems": 2, "maxItems": 3}'},
+    {"regex": "(red|blue) [0-9]{3}"},
+]
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=str)
+async def test_an_answer_fits_its_grammar_or_the_request_is_refused(
+    engine: Engine, grammar: dict[str, str]
+) -> None:
+    hot = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_tokens": 40}
+    requests = [ask(f"question {n}", **hot, **grammar) for n in range(4)]
+    try:
+        answers = await asyncio.gather(*(complete(engine, request) for request in requests))
+    except (InputError, RequestError) as refused:
+        assert "the fake engine follows no grammar" in refused.message
+        return
+    for done in answers:
+        assert done.finish_reason == "stop"
+        if "regex" in grammar:
+            assert re.fullmatch(grammar["regex"], done.text)
+        else:
+            found = json.loads(done.text)
+            assert 2 <= len(found) <= 3 and set(found) <= {"a", 7}
+    short = await complete(engine, ask("question", **grammar, max_tokens=1))
+    assert short.finish_reason == "length"
 
 
 async def test_an_image_takes_the_tokens_that_info_says(engine: Engine) -> None:

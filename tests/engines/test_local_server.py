@@ -16,8 +16,9 @@ import openai
 import pytest
 from PIL import Image
 
-from ghostvis_cli.engines.base import Chunk, GenerateRequest, Sampling, Usage, complete
+from ghostvis_cli.engines.base import Chunk, Completion, GenerateRequest, Sampling, Usage, complete
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
+from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.errors import (
     EngineError,
     InputError,
@@ -293,6 +294,34 @@ def test_models_are_listed_with_what_a_client_must_know(server: Running) -> None
         server.client().models.retrieve("other")
 
 
+def test_a_model_answers_to_its_aliases_too() -> None:
+    with running(served_model_name="ghost", aliases=("gpt-4o", "org/other")) as server:
+        names = [card.id for card in server.client().models.list().data]
+        for name in names:
+            answer = server.client().chat.completions.create(model=name, messages=USER)
+            assert (answer.model, server.client().models.retrieve(name).id) == ("ghost", "ghost")
+        assert server.chat(model="gpt-4")[0] == 404
+        # A client of ours that takes the only model there is still finds one.
+        done = asyncio.run(_asked(server.url))
+    assert (names, done.text) == (["ghost", "gpt-4o", "org/other"], "hi")
+
+
+async def _asked(url: str) -> Completion:
+    async with await RemoteEngine.connect(RemoteSettings(url)) as engine:
+        return await complete(engine, GenerateRequest((Message.of("user", "hi"),)))
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_other_apis_are_refused_with_the_way_to_them(server: Running, path: str) -> None:
+    status, _, body = server.send("POST", path, {"model": "fake", "input": "hi"})
+    error = json.loads(body)["error"]
+    assert (status, error["code"], "litellm --model openai/" in error["message"]) == (
+        501,
+        "not_supported",
+        True,
+    )
+
+
 def test_tokenize_counts_and_says_when_it_cannot(server: Running) -> None:
     status, _, body = server.send("POST", "/tokenize", {"prompt": "héj"})
     assert (status, json.loads(body)) == (
@@ -338,6 +367,17 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
     logprobs = [entry.logprob for entry in direct.logprobs]
     assert [entry["logprob"] for entry in entries] == pytest.approx(logprobs, abs=1e-5)
     assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == ROWS
+
+
+def test_an_answer_goes_on_from_the_assistants_own_words() -> None:
+    engine = Recorder()
+    turns = [{"role": "assistant", "content": "Hello!"}, *USER, {"role": "assistant", "content": "It is"}]
+    with running(engine) as server:
+        for also in ({}, {"continue_final_message": True}):
+            assert server.chat(messages=turns, **also)[0] == 200
+        status, body = server.chat(continue_final_message=True)
+    assert [message.role for message in engine.requests[-1].messages] == ["assistant", "user", "assistant"]
+    assert (status, body["error"]["param"]) == (400, "continue_final_message")
 
 
 # --- refusals
@@ -463,7 +503,7 @@ def test_what_clients_send_along_is_no_reason_to_refuse(server: Running) -> None
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"regex": "a+"}, "regex"),
         ({"temprature": 0.5}, "temprature"),
         ({"max_tokens": 5000}, "messages"),

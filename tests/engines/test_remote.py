@@ -317,7 +317,7 @@ async def test_what_no_server_can_be_sent_is_refused_before_anything_is_sent(ser
     async with engine_for(server) as engine:
         with pytest.raises(RequestError, match="tool"):
             await complete(engine, GenerateRequest((tool,)))
-        with pytest.raises(InputError, match="must end with a user message"):
+        with pytest.raises(InputError, match="does not continue an assistant's message"):
             await complete(engine, GenerateRequest((Message.of("user", "a"), Message.of("assistant", "b"))))
         with pytest.raises(InputError, match="a system message can't hold an image"):
             await complete(

@@ -39,7 +39,7 @@ async def started(
 
                 yield started, engine_in_work
         return
-    with serving(model) as server:
+    with serving(model, "--constrained-json-disable-any-whitespace") as server:  # as `ghostvis serve` does
 
         async def server_in_work() -> bool:
             return busy((await asyncio.to_thread(server.send, "/v1/loads")).json["loads"][0])

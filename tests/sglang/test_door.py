@@ -121,6 +121,19 @@ def test_without_a_limit_an_answer_takes_the_rest_of_the_context(server: Server)
         assert CONTEXT - 2 <= usage["total_tokens"] <= CONTEXT
 
 
+@pytest.mark.parametrize("grammar", [{"regex": "[a-z]{2000}"}, {"json_schema": {"minLength": 2000}}], ids=str)
+def test_a_grammar_that_the_context_cuts_short_is_no_success(server: Server, grammar: dict[str, Any]) -> None:
+    if "json_schema" in grammar:
+        schema = {"type": "string", **grammar["json_schema"]}
+        grammar = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+    for path, asked in (
+        ("/v1/chat/completions", {"messages": USER}),
+        ("/v1/completions", {"prompt": "a b c"}),
+    ):
+        answer = ask(server, "POST", path, {"temperature": 0, **asked, **grammar}).json()
+        assert answer["choices"][0]["finish_reason"] == "length"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_a_prompt_that_is_too_long_has_openais_code(server: Server, path: str, stream: bool) -> None:

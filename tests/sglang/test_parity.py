@@ -4,15 +4,21 @@ In float32 with `exact` numerics every token over 64, whatever the end token say
 rounding, near 1e-5 in a logit, and a tie that close would be named by its margin.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.engines.base import GenerateRequest
+from ghostvis_cli.checkpoint.tokenizer import Tokenizer
+from ghostvis_cli.engines.base import GenerateRequest, Sampling
+from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.model.config import Layout
+from ghostvis_cli.prompt import Message, Role
+from ghostvis_cli.serve.settings import Served
 from tests.conftest import Reference
+from tests.engines.serving import PATIENCE_S, running
 from tests.sglang.asking import (
     DEMO,
     TOKENS,
@@ -28,6 +34,7 @@ from tests.sglang.servers import Server, serving
 # Unrounded rotary tables move a logit of these models by 0.05 at most (docs/measurements.md, Converting), and two
 # logits may move against each other.
 FAST_MARGIN = 0.1
+ROLES: tuple[Role, ...] = ("user", "assistant", "system")
 
 
 def assert_equal(
@@ -62,6 +69,41 @@ def test_two_ranks_give_the_tokens_of_one(tmp_path: Path) -> None:
         assert_equal(server, DEMO, about_images(seed=3, images=3))
 
 
+def assert_scored_alike(server: Server, checkpoint: Checkpoint) -> None:
+    """A prompt's own probabilities: the same ids, counts and shift, whether it comes as text or as ids."""
+    tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
+    ids = [tokenizer.special("<|bos|>"), *tokenizer.encode("The <|bos|> cat sät")]
+
+    async def load() -> Served:
+        return Served(await LocalEngine.load(checkpoint, LocalSettings(device="cpu", threads=1)), tokenizer)
+
+    with running(load=load) as local:
+        assert local.ready.wait(PATIENCE_S)
+        for prompt in ("The <|bos|> cat sät", ids, [ids, ids[1:]]):
+            body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+            ours = json.loads(local.send("POST", "/v1/completions", body)[2])
+            theirs = server.send("/v1/completions", {"model": "default", **body}).json
+            for one, other in zip(ours["choices"], theirs["choices"], strict=True):
+                expected = one["logprobs"]["token_logprobs"][: len(ids)]
+                told = other["logprobs"]["token_logprobs"][: len(expected)]
+                assert expected[0] is None and told[0] is None
+                assert told[1:] == pytest.approx(expected[1:], abs=1e-3)
+            assert ours["usage"]["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
+
+
+def out_of_order() -> list[GenerateRequest]:
+    """Conversations that training had none of; the last one begins the assistant's answer."""
+    user, assistant, system = (Message.of(role, f"the {role}'s <|bos|>") for role in ROLES)
+    turns = (
+        [user, user],
+        [system, system, user],
+        [assistant, user],
+        [user, assistant, assistant, system, user],
+    )
+    settings = Sampling(max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    return [GenerateRequest(tuple(each), sampling=settings) for each in (*turns, [user, assistant])]
+
+
 OURS = '{"architectures": ["GhostVisForCausalLM"]}'
 
 
@@ -75,6 +117,8 @@ def test_text_models_give_the_local_engines_tokens(case: str, flags: Sequence[st
     checkpoint = Reference(case).checkpoint()
     with serving(directory(checkpoint, tmp_path), *flags) as server:
         assert_equal(server, checkpoint, about_text())
+        assert_scored_alike(server, checkpoint)
+        assert_equal(server, checkpoint, out_of_order())
 
 
 @pytest.mark.xdist_group("text")

@@ -16,7 +16,20 @@ FOLDERS = {PACKAGE: PACKAGE, "commands": f"{PACKAGE}.commands", "profiles": f"{P
 # is the ground, and may import the ground alone.
 FLOORS = (
     ("commands",),
-    ("__init__", "cli", "api", "chat", "batch", "bench", "doctor", "serve", "openai", "sglang", "convert"),
+    (
+        "__init__",
+        "cli",
+        "api",
+        "chat",
+        "web",
+        "batch",
+        "bench",
+        "doctor",
+        "serve",
+        "openai",
+        "sglang",
+        "convert",
+    ),
     ("engines", "answer"),
     ("prompt", "images", "fetch"),
     ("checkpoint", "hf", "profile"),

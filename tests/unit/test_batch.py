@@ -94,6 +94,29 @@ def test_an_openai_row_means_what_the_short_one_means() -> None:
     assert row(openai({"prompt": "Once"}, TEXT_URL)).prompt == "Once"
 
 
+def test_a_rows_grammar_is_an_object_or_text_and_replaces_the_runs() -> None:
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}
+    expected = '{"type": "array"}'
+    run = RunSettings(Sampling(max_tokens=20, temperature=0, regex="yes|no"))
+    for line in (
+        {"prompt": "a", "json_schema": {"type": "array"}},
+        {"prompt": "a", "json_schema": expected},
+        openai({"messages": [{"role": "user", "content": "a"}], "response_format": format_}),
+    ):
+        assert (row(line, run).sampling.json_schema, row(line, run).sampling.regex) == (expected, None)
+    assert row({"prompt": "a"}, run).sampling.regex == "yes|no"
+    assert "both given" in refusal({"prompt": "a", "regex": "a", "json_schema": {}})
+    assert "is no JSON object" in refusal({"prompt": "a", "json_schema": "x"})
+
+
+def test_settings_that_came_later_leave_the_hash_of_rows_that_do_not_use_them() -> None:
+    assert (
+        row({"prompt": "a"}).digest.hex()
+        == "3cd335afb35073fad9daf8e0686bbb73f5ddb4f079cb6e3f7e04790f2ea948f1"
+    )
+    assert row({"prompt": "a", "presence_penalty": 1}).digest != row({"prompt": "a"}).digest
+
+
 def test_the_run_gives_a_row_what_it_does_not_say_itself() -> None:
     run = RunSettings(Sampling(temperature=0.5, seed=10), system="Be brief.")
     assert row({"prompt": "a"}, run, index=3).sampling.seed == 13  # so that a row's draw is its own
@@ -131,7 +154,7 @@ def test_raw_continues_the_prompt_as_it_is() -> None:
         ({"messages": [], "images": []}, "messages is empty"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content is empty"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role is one of system"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "the last message is the user's"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "no message is the user's"),
         ({"messages": [{"role": "user", "content": "a"}], "images": ["x"]}, "images goes with a prompt"),
         ({"prompt": "\ud800"}, "not valid Unicode"),
         (openai({"messages": [{"role": "user", "content": "a"}]}, url="/v1/embeddings"), "url is /v1/chat"),
@@ -174,6 +197,18 @@ def test_any_line_is_a_row_or_an_input_error(line: bytes) -> None:
         assert isinstance(read_row(line, 0, 1, SETTINGS), Row)
     except InputError as error:
         assert error.message
+
+
+def test_metadata_is_carried_along_and_decides_nothing() -> None:
+    note = {"split": "dev", "n": [1, None]}
+    plain = row({"prompt": "a"})
+    short, long = (
+        row({"prompt": "a", "metadata": note}),
+        row(openai({"prompt": "a", "metadata": note}, TEXT_URL)),
+    )
+    assert short.metadata == long.metadata == note
+    assert (short.digest, plain.metadata) == (plain.digest, None)
+    assert "metadata is an object" in refusal({"prompt": "a", "metadata": "x"})
 
 
 def test_a_digest_changes_with_everything_that_decides_the_answer() -> None:
@@ -361,6 +396,14 @@ async def test_every_row_has_one_record_with_its_id_its_index_and_its_answer(ben
     assert sorted(record["index"] for record in bench.records) == list(range(12))
     assert bench.texts == {f"r{number}": f"say {number} é😀" for number in range(12)}
     assert {"schema_version", "token_ids", "usage", "finish_reason", "row_hash"} <= set(bench.records[0])
+
+
+async def test_a_record_has_its_rows_metadata(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "a", "b")
+    lines = bench.rows.read_text().splitlines()
+    bench.rows.write_text(f'{lines[0][:-1]}, "metadata": {{"k": 1}}}}\n{lines[1]}\n')
+    await bench.run()
+    assert {record["id"]: record.get("metadata") for record in bench.records} == {"r0": {"k": 1}, "r1": None}
 
 
 async def test_records_come_as_rows_end_not_as_they_stand(tmp_path: Path) -> None:

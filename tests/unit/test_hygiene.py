@@ -20,7 +20,7 @@ PACKAGING = TOOLS["setuptools"]
 HEAVY = {
     *("torch", "sglang", "transformers", "PIL", "prompt_toolkit", "httpx2", "pydantic"),
     *("numpy", "yaml", "rich", "starlette", "uvicorn", "tiktoken", "tokenizers", "safetensors"),
-    *("filelock", "packaging", "prometheus_client", "openai", "click"),
+    *("llguidance", "filelock", "packaging", "prometheus_client", "openai", "click"),
     *("huggingface_hub", "tqdm"),
 }
 NAMES = [command.name for command in COMMANDS]

@@ -1,5 +1,7 @@
 """Conversation rendering where no recorded vector reaches: layouts, several images, refusals."""
 
+import re
+
 import pytest
 
 from ghostvis_cli.errors import GhostvisError, InputError, RequestError
@@ -98,10 +100,47 @@ def test_raw_text_gets_one_bos_and_nothing_else() -> None:
 U, A, S = Message.of("user", "u"), Message.of("assistant", "a"), Message.of("system", "s")
 
 
-@pytest.mark.parametrize("turns", [[], [A], [U, U], [U, A], [S], [U, S], [S, S, U], [S, A, U], [U, A, A, U]])
-def test_turns_out_of_order_are_refused(turns: list[Message]) -> None:
+@pytest.mark.parametrize("turns", [[], [A], [S], [U, S], [A, S], [S, A]])
+def test_a_conversation_with_nothing_to_answer_is_refused(turns: list[Message]) -> None:
     with pytest.raises(InputError):
         render_for_reply(turns, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("turns", "rendered"),
+    [
+        ([U, U], "<user_start>u\n\nu<user_end><assistant_start>"),
+        ([S, S, U], "<user_start>s\n\ns\n\nu<user_end><assistant_start>"),
+        ([U, S, U], "<user_start>u\n\ns\n\nu<user_end><assistant_start>"),
+        (
+            [A, A, U],
+            "<assistant_start>a\n\na<assistant_end><user_start>u<user_end><assistant_start>",
+        ),
+        (
+            [S, A, U],
+            "<assistant_start>a<assistant_end><user_start>s\n\nu<user_end><assistant_start>",
+        ),
+        ([U, A], "<user_start>u<user_end><assistant_start>a"),
+        (
+            [U, A, S, U, A, A],
+            "<user_start>u<user_end><assistant_start>a<assistant_end>"
+            "<user_start>s\n\nu<user_end><assistant_start>a\n\na",
+        ),
+    ],
+)
+def test_other_orders_become_turns_that_alternate(turns: list[Message], rendered: str) -> None:
+    expected = [special("bos")]
+    for piece in re.split(r"(<\w+>)", rendered):
+        name = piece.strip("<>")
+        expected += [special(name)] if piece.startswith("<") else TOKENIZER.encode(piece)
+    assert render_for_reply(turns, TOKENIZER).ids == tuple(expected)
+
+
+def test_an_image_keeps_its_place_where_turns_become_one() -> None:
+    turns = [Message.of("user", "", [image()]), Message.of("user", "What?")]
+    ids = render_for_reply(turns, TOKENIZER, "inline", N).ids
+    assert ids == (special("bos"), special("user_start"), *(V,) * N, *TOKENIZER.encode("\n\n\nWhat?"),
+                   special("user_end"), special("assistant_start"))  # fmt: skip
 
 
 def test_images_are_refused_where_there_is_no_place_for_them() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ghostvis_cli.engines.base import Sampling
-from ghostvis_cli.engines.local.sampling import penalise, sample
+from ghostvis_cli.engines.local.sampling import penalise, sample, shaped
 from ghostvis_cli.errors import UsageError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -8.0])
@@ -76,3 +76,22 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits() -> None:
 def test_settings_outside_their_range_are_usage_errors(setting: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         Sampling(**setting)  # type: ignore[arg-type]
+
+
+def test_presence_counts_once_and_frequency_each_time() -> None:
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=-0.25)
+    changed = shaped(LOGITS, sampling, seen=[0, 1, 4], output=[1, 1, 4, 1], grammar=None)
+    assert (LOGITS - changed).tolist() == pytest.approx([0, 0.5 - 0.75, 0, 0, 0.5 - 0.25])
+    assert shaped(LOGITS, sampling, seen=[0], output=[], grammar=None) is LOGITS  # a prompt does not count
+
+
+@pytest.mark.parametrize("schema", ["", "[]", "{", "true", "[" * 100_000])
+def test_a_schema_that_is_no_json_object_is_refused(schema: str) -> None:
+    with pytest.raises(UsageError, match="json_schema is no JSON object"):
+        Sampling(json_schema=schema)
+
+
+def test_one_grammar_at_a_time() -> None:
+    with pytest.raises(UsageError, match="both given"):
+        Sampling(json_schema="{}", regex="a")
+    assert Sampling(json_schema="{}").changed(regex="a") == Sampling(regex="a")

@@ -20,6 +20,7 @@ from ghostvis_cli.engines.base import Chunk, Closing, EngineInfo, GenerateReques
 from ghostvis_cli.engines.local.decode import Decode, Eager, Padded, compiled
 from ghostvis_cli.engines.local.device import fitting_batch, has_varlen, without_cudnn_attention
 from ghostvis_cli.engines.local.failures import explained
+from ghostvis_cli.engines.local.grammar import Grammars
 from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.packing import pack
 from ghostvis_cli.engines.local.rows import token_bytes
@@ -100,6 +101,7 @@ class LocalEngine(Closing):
         self._renderer = Renderer(
             loaded.tokenizer, layout or "inline", self.info.image_tokens, decoder.max_positions
         )
+        self._grammars = Grammars(loaded.tokenizer)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._owners: dict[
             Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk | GhostvisError]]
@@ -135,13 +137,15 @@ class LocalEngine(Closing):
         images: list[ImageInput] = []
         if prompt.images:
             images = await asyncio.to_thread(lambda: [self._image(image) for image in prompt.images])
-        sequence = Sequence.start(prompt, images, sampling, self.info.image_tokens)
+        grammar = await asyncio.to_thread(self._grammars.of, sampling) if sampling.has_grammar else None
+        sequence = Sequence.start(prompt, images, sampling, self.info.image_tokens, grammar)
         chunks: asyncio.Queue[Chunk | GhostvisError] = asyncio.Queue()
         self._owners[sequence] = asyncio.get_running_loop(), chunks
         try:
             if self._ended is not None:
                 raise self._ended
-            self._inbox.put(partial(self._scheduler.submit, sequence))
+            submit = partial(self._scheduler.submit, sequence, request.prompt_logprobs, request.answer)
+            self._inbox.put(submit)
             finished = False
             while not finished:
                 chunk = await chunks.get()
@@ -210,7 +214,7 @@ class LocalEngine(Closing):
         """Do what callers asked for, waiting where there is nothing to run; False once the engine is closed."""
         while True:
             try:
-                job = self._inbox.get(block=not self._scheduler.busy)
+                job = self._inbox.get(block=not (self._scheduler.busy or self._scheduler.events))
             except queue.Empty:
                 return True
             if job is None:

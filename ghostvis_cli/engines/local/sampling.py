@@ -1,4 +1,4 @@
-"""Choosing the next tokens. Order (format specification, section 7): repetition penalty, then greedy or
+"""Choosing the next tokens. Order (format specification, section 7): penalties and grammar, then greedy or
 top-k, temperature, softmax, top-p, min-p, one draw from the request's own generator.
 
 All on the logits' device. Random numbers are drawn on the CPU and sent: a seed gives the same answer everywhere.
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ghostvis_cli.engines.base import Sampling, TokenLogprob
 from ghostvis_cli.engines.local.device import sent
+from ghostvis_cli.engines.local.grammar import Grammar
 
 COLDEST = 1e-6  # below it the likeliest token has all the probability, and float32 none left to divide by
 
@@ -20,6 +21,21 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Logits (V,) of ids already `seen` (n,): positive ones divided by the penalty, negative ones multiplied."""
     values = logits[seen]
     return logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def shaped(
+    logits: Tensor, sampling: Sampling, seen: Sequence[int], output: Sequence[int], grammar: Grammar | None
+) -> Tensor:
+    """Logits (V,) as penalties and grammar change them. `seen`: each id of prompt and answer once."""
+    device = logits.device
+    if sampling.repetition_penalty != 1:
+        logits = penalise(logits, torch.tensor(seen, device=device), sampling.repetition_penalty)
+    if output and (sampling.presence_penalty or sampling.frequency_penalty):
+        counts = torch.bincount(torch.tensor(output, device=device), minlength=logits.numel())
+        logits = logits - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
+    if grammar is not None:
+        logits = logits.masked_fill(~grammar.allowed(logits.numel()).to(device), -torch.inf)
+    return logits
 
 
 def sample(

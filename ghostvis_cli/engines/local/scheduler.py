@@ -27,7 +27,8 @@ from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.prefill import Part, read_parts
 from ghostvis_cli.engines.local.rows import Rows
-from ghostvis_cli.engines.local.sampling import logprob, penalise, sample
+from ghostvis_cli.engines.local.sampling import logprob, sample, shaped
+from ghostvis_cli.engines.local.scoring import score
 from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.errors import GhostvisError
 from ghostvis_cli.model.ghostvis import GhostVis
@@ -89,8 +90,21 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self.waiting or self.prefilling or self.running)
 
-    def submit(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+    def submit(self, sequence: Sequence, alternatives: int | None = None, answer: bool = True) -> None:
+        """Take a sequence in. `alternatives`: tell its prompt's probabilities first, with that many others."""
+        try:
+            if alternatives is not None:
+                scores = score(self.model.decoder, sequence.prompt.ids, alternatives)
+                self.events.append((sequence, Chunk(prompt=scores)))
+        except Exception as error:
+            sequence.done = True
+            self.events.append((sequence, explained(error)))
+            return
+        if answer:
+            self.waiting.append(sequence)
+        else:
+            sequence.done = True
+            self.events.append((sequence, Chunk(finish_reason="length", usage=sequence.usage)))
 
     def abort(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; what it has cached stays useful to others."""
@@ -268,11 +282,10 @@ class Scheduler:
 
     def _choose(self, batch: list[Sequence], logits: Tensor, taken: Tensor | None = None) -> Flight:
         """The next token of each sequence from logits (B, V)."""
-        penalised = [(row, each) for row, each in enumerate(batch) if each.sampling.repetition_penalty != 1]
-        choices = logits.clone() if penalised else logits
-        for row, each in penalised:
-            seen = torch.tensor(each.seen(), device=self.device)
-            choices[row] = penalise(logits[row], seen, each.sampling.repetition_penalty)
+        changed = [(row, each) for row, each in enumerate(batch) if each.sampling.is_shaped]
+        choices = logits.clone() if changed else logits
+        for row, each in changed:
+            choices[row] = shaped(logits[row], each.sampling, each.seen(), each.output, each.grammar)
         chosen = sample(choices, [each.sampling for each in batch], [each.generator for each in batch])
         return Flight(batch, taken, logits, chosen, Fetched(chosen))
 
@@ -290,7 +303,9 @@ class Scheduler:
 
     def _accept(self, sequence: Sequence, token: int, logits: Tensor, row: int) -> None:
         sampling = sequence.sampling
-        if token in self.tokenizer.stop_ids and not sampling.ignore_eos:
+        if sequence.grammar is not None:
+            sequence.grammar.take(token)
+        if token in self.tokenizer.stop_ids and not (sampling.ignore_eos and sequence.grammar is None):
             self._finish(sequence, "stop", Chunk(text=sequence.text.finish()))
             return
         sequence.output.append(token)
@@ -376,4 +391,4 @@ def _runs_on(sequence: Sequence) -> bool:
     """Whether, for all that is known, the token on its way is not its last, and nothing waits for it."""
     sampling = sequence.sampling
     is_last = len(sequence.output) + 1 >= sampling.max_tokens
-    return not is_last and sampling.repetition_penalty == 1 and sampling.logprobs is None
+    return not is_last and not sampling.is_shaped and sampling.logprobs is None

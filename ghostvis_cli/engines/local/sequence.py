@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ghostvis_cli.engines.base import Sampling, Usage
 from ghostvis_cli.engines.local.cache import identities
+from ghostvis_cli.engines.local.grammar import Grammar
 from ghostvis_cli.engines.text_stream import TextStream
 from ghostvis_cli.prompt import VISION_ROW, Prompt
 
@@ -31,6 +32,7 @@ class Sequence:
     identity: "NDArray[np.int64]"
     text: TextStream
     generator: torch.Generator | None
+    grammar: Grammar | None = None
     output: list[int] = field(default_factory=list)
     filled: int = 0
     cached_tokens: int = 0
@@ -39,7 +41,12 @@ class Sequence:
 
     @classmethod
     def start(
-        cls, prompt: Prompt, images: "Ordered[ImageInput]", sampling: Sampling, image_tokens: int
+        cls,
+        prompt: Prompt,
+        images: "Ordered[ImageInput]",
+        sampling: Sampling,
+        image_tokens: int,
+        grammar: Grammar | None = None,
     ) -> "Sequence":
         generator = None
         if sampling.temperature > 0:
@@ -49,7 +56,7 @@ class Sequence:
             else:
                 generator.manual_seed(sampling.seed)
         identity = identities(prompt, image_tokens)
-        return cls(prompt, images, sampling, identity, TextStream(sampling.stop), generator)
+        return cls(prompt, images, sampling, identity, TextStream(sampling.stop), generator, grammar)
 
     @property
     def usage(self) -> Usage:

@@ -92,15 +92,18 @@ def keep_specials_of_a_reply(
 
 
 def begin_as_training_did(result: tuple[Any, Any], completion: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    """A raw prompt is text behind a BOS, as in the local engine."""
+    """A raw prompt is text behind a BOS, as in the local engine; tokenizers converted earlier add none."""
     request, tokenizer = result[0], completion.tokenizer_manager.tokenizer
     if request.text is not None and _reads_escapes(tokenizer):
         texts = [request.text] if isinstance(request.text, str) else request.text
-        begun = [tokenizer.bos_token + escaped(text) for text in texts]
+        bos = "" if tokenizer.bos_token_id in tokenizer.encode("") else tokenizer.bos_token
+        begun = [bos + escaped(text) for text in texts]
         request.text = begun[0] if isinstance(request.text, str) else begun
     return result
 
 
 def _reads_escapes(tokenizer: Any) -> bool:
     """Whether it is a converted directory's, which takes the marks away again."""
-    return tokenizer is not None and tokenizer.decode(tokenizer.encode(escaped("<"))) == "<"
+    if tokenizer is None:
+        return False
+    return bool(tokenizer.decode(tokenizer.encode(escaped("<"), add_special_tokens=False)) == "<")

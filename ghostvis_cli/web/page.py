@@ -1,0 +1,241 @@
+"""The page: Gradio's components, and what their events ask of the desk.
+
+Handlers run in the server's event loop, as the conversation does. There is no gr.HTML: it evaluates text as a
+script, which the server's policy forbids.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.responses import Response
+from gradio import processing_utils
+
+from ghostvis_cli.chat.commands import exported
+from ghostvis_cli.chat.settings import plain, settable
+from ghostvis_cli.chat.slash import FORMATS
+from ghostvis_cli.web.desk import Desk
+from ghostvis_cli.web.view import ACTIVE, View
+
+STYLE = Path(__file__).with_name("page.css")
+QUIET: Any = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@asynccontextmanager
+async def opened(desk: Desk, view: View) -> AsyncIterator[FastAPI]:
+    """The application, with Gradio's queue running."""
+    processing_utils.async_ssrf_protected_download = _refuse  # Gradio would fetch addresses it gets as files
+    page = build(desk, view)
+    page.queue(default_concurrency_limit=None)
+    app = FastAPI(openapi_url=None)
+    app.get("/export/{style}")(exporter(desk))
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=desk.chat.profile.images.max_bytes,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme(),
+        css_paths=STYLE,
+    )
+    page.has_launched = True  # only then files must be of its own folder
+    page.run_startup_events()
+    await page.run_extra_startup_events()
+    try:
+        yield app
+    finally:
+        page.close(verbose=False)
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's own, quiet, in the fonts of the system: none is fetched."""
+    return gr.themes.Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        spacing_size="sm",
+        radius_size="md",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+
+
+async def _refuse(url: str, *_: object, **__: object) -> str:
+    raise gr.Error("files are uploaded, not fetched")
+
+
+def exporter(desk: Desk) -> Callable[[str], Awaitable[Response]]:
+    async def export(style: str) -> Response:
+        if style not in FORMATS:
+            return Response(status_code=404)
+        name = desk.chat.file.name if desk.chat.file else "conversation"
+        headers = {"content-disposition": f'attachment; filename="{name}.{style}"'}
+        return Response(await exported(desk.chat, style), media_type="text/plain", headers=headers)
+
+    return export
+
+
+def build(desk: Desk, view: View) -> gr.Blocks:
+    with gr.Blocks(title="ghostvis", analytics_enabled=False, fill_height=True) as page:
+        with gr.Sidebar(open=False):
+            menu = Menu(desk)
+        with gr.Column(elem_id="main", scale=1):
+            status = gr.Markdown(elem_id="status")
+            chat = gr.Chatbot(
+                elem_id="chat",
+                show_label=False,
+                container=False,
+                scale=1,
+                buttons=["copy"],
+                editable="user",
+                group_consecutive_messages=False,
+                allow_tags=ACTIVE,
+                latex_delimiters=[],
+                placeholder="Drop, paste or choose an image, and ask about it.",
+            )
+            notices = gr.Markdown(elem_id="notices")
+            make_room = gr.Button("Leave out the oldest turns, and send it", visible=False, size="sm")
+            box = gr.MultimodalTextbox(
+                elem_id="box",
+                show_label=False,
+                container=False,
+                file_types=["image"],
+                file_count="multiple",
+                placeholder="Message",
+                max_plain_text_length=10_000_000,  # what is longer would become a file
+                autofocus=True,
+            )
+    seen = [status, chat, notices, make_room, box]
+
+    def shown(**typed: Any) -> list[Any]:
+        """All of it as it is now; `value` is what the box then holds, else it keeps what it has."""
+        busy = desk.busy
+        return [
+            view.status(),
+            view.messages(),
+            view.lines(),
+            gr.Button(visible=desk.too_long is not None),
+            gr.MultimodalTextbox(submit_btn=not busy, stop_btn=busy, **typed),
+        ]
+
+    async def watched(**typed: Any) -> AsyncIterator[list[Any]]:
+        await view.draw()
+        async for _ in desk.watch():
+            yield shown(**typed)
+            typed = {}
+
+    async def settle(typed: dict[str, Any]) -> Any:
+        """A message that was not answered stands in the box again, before what was typed since."""
+        session = desk.chat.session
+        if session.draft is None and not session.pending:
+            return gr.skip()
+        texts = [session.draft or "", typed["text"]]
+        files = {each["path"]: each for each in view.pending()} | {path: path for path in typed["files"]}
+        return {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
+
+    def on(event: Any, act: Callable[..., AsyncIterator[Any]], inputs: Any = None) -> None:
+        """Show what comes of it as it comes, then bring the box and the menu up to date."""
+        shown = event(act, inputs, seen, **QUIET).then(settle, box, box, **QUIET)
+        shown.then(menu.shown, None, menu.parts, **QUIET)
+
+    def doing(action: Callable[..., Awaitable[object]]) -> Callable[..., AsyncIterator[Any]]:
+        async def act(*given: Any) -> AsyncIterator[list[Any]]:
+            await action(*given)
+            async for each in watched():
+                yield each
+
+        return act
+
+    async def nothing() -> None: ...
+
+    async def submit(typed: dict[str, Any]) -> AsyncIterator[list[Any]]:
+        uploads = [Path(name) for name in typed["files"]]
+        sent = await desk.send(typed["text"], uploads)
+        async for each in watched(**({"value": {"text": "", "files": []}} if sent else {})):
+            yield each
+
+    async def edit(changed: gr.EditData) -> AsyncIterator[list[Any]]:
+        turn = view.turn_at(int(changed.index))
+        await desk.edit(turn, view.text_of(turn, str(changed.value)))
+        async for each in watched():
+            yield each
+
+    with page:
+        on(page.load, doing(nothing))
+        on(box.submit, submit, box)
+        on(chat.edit, edit)
+        on(chat.retry, doing(lambda: desk.do("regen")))
+        on(chat.undo, doing(lambda: desk.do("undo")))
+        on(chat.clear, doing(lambda: desk.do("clear")))
+        on(make_room.click, doing(desk.make_room))
+        box.stop(desk.stop, **QUIET)
+        menu.listen(lambda event, action, inputs=None: on(event, doing(action), inputs))
+    return page
+
+
+class Menu:
+    """Sessions, profile, system message and sampling. `parts` take what `shown` returns."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.session = gr.Dropdown(label="Session")
+        with gr.Row():
+            self.new = gr.Button("New", size="sm", min_width=60)
+            self.delete = gr.Button("Delete", size="sm", min_width=60)
+        with gr.Row(visible=False) as self.sure:
+            self.yes = gr.Button("Delete it", variant="stop", size="sm", min_width=60)
+            self.no = gr.Button("Keep it", size="sm", min_width=60)
+        self.name = gr.Textbox(label="Name (Enter renames it)", max_lines=1)
+        with gr.Row():
+            for style in FORMATS:
+                gr.Button(f"↓ {style}", link=f"/export/{style}", size="sm", min_width=60)
+        self.profile = gr.Dropdown(label="Profile")
+        self.system = gr.Textbox(label="System message", lines=2)
+        with gr.Row():
+            self.fields = {name: gr.Textbox(label=name, max_lines=1, min_width=120) for name in settable()}
+        self.parts = [self.session, self.name, self.profile, self.system, *self.fields.values()]
+
+    def shown(self) -> list[Any]:
+        chat = self.desk.chat
+        name, sampling = chat.file.name if chat.file else "not saved", chat.profile.sampling
+        fields = (
+            gr.Textbox(value=plain(getattr(sampling, field)), info=chat.origin(field))
+            for field in self.fields
+        )
+        return [
+            gr.Dropdown(choices=list(dict.fromkeys([name, *self.desk.sessions()])), value=name),
+            name,
+            gr.Dropdown(choices=self.desk.profiles(), value=chat.profile.name),
+            chat.session.system or "",
+            *fields,
+        ]
+
+    def listen(self, on: Callable[..., None]) -> None:
+        desk = self.desk
+        on(self.session.input, desk.open, self.session)
+        on(self.new.click, desk.renew)
+        on(self.name.submit, desk.rename, self.name)
+        on(self.profile.input, lambda name: desk.do("profile", name), self.profile)
+        on(self.system.blur, self._system, self.system)
+        for name, field in self.fields.items():
+            on(field.submit, partial(self._set, name), field)
+            on(field.blur, partial(self._set, name), field)
+        self.delete.click(lambda: gr.Row(visible=True), None, self.sure, **QUIET)
+        gr.on([self.yes.click, self.no.click], lambda: gr.Row(visible=False), None, self.sure, **QUIET)
+        on(self.yes.click, desk.delete)
+
+    async def _set(self, name: str, value: str) -> None:
+        if value != plain(getattr(self.desk.chat.profile.sampling, name)):
+            await self.desk.set(name, value)
+
+    async def _system(self, text: str) -> None:
+        if text != (self.desk.chat.session.system or ""):
+            await self.desk.do("system", text or "-")

@@ -1,0 +1,67 @@
+"""`ghostvis chat --web` as a real process, for clients with and without a browser."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.commands.processes import Ended, Running, environment, running
+
+DEMO = ("--source", "demo", "--temperature", "0")
+
+
+class Page:
+    """The process, its address, and a client that has come in."""
+
+    def __init__(self, process: Running, state: Path, temporary: Path) -> None:
+        self.process, self.state, self.temporary = process, state, temporary
+        self.address = process.line()
+        self.url = self.address.partition("/?")[0]
+        self.token = self.address.partition("token=")[2]
+        self.client = httpx2.Client(base_url=self.url, timeout=60)
+
+    @property
+    def folder(self) -> Path:
+        """Where uploads lie."""
+        (found,) = self.temporary.glob("ghostvis-scratch-*")
+        return found
+
+    def enter(self) -> None:
+        assert self.client.get(self.address).status_code == 303
+
+    def upload(self, name: str, data: bytes) -> httpx2.Response:
+        return self.client.post("/gradio_api/upload", files={"files": (name, data)})
+
+    def submit(self, text: str, *files: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the page's own script does when Enter is pressed: the messages that come back."""
+        events = self.client.get("/config").json()["dependencies"]
+        event = next(each for each in events if [name for _, name in each["targets"]] == ["submit"])
+        session = os.urandom(4).hex()
+        body = {"data": [{"text": text, "files": files}], "fn_index": event["id"], "session_hash": session}
+        assert self.client.post("/gradio_api/queue/join", json=body).status_code == 200
+        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> Ended:
+        return self.process.send(number)
+
+
+@contextmanager
+def page(place: Path, *options: str, **variables: str) -> Iterator[Page]:
+    """A page on a free port; its sessions and temporary files lie in `place`."""
+    state, temporary = place / "state", place / "tmp"
+    temporary.mkdir(exist_ok=True)
+    names = {"GHOSTVIS_STATE_DIR": str(state), "TMPDIR": str(temporary), **variables}
+    with running("chat", "--web", "--port", "0", *options, env=environment(**names)) as process:
+        yield Page(process, state, temporary)
+
+
+def as_file(path: str, **more: Any) -> dict[str, Any]:
+    """A file as the page's script names it in a message."""
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": Path(path).name, **more}

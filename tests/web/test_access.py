@@ -1,0 +1,185 @@
+"""Who gets into the page, and what it hands out, asked over HTTP without a browser."""
+
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.commands.processes import run
+from tests.web.pages import DEMO, Page, as_file, page
+
+SHAPES = Path("ghostvis_cli/demo/three-shapes.jpg")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with page(tmp_path_factory.mktemp("page"), *DEMO) as started:
+        started.enter()
+        yield started
+
+
+def last_of(events: list[dict]) -> list:
+    assert events[-2]["msg"] == "process_completed"
+    return events[-2]["output"]["data"]
+
+
+# --- the way in
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/config", "/theme.css", "/gradio_api/queue/data?session_hash=a", "/export/md"]
+)
+def test_without_the_token_nothing_is_shown(shown: Page, path: str):
+    answer = httpx2.get(shown.url + path)
+    assert answer.status_code == 401
+    assert "address that ghostvis printed" in answer.text
+
+
+def test_a_wrong_token_opens_nothing(shown: Page):
+    assert httpx2.get(f"{shown.url}/?token={shown.token[:-1]}").status_code == 401
+
+
+def test_the_token_becomes_a_cookie_that_scripts_cannot_read(shown: Page):
+    answer = httpx2.get(shown.address)
+    assert answer.status_code == 303
+    assert "HttpOnly" in answer.headers["set-cookie"]
+    assert shown.token not in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", ""])
+def test_a_name_that_was_bound_to_this_machine_is_refused(shown: Page, host: str):
+    assert shown.client.get("/", headers={"host": host}).status_code in (400, 403)
+
+
+def test_a_page_of_another_origin_is_refused(shown: Page):
+    headers = {"origin": "https://evil.example"}
+    assert shown.client.post("/gradio_api/queue/join", headers=headers, json={}).status_code == 403
+    assert shown.client.get("/config", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+
+
+def test_beyond_this_machine_only_with_a_key(tmp_path: Path):
+    ended = run("chat", "--web", "--host", "0.0.0.0", "--port", "0", *DEMO)
+    assert ended.returncode == 2
+    assert b"GHOSTVIS_WEB_KEY" in ended.stderr
+
+
+def test_with_a_key_it_is_the_password(tmp_path: Path):
+    with page(tmp_path, *DEMO, "--host", "0.0.0.0", GHOSTVIS_WEB_KEY="sesame") as shown:
+        assert "sesame" not in shown.address
+        address = shown.url.replace("0.0.0.0", "127.0.0.1")
+        refused = httpx2.get(address)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith("Basic")
+        assert httpx2.get(address, auth=("", "wrong")).status_code == 401
+        assert httpx2.get(address, auth=("anyone", "sesame")).status_code == 200
+
+
+def test_options_of_the_page_are_refused_without_it():
+    assert run("chat", "--port", "0").returncode == 2
+
+
+# --- what it hands out
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file={folder}/../../etc/passwd",
+        "/gradio_api/file={folder}/../state",
+        "/gradio_api/file=http://127.0.0.1:1/x",
+        "/gradio_api/file=pyproject.toml",
+        "/gradio_api/proxy=http://127.0.0.1:1/x",
+        "/gradio_api/info/../../monitoring",
+        "/monitoring",
+        "/gradio_api/deep_link",
+        "/gradio_api/runs",
+        "/gradio_api/vibe-code/",
+        "/gradio_api/mcp",
+        "/export/exe",
+    ],
+)
+def test_there_are_no_other_files_and_routes(shown: Page, path: str):
+    assert shown.client.get(path.format(folder=shown.folder)).status_code in (403, 404)
+
+
+def test_a_file_of_this_machine_cannot_be_given_as_an_upload(shown: Page, tmp_path: Path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(SHAPES.read_bytes())
+    events = shown.submit("What is this?", as_file(str(secret)))
+    assert not any(event.get("success") and "secret" in str(event) for event in events)
+    assert "secret.jpg" not in str(list(shown.folder.rglob("*")))
+
+
+def test_an_address_given_as_an_upload_is_not_fetched(shown: Page):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.jpg"
+        events = shown.submit("What is this?", as_file(url, url=url))
+        assert not any(event.get("success") and "a.jpg" in str(event) for event in events)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_uploads_lie_in_a_folder_of_the_user_alone(shown: Page):
+    assert shown.upload("a.jpg", SHAPES.read_bytes()).status_code == 200
+    assert stat.S_IMODE(shown.folder.stat().st_mode) == 0o700
+
+
+def test_an_upload_that_is_no_image_is_refused_and_the_message_is_not_sent(shown: Page):
+    (path,) = shown.upload("a.png", b"<svg onload=alert(1)>").json()
+    _status, messages, notices, _, box = last_of(shown.submit("What is this?", as_file(path)))
+    assert "a.png: seems to be" in notices
+    assert not any("What is this?" in str(message) for message in messages)
+    assert "value" not in box  # what was typed stays
+
+
+def test_an_upload_is_held_to_the_profiles_limits(tmp_path: Path):
+    with page(tmp_path, *DEMO, "--set", "images.max_bytes=1000", "--set", "images.max_pixels=100") as shown:
+        shown.enter()
+        assert shown.upload("a.jpg", SHAPES.read_bytes()).status_code == 413
+        small = BytesIO()
+        Image.new("L", (20, 20)).save(small, "PNG")
+        (path,) = shown.upload("b.png", small.getvalue()).json()
+        notices = last_of(shown.submit("What is this?", as_file(path)))[2]
+        assert "b.png: 20 x 20 is more than 100 pixels" in notices
+
+
+def test_scripts_are_the_pages_own_and_nothing_is_loaded_from_elsewhere(shown: Page):
+    answer = shown.client.get("/")
+    policy = answer.headers["content-security-policy"]
+    scripts = next(part for part in policy.split("; ") if part.startswith("script-src"))
+    assert "unsafe" not in scripts
+    assert policy.startswith("default-src 'self'")
+    assert "http" not in policy
+
+
+@pytest.mark.parametrize("style", ["md", "json", "html"])
+def test_the_conversation_is_exported_as_a_file(shown: Page, style: str):
+    shown.submit("What can you do?")
+    answer = shown.client.get(f"/export/{style}")
+    assert answer.headers["content-disposition"].endswith(f'.{style}"')
+    assert "What can you do?" in answer.text
+
+
+# --- the end
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGHUP, 129)], ids=lambda v: str(v)
+)
+def test_a_signal_ends_it_and_takes_the_uploads_along(tmp_path: Path, number: signal.Signals, code: int):
+    with page(tmp_path, *DEMO) as shown:
+        shown.enter()
+        shown.upload("a.jpg", SHAPES.read_bytes())
+        shown.submit("What can you do?")
+        ended = shown.end(number)
+    assert ended.code == code
+    assert not list(shown.temporary.glob("ghostvis-scratch-*"))
+    assert (next((shown.state / "chats").iterdir()) / "session.jsonl").read_text().count("\n") == 2
