@@ -97,6 +97,9 @@ class Desk:
     async def _ask(self, text: str, uploads: Sequence[Path]) -> None:
         from ghostvis_cli.images import from_bytes
 
+        if not text:
+            raise UsageError("the message is empty", hint="ask something about the images attached")
+
         def load() -> "list[EncodedImage]":
             return [from_bytes(path.read_bytes(), path.name, self.chat.profile.images) for path in uploads]
 
@@ -135,9 +138,6 @@ class Desk:
         too_long = self.too_long
         return await self._try(act())
 
-    async def set(self, name: str, value: str) -> bool:
-        return await self._now(lambda: self.chat.set([(name, value)]))
-
     async def open(self, name: str) -> bool:
         async def act() -> None:
             if name not in self.sessions():  # a path would be one of this machine
@@ -146,25 +146,18 @@ class Desk:
 
         return await self._try(act())
 
-    async def renew(self) -> bool:
-        return await self._now(self.chat.renew)
+    async def now(self, action: Callable[[], None]) -> bool:
+        """Something that the conversation does at once."""
 
-    async def rename(self, name: str) -> bool:
-        return await self._now(lambda: self.chat.rename(name.strip()))
+        async def act() -> None:
+            action()
 
-    async def delete(self) -> bool:
-        return await self._now(self.chat.delete)
+        return await self._try(act())
 
     async def stop(self) -> None:
         if self._reply is not None:
             self._reply.cancel()
             await asyncio.wait((self._reply,))
-
-    async def _now(self, action: Callable[[], None]) -> bool:
-        async def act() -> None:
-            action()
-
-        return await self._try(act())
 
     async def _fail(self, error: GhostvisError) -> None:
         raise error

@@ -221,8 +221,8 @@ class Menu:
     def listen(self, on: Callable[..., None]) -> None:
         desk = self.desk
         on(self.session.input, desk.open, self.session)
-        on(self.new.click, desk.renew)
-        on(self.name.submit, desk.rename, self.name)
+        on(self.new.click, lambda: desk.now(desk.chat.renew))
+        on(self.name.submit, lambda name: desk.now(lambda: desk.chat.rename(name.strip())), self.name)
         on(self.profile.input, lambda name: desk.do("profile", name), self.profile)
         on(self.system.blur, self._system, self.system)
         for name, field in self.fields.items():
@@ -230,11 +230,11 @@ class Menu:
             on(field.blur, partial(self._set, name), field)
         self.delete.click(lambda: gr.Row(visible=True), None, self.sure, **QUIET)
         gr.on([self.yes.click, self.no.click], lambda: gr.Row(visible=False), None, self.sure, **QUIET)
-        on(self.yes.click, desk.delete)
+        on(self.yes.click, lambda: desk.now(desk.chat.delete))
 
     async def _set(self, name: str, value: str) -> None:
         if value != plain(getattr(self.desk.chat.profile.sampling, name)):
-            await self.desk.set(name, value)
+            await self.desk.now(lambda: self.desk.chat.set([(name, value)]))
 
     async def _system(self, text: str) -> None:
         if text != (self.desk.chat.session.system or ""):

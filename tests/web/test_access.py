@@ -11,6 +11,11 @@ import httpx2
 import pytest
 from PIL import Image
 
+from ghostvis_cli.chat.conversation import Conversation
+from ghostvis_cli.profile import resolve
+from ghostvis_cli.web.desk import Desk
+from ghostvis_cli.web.page import opened
+from ghostvis_cli.web.view import View
 from tests.commands.processes import run
 from tests.web.pages import DEMO, Page, as_file, page
 
@@ -183,3 +188,14 @@ def test_a_signal_ends_it_and_takes_the_uploads_along(tmp_path: Path, number: si
     assert ended.code == code
     assert not list(shown.temporary.glob("ghostvis-scratch-*"))
     assert (next((shown.state / "chats").iterdir()) / "session.jsonl").read_text().count("\n") == 2
+
+
+async def test_gradio_fetches_no_address_that_it_gets_as_a_file(tmp_path: Path):
+    """It would refuse this machine's by itself; those of others it would fetch."""
+    import gradio
+    from gradio import processing_utils
+
+    desk = Desk(Conversation(resolve(flags={}, env={})))
+    async with opened(desk, View(desk, tmp_path)):
+        with pytest.raises(gradio.Error, match="not fetched"):
+            await processing_utils.async_ssrf_protected_download("https://example.com/a.jpg", str(tmp_path))
