@@ -52,6 +52,21 @@ class Desk:
     def busy(self) -> bool:
         return self._reply is not None
 
+    @property
+    def mark(self) -> int:
+        """Another number for another session, or when something else has been said in it."""
+        said = ((turn.text, turn.reply.text if turn.reply else None) for turn in self.chat.session.turns)
+        return hash((self.chat.file and self.chat.file.name, *said))
+
+    async def is_at(self, mark: int | None) -> bool:
+        """Whether a tab that was shown this (None: nothing yet) may go on from there. Else it is told why not."""
+        if mark is None or mark == self.mark:
+            return True
+        moved = UsageError(
+            "this was not done: the conversation went on in another tab", hint="this is it now"
+        )
+        return await self._try(self._fail(moved))
+
     async def watch(self) -> AsyncIterator[None]:
         """At once, after changes while a reply is coming, and when it is over."""
         await asyncio.sleep(0)  # a reply that was just started has put its message there
