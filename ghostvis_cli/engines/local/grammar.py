@@ -77,7 +77,7 @@ def _text_of(sampling: Sampling) -> str:
     from llguidance import LLMatcher
 
     if sampling.json_schema is None:
-        return str(LLMatcher.grammar_from_regex(sampling.regex))
+        return str(LLMatcher.grammar_from_regex(sampling.regex or ""))
     try:  # Python's reading of JSON admits more: numbers without end, halves of characters
         text = str(LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=LAYOUT))
     except ValueError as error:
