@@ -55,7 +55,7 @@ $(WEB)/.ready: $(VENV)/.dev tests/web/requirements.lock
 	@touch $@
 
 .PHONY: test
-test: quick web $(if $(REAL_SGLANG),sglang)  ## Run the tests, on every core; on Linux x86-64 with the real SGLang
+test: quick $(if $(REAL_SGLANG),sglang)  ## Run the tests, on every core; on Linux x86-64 with the real SGLang
 
 .PHONY: quick
 quick: $(VENV)/.dev  ## Run the tests that need no SGLang (some six minutes)
@@ -99,7 +99,7 @@ dist: $(VENV)/.dev  ## Build wheel and sdist, and install each extra fresh; PYTH
 	$(BIN)/python -m tools.try_wheel --pythons $(PYTHONS) --extras $(EXTRAS)
 
 .PHONY: check
-check: lint types test  ## Lint, types and tests: what a commit must pass
+check: lint types test web  ## Lint, types and tests: what a commit must pass
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Look for faults and unformatted code

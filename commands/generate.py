@@ -112,7 +112,10 @@ def generate(
     images = _images(image or [], profile)
     requests = [_request(text, images, profile, raw=raw) for text in texts]
     show = _Show(
-        records=json or jsonl, stream=output.is_terminal_stdout() if stream is None else stream, stats=stats
+        records=json or jsonl,
+        stream=output.is_terminal_stdout() if stream is None else stream,
+        stats=stats,
+        whole_only=profile.sampling.has_grammar,
     )
     code = endings.run(_answer_all(profile, requests, show))
     raise typer.Exit(code)
@@ -179,10 +182,11 @@ def _request(text: str, images: "list[EncodedImage]", profile: "Profile", *, raw
 
 
 class _Show:
-    """How answers are shown."""
+    """How answers are shown. `whole_only`: a part of one is of no use, as of JSON."""
 
-    def __init__(self, *, records: bool, stream: bool, stats: bool) -> None:
+    def __init__(self, *, records: bool, stream: bool, stats: bool, whole_only: bool) -> None:
         self.records, self.stream, self.stats = records, stream and not records, stats
+        self.whole_only = whole_only
 
     def piece(self, text: str) -> None:
         if self.stream:
@@ -195,6 +199,8 @@ class _Show:
             output.answer("\n" if self.stream else f"{answer.text}\n")
         if answer.completion.notice is not None:
             output.notice(answer.completion.notice)
+        if self.whole_only and answer.completion.finish_reason == "length":
+            output.notice("the answer was cut off and is not whole: a larger --max-tokens gives it room")
         if self.stats:
             output.notice(answer.statistics())
         used = answer.completion.usage.prompt_tokens + answer.completion.usage.completion_tokens
@@ -231,7 +237,7 @@ async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show
     """Each prompt fails for itself. Code 8 where some succeeded, else the first failure's code."""
     from ghostvis_cli.answer import ask
 
-    quiet_show = _Show(records=show.records, stream=False, stats=show.stats)
+    quiet_show = _Show(records=show.records, stream=False, stats=show.stats, whole_only=show.whole_only)
     tasks = [asyncio.create_task(ask(engine, request)) for request in requests]
     failures: list[GhostvisError] = []
     for task in tasks:

@@ -281,7 +281,7 @@ class Block(nn.Module):
     def leave(self, x: Tensor, seen: Tensor) -> Tensor:
         """x and what attention saw (B, T, D) -> (B, T, D)."""
         x = x + self.attn.proj(seen)
-        return x + self.mlp(rms(x).to(self.weights))
+        return x + self.mlp(rms(x).to(seen.dtype))
 
 
 class Decoder(nn.Module):

@@ -77,17 +77,39 @@ class Tower(nn.Module):
         return self.norm_post(x)
 
 
+class CrossAttention(nn.Module):
+    """torch's MultiheadAttention with its names, but `out_proj` is called, so that its weight may be packed."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # q above k above v
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, W) looks at context (B, P, W) -> (B, N, W)."""
+        B, N, W = x.shape
+        size = W // self.heads
+        q = F.linear(x, self.in_proj_weight[:W], self.in_proj_bias[:W])
+        kv = F.linear(context, self.in_proj_weight[W:], self.in_proj_bias[W:])
+        k, v = kv.view(B, -1, 2, self.heads, size).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q.view(B, N, self.heads, size).transpose(1, 2), k, v)
+        return self.out_proj(y.transpose(1, 2).reshape(B, N, W))
+
+
 class ResamplerBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.cross_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.cross_attn = CrossAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, N, W) attends to context (B, P, W) -> (B, N, W)."""
-        x = x + self.cross_attn(self.norm1(x), context, context, need_weights=False)[0]
+        x = x + self.cross_attn(self.norm1(x), context)
         return x + self.mlp(self.norm2(x))
 
 

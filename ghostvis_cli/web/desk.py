@@ -52,6 +52,21 @@ class Desk:
     def busy(self) -> bool:
         return self._reply is not None
 
+    @property
+    def mark(self) -> int:
+        """Another number for another session, or when something else has been said in it."""
+        said = ((turn.text, turn.reply.text if turn.reply else None) for turn in self.chat.session.turns)
+        return hash((self.chat.file and self.chat.file.name, *said))
+
+    async def is_at(self, mark: int | None) -> bool:
+        """Whether a tab that was shown this (None: nothing yet) may go on from there. Else it is told why not."""
+        if mark is None or mark == self.mark:
+            return True
+        moved = UsageError(
+            "this was not done: the conversation went on in another tab", hint="this is it now"
+        )
+        return await self._try(self._fail(moved))
+
     async def watch(self) -> AsyncIterator[None]:
         """At once, after changes while a reply is coming, and when it is over."""
         await asyncio.sleep(0)  # a reply that was just started has put its message there
@@ -97,6 +112,9 @@ class Desk:
     async def _ask(self, text: str, uploads: Sequence[Path]) -> None:
         from ghostvis_cli.images import from_bytes
 
+        if not text:
+            raise UsageError("the message is empty", hint="ask something about the images attached")
+
         def load() -> "list[EncodedImage]":
             return [from_bytes(path.read_bytes(), path.name, self.chat.profile.images) for path in uploads]
 
@@ -135,9 +153,6 @@ class Desk:
         too_long = self.too_long
         return await self._try(act())
 
-    async def set(self, name: str, value: str) -> bool:
-        return await self._now(lambda: self.chat.set([(name, value)]))
-
     async def open(self, name: str) -> bool:
         async def act() -> None:
             if name not in self.sessions():  # a path would be one of this machine
@@ -146,25 +161,18 @@ class Desk:
 
         return await self._try(act())
 
-    async def renew(self) -> bool:
-        return await self._now(self.chat.renew)
+    async def now(self, action: Callable[[], None]) -> bool:
+        """Something that the conversation does at once."""
 
-    async def rename(self, name: str) -> bool:
-        return await self._now(lambda: self.chat.rename(name.strip()))
+        async def act() -> None:
+            action()
 
-    async def delete(self) -> bool:
-        return await self._now(self.chat.delete)
+        return await self._try(act())
 
     async def stop(self) -> None:
         if self._reply is not None:
             self._reply.cancel()
             await asyncio.wait((self._reply,))
-
-    async def _now(self, action: Callable[[], None]) -> bool:
-        async def act() -> None:
-            action()
-
-        return await self._try(act())
 
     async def _fail(self, error: GhostvisError) -> None:
         raise error

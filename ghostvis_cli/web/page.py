@@ -113,7 +113,8 @@ def build(desk: Desk, view: View) -> gr.Blocks:
                 max_plain_text_length=10_000_000,  # what is longer would become a file
                 autofocus=True,
             )
-    seen = [status, chat, notices, make_room, box]
+            shown_last = gr.State()  # in this tab: another one may have gone on
+    seen = [status, chat, notices, make_room, box, shown_last]
 
     def shown(**typed: Any) -> list[Any]:
         """All of it as it is now; `value` is what the box then holds, else it keeps what it has."""
@@ -124,6 +125,7 @@ def build(desk: Desk, view: View) -> gr.Blocks:
             view.lines(),
             gr.Button(visible=desk.too_long is not None),
             gr.MultimodalTextbox(submit_btn=not busy, stop_btn=busy, **typed),
+            desk.mark,
         ]
 
     async def watched(**typed: Any) -> AsyncIterator[list[Any]]:
@@ -141,14 +143,14 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         files = {each["path"]: each for each in view.pending()} | {path: path for path in typed["files"]}
         return {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
 
-    def on(event: Any, act: Callable[..., AsyncIterator[Any]], inputs: Any = None) -> None:
+    def on(event: Any, act: Callable[..., AsyncIterator[Any]], *inputs: Any) -> None:
         """Show what comes of it as it comes, then bring the box and the menu up to date."""
-        shown = event(act, inputs, seen, **QUIET).then(settle, box, box, **QUIET)
+        shown = event(act, [shown_last, *inputs], seen, **QUIET).then(settle, box, box, **QUIET)
         shown.then(menu.shown, None, menu.parts, **QUIET)
 
     def doing(action: Callable[..., Awaitable[object]]) -> Callable[..., AsyncIterator[Any]]:
-        async def act(*given: Any) -> AsyncIterator[list[Any]]:
-            await action(*given)
+        async def act(mark: int | None, *given: Any) -> AsyncIterator[list[Any]]:
+            _ = await desk.is_at(mark) and await action(*given)
             async for each in watched():
                 yield each
 
@@ -156,28 +158,32 @@ def build(desk: Desk, view: View) -> gr.Blocks:
 
     async def nothing() -> None: ...
 
-    async def submit(typed: dict[str, Any]) -> AsyncIterator[list[Any]]:
+    async def submit(mark: int | None, typed: dict[str, Any]) -> AsyncIterator[list[Any]]:
         uploads = [Path(name) for name in typed["files"]]
-        sent = await desk.send(typed["text"], uploads)
+        sent = await desk.is_at(mark) and await desk.send(typed["text"], uploads)
         async for each in watched(**({"value": {"text": "", "files": []}} if sent else {})):
             yield each
 
-    async def edit(changed: gr.EditData) -> AsyncIterator[list[Any]]:
-        turn = view.turn_at(int(changed.index))
-        await desk.edit(turn, view.text_of(turn, str(changed.value)))
-        async for each in watched():
+    async def edit(mark: int | None, typed: dict[str, Any], changed: gr.EditData) -> AsyncIterator[list[Any]]:
+        text, done = str(changed.value), False
+        if await desk.is_at(mark):
+            turn = view.turn_at(int(changed.index))
+            text = view.text_of(turn, text)
+            done = await desk.edit(turn, text)
+        both = {**typed, "text": "\n\n".join(filter(None, [text, typed["text"]]))}
+        async for each in watched(**({} if done else {"value": both})):
             yield each
 
     with page:
         on(page.load, doing(nothing))
         on(box.submit, submit, box)
-        on(chat.edit, edit)
+        on(chat.edit, edit, box)
         on(chat.retry, doing(lambda: desk.do("regen")))
         on(chat.undo, doing(lambda: desk.do("undo")))
         on(chat.clear, doing(lambda: desk.do("clear")))
         on(make_room.click, doing(desk.make_room))
         box.stop(desk.stop, **QUIET)
-        menu.listen(lambda event, action, inputs=None: on(event, doing(action), inputs))
+        menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs))
     return page
 
 
@@ -221,8 +227,8 @@ class Menu:
     def listen(self, on: Callable[..., None]) -> None:
         desk = self.desk
         on(self.session.input, desk.open, self.session)
-        on(self.new.click, desk.renew)
-        on(self.name.submit, desk.rename, self.name)
+        on(self.new.click, lambda: desk.now(desk.chat.renew))
+        on(self.name.submit, lambda name: desk.now(lambda: desk.chat.rename(name.strip())), self.name)
         on(self.profile.input, lambda name: desk.do("profile", name), self.profile)
         on(self.system.blur, self._system, self.system)
         for name, field in self.fields.items():
@@ -230,11 +236,11 @@ class Menu:
             on(field.blur, partial(self._set, name), field)
         self.delete.click(lambda: gr.Row(visible=True), None, self.sure, **QUIET)
         gr.on([self.yes.click, self.no.click], lambda: gr.Row(visible=False), None, self.sure, **QUIET)
-        on(self.yes.click, desk.delete)
+        on(self.yes.click, lambda: desk.now(desk.chat.delete))
 
     async def _set(self, name: str, value: str) -> None:
         if value != plain(getattr(self.desk.chat.profile.sampling, name)):
-            await self.desk.set(name, value)
+            await self.desk.now(lambda: self.desk.chat.set([(name, value)]))
 
     async def _system(self, text: str) -> None:
         if text != (self.desk.chat.session.system or ""):

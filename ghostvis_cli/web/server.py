@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -62,6 +62,9 @@ async def serve(
                 finally:
                     server.should_exit = True
                     await desk.stop()
+                    await asyncio.wait((serving,), timeout=ENDING_S)
+                    for each in tuple(server.server_state.connections):  # half an upload, a page that listens
+                        each.transport.abort()
                     await asyncio.wait((serving,), timeout=ENDING_S)
                     serving.cancel()
     return ExitCode.OK
@@ -153,7 +156,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update({"content-security-policy": policy, "referrer-policy": "no-referrer"})
-                headers.update({"x-content-type-options": "nosniff"})
+                # Browsers would look up the names in links that a model wrote, before anybody follows one.
+                headers.update({"x-content-type-options": "nosniff", "x-dns-prefetch-control": "off"})
                 if is_page:
                     started = message
                     return
@@ -164,7 +168,8 @@ class Gate:
                 await send(started)
             await send(message)
 
-        await self.app(scope, receive, ours)
+        with suppress(ClientDisconnect):  # in the middle of an upload
+            await self.app(scope, receive, ours)
 
 
 def _same(given: str, known: str) -> bool:

@@ -4,6 +4,8 @@ What people and models wrote stays Markdown that holds no HTML and fetches no im
 """
 
 import asyncio
+import mimetypes
+import re
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 SHOWN_PIXELS = 640  # the long side of an image in the page
 DIMMED = 0.35  # how bright the parts are that the model does not see
+NAME_BYTES = 200  # of a file; the system's limit is 255
+_STRANGE = re.compile(r"[^\w. ()-]")
 
 # Should HTML get past `closed`, then not as these elements, which load or do something: Gradio shows their text.
 ACTIVE = [
@@ -87,7 +91,7 @@ class View:
         """The images of a message that was not answered, as the box takes files."""
         found = []
         for image in self.desk.chat.session.pending:
-            path = self.folder / image_hash(image) / (Path(image.name).name or "image")
+            path = self.folder / image_hash(image) / _file_name(image)
             path.parent.mkdir(exist_ok=True)
             files.write(path, image.data, mode=PRIVATE, durable=False)
             found.append({"path": str(path), "orig_name": path.name, "mime_type": image.mime})
@@ -114,6 +118,14 @@ class View:
 def inert(text: str) -> str:
     """Somebody's Markdown, as it may be shown. Of diagrams Gradio would make HTML once more, so they stay text."""
     return closed(text).replace("```mermaid", "``` mermaid")
+
+
+def _file_name(image: "EncodedImage") -> str:
+    """Its name as files and addresses can have it, with an ending: Gradio tells images by that."""
+    name = _STRANGE.sub("_", Path(image.name).name).lstrip(".").encode()[-NAME_BYTES:].decode(errors="ignore")
+    if (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/"):
+        return name
+    return (name or "image") + (mimetypes.guess_extension(image.mime, strict=False) or ".png")
 
 
 def _answer(reply: Reply) -> list[Message]:

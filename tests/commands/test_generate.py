@@ -91,6 +91,13 @@ def test_the_demo_answers_by_a_schema(tmp_path: Path) -> None:
     assert json.loads(done.stdout) in ("red", {"n": [1, 2]}), done.stderr
 
 
+def test_an_answer_by_a_schema_that_was_cut_off_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "shape.json").write_text('{"enum": ["a long answer indeed"]}')
+    ask = ("--source", "demo", "--schema", str(tmp_path / "shape.json"), "What is it?")
+    assert "cut off and is not whole" in run("--max-tokens", "2", *ask).stderr
+    assert "cut off" not in run("--max-tokens", "90", *ask).stderr
+
+
 @pytest.mark.parametrize("typed", ["-", None])
 def test_a_prompt_may_come_over_stdin(typed: str | None) -> None:
     with scripted(saying("yes")) as server:

@@ -18,8 +18,9 @@ from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.convert.tensors import one_thread
 from ghostvis_cli.engines.base import Sampling
 from ghostvis_cli.engines.local.decode import Padded, compile_layers
+from ghostvis_cli.engines.local.grammar import Grammar
 from ghostvis_cli.engines.local.graphs import Graphs
-from ghostvis_cli.engines.local.sampling import sample
+from ghostvis_cli.engines.local.sampling import draws, sample
 from ghostvis_cli.engines.local.scheduler import Scheduler
 from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.errors import GhostvisError
@@ -194,7 +195,7 @@ def test_a_batch_draws_what_each_row_would_draw_alone(which: Iterable[int]) -> N
     logits = 3 * torch.randn(len(chosen), 500, generator=torch.Generator().manual_seed(0))
     ours, theirs = ([torch.Generator().manual_seed(i) for i in range(len(chosen))] for _ in "12")
     for _ in range(50):
-        together = sample(logits, chosen, ours).tolist()
+        together = sample(logits, chosen, draws(chosen, ours, 500)).tolist()
         assert together == [drawn_alone(*each) for each in zip(logits, chosen, theirs, strict=True)]
         logits = logits.roll(1, 1) * 0.99
 
@@ -303,6 +304,63 @@ def test_an_image_that_fails_in_a_crowd_fails_alone() -> None:
         failed += [of for of, event in scheduler.step() if isinstance(event, GhostvisError)]
     assert failed == [sequences[3]]
     assert [each.output for each in sequences if each not in failed] == expected[:3] + expected[4:]
+
+
+def together(model: LoadedModel, *sequences: Sequence) -> dict[Sequence, GhostvisError]:
+    """Run them in one batch; who failed, and of what."""
+    scheduler = on_gpu(model)
+    failed: dict[Sequence, GhostvisError] = {}
+    for each in sequences:
+        scheduler.submit(each)
+    while scheduler.busy:
+        failed |= {of: event for of, event in scheduler.step() if isinstance(event, GhostvisError)}
+    return failed
+
+
+DRAWN: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 1.0}
+
+
+def test_a_row_that_cannot_be_drawn_ends_alone_and_no_neighbour_draws_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(vision=False)
+    asked = [DRAWN | {"seed": 1}, DRAWN | {"seed": 2, "top_p": 0.5}, {}, DRAWN | {"seed": 3}]
+    sequences = [
+        sequence(list(range(n, n + 20)), 30, **each) for n, each in zip((40, 60, 80, 99), asked, strict=True)
+    ]
+    expected = alone(model, sequences)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", fails)
+    failed = together(model, *sequences)
+    assert list(failed) == [sequences[1]] and "no luck" in str(failed[sequences[1]])
+    assert [each.output for each in sequences if each not in failed] == [expected[i] for i in (0, 2, 3)]
+
+
+def test_a_grammar_that_breaks_ends_its_own_answer_alone() -> None:
+    class Breaks(Grammar):
+        def __init__(self, after: int) -> None:
+            self.left = after
+
+        def allowed(self, size: int) -> Tensor:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("no luck")
+            return torch.ones(size, dtype=torch.bool)
+
+        def take(self, token: int) -> None:
+            pass
+
+    model = tiny_model(vision=False)
+    sequences = [sequence(list(range(n, n + 20)), 30, **DRAWN, seed=n) for n in (40, 60, 80, 99)]
+    expected = alone(model, sequences)
+    for broken, after in ((sequences[0], 0), (sequences[2], 5)):
+        broken.sampling, broken.grammar = broken.sampling.changed(regex=".*"), Breaks(after)
+    assert set(together(model, *sequences)) == {sequences[0], sequences[2]}
+    assert [len(sequences[i].output) for i in (0, 2)] == [0, 5]
+    assert [sequences[i].output for i in (1, 3)] == [expected[1], expected[3]]
 
 
 def test_where_no_graph_can_be_captured_decoding_goes_on_and_one_line_says_why(

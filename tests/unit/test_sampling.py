@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ghostvis_cli.engines.base import Sampling
-from ghostvis_cli.engines.local.sampling import penalise, sample, shaped
+from ghostvis_cli.engines.local.sampling import draws, penalise, sample, shaped
 from ghostvis_cli.errors import UsageError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -8.0])
@@ -15,11 +15,13 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -8.0])
 def drawn(**settings: object) -> collections.Counter[int]:
     generator = torch.Generator().manual_seed(0)
     sampling = Sampling(**{"top_p": 1.0, "top_k": 0, "temperature": 1.0, **settings})  # type: ignore[arg-type]
-    return collections.Counter(int(sample(LOGITS[None], [sampling], [generator])) for _ in range(4000))
+    return collections.Counter(
+        int(sample(LOGITS[None], [sampling], draws([sampling], [generator], 5))) for _ in range(4000)
+    )
 
 
 def test_greedy_takes_the_first_of_equal_ids() -> None:
-    assert sample(torch.tensor([[1.0, 3.0, 3.0]]), [Sampling(temperature=0)], [None]).tolist() == [1]
+    assert sample(torch.tensor([[1.0, 3.0, 3.0]]), [Sampling(temperature=0)], None).tolist() == [1]
 
 
 def test_draws_follow_the_softmax() -> None:

@@ -42,7 +42,11 @@ class Page:
         events = self.client.get("/config").json()["dependencies"]
         event = next(each for each in events if [name for _, name in each["targets"]] == ["submit"])
         session = os.urandom(4).hex()
-        body = {"data": [{"text": text, "files": files}], "fn_index": event["id"], "session_hash": session}
+        body = {
+            "data": [None, {"text": text, "files": files}],
+            "fn_index": event["id"],
+            "session_hash": session,
+        }
         assert self.client.post("/gradio_api/queue/join", json=body).status_code == 200
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
             lines = [line for line in answer.iter_lines() if line]

@@ -4,6 +4,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,13 @@ import httpx2
 import pytest
 from PIL import Image
 
-from tests.commands.processes import run
+from ghostvis_cli.chat.conversation import Conversation
+from ghostvis_cli.images import from_bytes
+from ghostvis_cli.profile import resolve
+from ghostvis_cli.web.desk import Desk
+from ghostvis_cli.web.page import opened
+from ghostvis_cli.web.view import View
+from tests.commands.processes import run, until
 from tests.web.pages import DEMO, Page, as_file, page
 
 SHAPES = Path("ghostvis_cli/demo/three-shapes.jpg")
@@ -134,7 +141,7 @@ def test_uploads_lie_in_a_folder_of_the_user_alone(shown: Page):
 
 def test_an_upload_that_is_no_image_is_refused_and_the_message_is_not_sent(shown: Page):
     (path,) = shown.upload("a.png", b"<svg onload=alert(1)>").json()
-    _status, messages, notices, _, box = last_of(shown.submit("What is this?", as_file(path)))
+    _status, messages, notices, _, box, _ = last_of(shown.submit("What is this?", as_file(path)))
     assert "a.png: seems to be" in notices
     assert not any("What is this?" in str(message) for message in messages)
     assert "value" not in box  # what was typed stays
@@ -158,6 +165,7 @@ def test_scripts_are_the_pages_own_and_nothing_is_loaded_from_elsewhere(shown: P
     assert "unsafe" not in scripts
     assert policy.startswith("default-src 'self'")
     assert "http" not in policy
+    assert answer.headers["x-dns-prefetch-control"] == "off"  # else names in links would be looked up
 
 
 @pytest.mark.parametrize("style", ["md", "json", "html"])
@@ -183,3 +191,54 @@ def test_a_signal_ends_it_and_takes_the_uploads_along(tmp_path: Path, number: si
     assert ended.code == code
     assert not list(shown.temporary.glob("ghostvis-scratch-*"))
     assert (next((shown.state / "chats").iterdir()) / "session.jsonl").read_text().count("\n") == 2
+
+
+def begin_upload(shown: Page) -> socket.socket:
+    """A connection with half of an image in it."""
+    cookies = "; ".join(f"{name}={value}" for name, value in shown.client.cookies.items())
+    host = shown.url.removeprefix("http://")
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nCookie: {cookies}\r\nContent-Length: 9000000\r\n"
+        "Content-Type: multipart/form-data; boundary=xx\r\n\r\n--xx\r\n"
+        'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    connection = socket.create_connection((host.split(":")[0], int(host.split(":")[1])))
+    before = len(list(shown.folder.rglob("*")))
+    connection.sendall(head.encode() + bytes(2_000_000))
+    until(lambda: len(list(shown.folder.rglob("*"))) > before)
+    return connection
+
+
+def test_an_upload_that_is_cut_off_by_either_side_leaves_nothing(tmp_path: Path):
+    with page(tmp_path, *DEMO) as shown:
+        shown.enter()
+        begin_upload(shown).close()
+        with begin_upload(shown):
+            ended = shown.end()
+    assert (ended.code, ended.err) == (0, "")
+    assert not list(shown.temporary.glob("ghostvis-scratch-*"))
+
+
+@pytest.mark.parametrize("name", ["..", "photo", "", "x" * 300, "a#b?.png", "a.png\0", "é" * 200 + ".jpg"])
+def test_an_image_stands_in_the_box_again_whatever_its_name_is(tmp_path: Path, name: str):
+    from gradio_client.utils import is_valid_file
+
+    desk = Desk(Conversation(resolve(flags={}, env={})))
+    image = from_bytes(SHAPES.read_bytes(), "three-shapes.jpg")
+    desk.chat.session.attach([replace(image, name=name)])
+    (shown,) = View(desk, tmp_path).pending()
+    path = Path(shown["path"])
+    assert path.parent.parent == tmp_path
+    assert path.read_bytes() == SHAPES.read_bytes()
+    assert is_valid_file(str(path), ["image"])
+
+
+async def test_gradio_fetches_no_address_that_it_gets_as_a_file(tmp_path: Path):
+    """It would refuse this machine's by itself; those of others it would fetch."""
+    import gradio
+    from gradio import processing_utils
+
+    desk = Desk(Conversation(resolve(flags={}, env={})))
+    async with opened(desk, View(desk, tmp_path)):
+        with pytest.raises(gradio.Error, match="not fetched"):
+            await processing_utils.async_ssrf_protected_download("https://example.com/a.jpg", str(tmp_path))

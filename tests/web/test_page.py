@@ -62,6 +62,11 @@ class Shown:
         self.tab.get_by_role("button", name="New", exact=True).click()
         expect(self.statistics).to_have_count(0)
 
+    def edit_first(self, text: str) -> None:
+        self.tab.locator("#chat [aria-label=Edit]").first.click()
+        self.tab.locator("#chat textarea").fill(text)
+        self.press("Submit")
+
     def press(self, name: str) -> None:
         self.tab.locator(f"#chat [aria-label='{name}']").last.click()
 
@@ -88,6 +93,7 @@ Open = Callable[..., "Shown"]
 @pytest.fixture
 def open_(browser: "Browser") -> Iterator[Open]:
     """Show a page in a tab of its own."""
+    expect.set_options(timeout=PATIENCE_MS)
     problems: list[str] = []
     contexts = []
 
@@ -180,9 +186,11 @@ def test_a_session_is_renamed_and_deleted(demo: Page, open_: Open):
     shown.ask("What can you do?")
     shown.menu()
     name = shown.tab.get_by_label("Name")
+    before = name.input_value()
     name.fill("../up")
     name.press("Enter")
     expect(shown.notices).to_contain_text("is no name of a session")
+    expect(name).to_have_value(before)
     name.fill("walk-2")
     name.press("Enter")
     expect(name).to_have_value("walk-2")
@@ -233,11 +241,33 @@ def test_stop_regenerate_edit_and_undo_do_what_they_do_at_a_terminal(talk: Any, 
     shown.ask("third")
     shown.press("Undo")
     expect(shown.asked).to_have_count(2)
-    shown.tab.locator("#chat [aria-label=Edit]").first.click()
-    shown.tab.locator("#chat textarea").fill("first &lt;i> changed")
-    shown.press("Submit")
+    shown.edit_first("first &lt;i> changed")
     expect(shown.replies).to_have_text(["five"])
     assert server.posts[-1].json["messages"] == [{"role": "user", "content": "first <i> changed"}]
+
+
+def test_a_tab_that_shows_what_is_past_changes_nothing_and_catches_up(talk: Any, open_: Open):
+    served, server = talk(saying("one"), saying("two"), saying("three"))
+    behind, ahead = open_(served), open_(served)
+    behind.ask("first")
+    ahead.tab.reload()
+    ahead.statistics.wait_for()
+    ahead.renew()
+    ahead.ask("another subject")
+    behind.box.fill("half a")
+    behind.edit_first("first, changed")
+    expect(behind.notices).to_contain_text("went on in another tab")
+    expect(behind.asked).to_have_text(["another subject"])
+    expect(behind.box).to_have_value("first, changed\n\nhalf a")  # nothing typed is lost
+    assert len(server.posts) == 2
+    behind.ask("and now")
+    assert [each["content"] for each in server.posts[-1].json["messages"]][::2] == [
+        "another subject",
+        "and now",
+    ]
+    ahead.press("Undo")
+    expect(ahead.notices).to_contain_text("went on in another tab")
+    expect(ahead.statistics).to_have_count(2)
 
 
 def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(talk: Any, open_: Open):
@@ -246,10 +276,13 @@ def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(tal
     shown.ask("first")
     shown.bring("drop", SHAPES)
     shown.type("second")
-    expect(shown.notices).not_to_be_empty()
+    expect(shown.notices).to_contain_text("closed the connection")
     expect(shown.box).to_have_value("second")
     expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
-    shown.box.press("Enter")
+    shown.type("")  # loses nothing
+    expect(shown.notices).to_contain_text("the message is empty")
+    expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
+    shown.type("second")
     expect(shown.replies.last).to_have_text("two")
     assert len(server.posts[-1].json["messages"][-1]["content"]) == 2
 

@@ -41,6 +41,5 @@ def pack(model: nn.Module) -> None:
         return
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            # Exactly nn.Linear: MultiheadAttention reads its own subclass's weight directly.
             if type(child) is nn.Linear and child.weight.numel() >= LEAST_ELEMENTS:
                 setattr(parent, name, PackedLinear(child))

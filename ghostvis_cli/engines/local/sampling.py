@@ -38,28 +38,29 @@ def shaped(
     return logits
 
 
-def sample(
-    logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator | None]
-) -> Tensor:
-    """Ids (B,) from logits (B, V) float32. Greedy rows ignore every filter; ties go to the lowest id."""
+def sample(logits: Tensor, samplings: Sequence[Sampling], numbers: Tensor | None) -> Tensor:
+    """Ids (B,) from logits (B, V) float32 and the rows' `draws`. Greedy rows ignore every filter.
+
+    Ties go to the lowest id.
+    """
     likeliest = logits.argmax(dim=-1)
-    if all(each.temperature < COLDEST for each in samplings):
+    drawing = [each for each in samplings if each.temperature >= COLDEST]
+    if numbers is None or not drawing:
         return likeliest
-    V = logits.size(-1)
-    numbers = sent(_numbers(samplings, generators, V), logits.device)
-    width = numbers.size(1) - 4
+    V, width = logits.size(-1), numbers.size(1) - 4
+    numbers = sent(numbers, logits.device)
     noise, (count, temperature, top_p, min_p) = numbers[:, :width], numbers[:, width:, None].unbind(1)
     values, ids = logits, None
-    if any(_is_filtered(each) for each in samplings):
+    if width < V or any(map(_is_filtered, drawing)):
         values, ids = logits.topk(width)  # descending, which is what top-p wants
         if width == V:  # who draws from all of them draws in their own order
             noise = torch.where(count == torch.inf, noise.gather(1, ids), noise)
         values = values.masked_fill(torch.arange(width, device=logits.device) >= count, -torch.inf)
     p = torch.softmax(values / temperature, dim=-1)
-    if any(each.top_p < 1 for each in samplings):
+    if any(each.top_p < 1 for each in drawing):
         # Keep the smallest set whose mass reaches top_p: drop what begins beyond it. The first always stays.
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
-    if any(each.min_p > 0 for each in samplings):
+    if any(each.min_p > 0 for each in drawing):
         p = p.masked_fill(p < min_p * p.amax(dim=-1, keepdim=True), 0)
     drawn = (p / noise).argmax(dim=-1, keepdim=True)
     drawn = drawn if ids is None else ids.gather(1, drawn)
@@ -67,15 +68,15 @@ def sample(
 
 
 def _is_filtered(sampling: Sampling) -> bool:
-    return (
-        bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0) and sampling.temperature >= COLDEST
-    )
+    return bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0)
 
 
-def _numbers(
+def draws(
     samplings: Sequence[Sampling], generators: Sequence[torch.Generator | None], vocabulary: int
-) -> Tensor:
+) -> Tensor | None:
     """Of each row what it draws, and count of candidates, temperature, top_p and min_p: (B, width + 4).
+
+    On the CPU; None where all rows are greedy.
 
     The count is 0 for a greedy row, and infinite where nothing is filtered. As torch.multinomial draws one of n:
     the largest of p / e, with e from an exponential distribution.
@@ -83,6 +84,8 @@ def _numbers(
     counts = [
         0 if each.temperature < COLDEST else min(each.top_k or vocabulary, vocabulary) for each in samplings
     ]
+    if not any(counts):
+        return None
     numbers = torch.ones(len(counts), max(counts) + 4)
     for row, count, each, generator in zip(numbers, counts, samplings, generators, strict=True):
         if count:

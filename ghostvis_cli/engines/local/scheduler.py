@@ -27,7 +27,7 @@ from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.prefill import Part, read_parts
 from ghostvis_cli.engines.local.rows import Rows
-from ghostvis_cli.engines.local.sampling import logprob, sample, shaped
+from ghostvis_cli.engines.local.sampling import draws, logprob, sample, shaped
 from ghostvis_cli.engines.local.scoring import score
 from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.errors import GhostvisError
@@ -282,12 +282,34 @@ class Scheduler:
 
     def _choose(self, batch: list[Sequence], logits: Tensor, taken: Tensor | None = None) -> Flight:
         """The next token of each sequence from logits (B, V)."""
+        samplings = [each.sampling for each in batch]
+        numbers = draws(samplings, [each.generator for each in batch], logits.size(-1))
+        choices = self._shaped(batch, logits)
+        try:
+            chosen = sample(choices, samplings, numbers)
+        except Exception:  # whose fault it is shows row by row
+            chosen = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
+            for row, sequence in enumerate(batch):
+                one = slice(row, row + 1)
+                if sequence.done:
+                    continue
+                try:
+                    own = None if numbers is None else numbers[one]
+                    chosen[one] = sample(choices[one], samplings[one], own)
+                except Exception as error:
+                    self._fail(sequence, error)
+        return Flight(batch, taken, logits, chosen, Fetched(chosen))
+
+    def _shaped(self, batch: list[Sequence], logits: Tensor) -> Tensor:
+        """Logits (B, V) as each sequence's penalties and grammar change them."""
         changed = [(row, each) for row, each in enumerate(batch) if each.sampling.is_shaped]
         choices = logits.clone() if changed else logits
         for row, each in changed:
-            choices[row] = shaped(logits[row], each.sampling, each.seen(), each.output, each.grammar)
-        chosen = sample(choices, [each.sampling for each in batch], [each.generator for each in batch])
-        return Flight(batch, taken, logits, chosen, Fetched(chosen))
+            try:
+                choices[row] = shaped(logits[row], each.sampling, each.seen(), each.output, each.grammar)
+            except Exception as error:
+                self._fail(each, error)
+        return choices
 
     def _land(self, flight: Flight) -> None:
         """Wait for a step's tokens, and what follows from them."""
@@ -297,8 +319,6 @@ class Scheduler:
             try:
                 self._accept(sequence, token, flight.logits, row)
             except Exception as error:
-                if sequence.done:  # its row could not be closed up, which breaks all sequences
-                    raise
                 self._fail(sequence, error)
 
     def _accept(self, sequence: Sequence, token: int, logits: Tensor, row: int) -> None:
@@ -326,7 +346,9 @@ class Scheduler:
         self._leave(sequence)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        """End one sequence with an error of its own. What it cached may be wrong, so it is not kept."""
+        """End one running sequence with an error of its own. What it cached may be wrong, so it is not kept."""
+        if sequence.done:  # its row could not be closed up, which breaks all sequences
+            raise error
         self.events.append((sequence, explained(error)))
         sequence.filled = 0
         self._leave(sequence)
