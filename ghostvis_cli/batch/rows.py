@@ -141,11 +141,14 @@ def _no_constant(name: str) -> float:
 
 
 def _checked(row: Row) -> Row:
-    """JSON can spell half a surrogate pair, which no tokenizer can read; the digest meets every text."""
+    """JSON can spell half a surrogate pair, which no tokenizer can read, and numbers that no record can hold."""
     try:
         _ = row.digest
+        json.dumps(row.metadata, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise InputError("half a surrogate pair, which is no text") from None
+    except ValueError:
+        raise InputError("metadata holds a number that is out of range") from None
     return row
 
 

@@ -130,7 +130,10 @@ def _refuse_strangers(config: Mapping[str, Any], text: Mapping[str, Any]) -> Non
     if kind not in (OWN, PLAIN_RELU2, PLAIN_SWIGLU) or (
         text is not config and config.get("model_type") != "ghostvis"
     ):
-        named = printable(str((config.get("architectures") or [config.get("model_type")])[0]))
+        classes = config.get("architectures")
+        named = printable(
+            str(classes[0] if isinstance(classes, list) and classes else config.get("model_type"))
+        )
         raise ModelError(
             f"it is a {named}, not a model of nanochat's family",
             hint="serve it with SGLang or vLLM, and give --base-url",

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, BinaryIO
 from ghostvis_cli import scratch, sizes
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.errors import EngineError, ModelError, OutputError, UsageError, one_line, printable
+from ghostvis_cli.errors import (
+    EngineError,
+    ModelError,
+    OutputError,
+    UsageError,
+    limit_reached,
+    one_line,
+    printable,
+)
 
 if TYPE_CHECKING:
     from ghostvis_cli.profile import ModelSettings
@@ -181,10 +189,14 @@ def _cache() -> Path:
 def _as_folder(listing: Listing, named: Reference) -> Iterator[Path]:
     """The files' names as empty files, so that what is true of folders on a disk is true of repositories."""
     with scratch.folder() as place:
-        for name in listing.sizes:
-            path = place / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+        try:
+            for name in listing.sizes:
+                path = place / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        except (OSError, ValueError) as error:  # a name too long, or a file that is a folder too
+            stray = ModelError(f"{named.repo} lists a file that no folder can hold: {printable(name)[:80]}")
+            raise limit_reached(error) or stray from error
         try:
             yield place
         except ModelError as error:

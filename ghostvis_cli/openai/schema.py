@@ -100,6 +100,7 @@ def _shown(name: str) -> str:
 RULES = {
     "missing": "is required",
     "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
     "list_type": "must be a list",
     "string_type": "must be a string",

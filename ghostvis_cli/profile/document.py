@@ -159,6 +159,8 @@ def compose(text: str, document: Document) -> "Node | None":
         document.fault(mark.line + 1 if mark else 1, "", _in_words(error.problem or ""))
     except RecursionError:
         document.fault(1, "", "is nested too deeply")
+    except (ValueError, OverflowError) as error:  # PyYAML's own, of \U00110000 and %YAML with many digits
+        document.fault(1, "", f"is not YAML: {error}")
     else:
         if root is None:
             document.fault(1, "", "is empty")

@@ -299,6 +299,7 @@ CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "another norm": ({"rms_norm_eps": 0.01}, "rms_norm_eps"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "a sliding window": ({"use_sliding_window": True}, "sliding window"),
+    "a class that is no list": ({"text_config": 3, "architectures": 5}, "not a model of nanochat's family"),
     "no table": ({"text_config": 3}, "not a model of nanochat's family"),
 }  # fmt: skip
 

@@ -193,6 +193,16 @@ def test_names_that_lead_out_of_a_repository_are_passed_over(hub: Hub, flat: Pat
     assert not list(tmp_path.parent.rglob("model_000900.pt"))
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "model_000100.pt/x"])
+def test_a_list_of_files_that_no_folder_can_hold_is_refused(
+    name: str, hub: Hub, flat: Path, tmp_path: Path
+) -> None:
+    hub.repositories[NAME].listed = (name,)
+    done = listed(hub, tmp_path)
+    assert done.returncode == 4 and "a file that no folder can hold" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_doctor_downloads_nothing(hub: Hub, flat: Path, tmp_path: Path) -> None:
     done = run(hub, tmp_path, "doctor", "--hf", NAME, "--json")
     assert hub.downloads() == [] and hub.asked == []

@@ -72,6 +72,18 @@ async def test_markup_is_never_what_a_pattern_means() -> None:
         ({"json_schema": '{"type": "nonsense"}'}, "the JSON schema can't be followed"),
         ({"json_schema": '{"$ref": "https://example.com/x"}'}, "the JSON schema can't be followed"),
         ({"json_schema": '{"type": "string", "minLength": 5, "maxLength": 2}'}, "the JSON schema can't"),
+        ({"json_schema": '{"const": 1e999}'}, "the JSON schema is not valid JSON: number out of range"),
+        ({"json_schema": '{"multipleOf": 1e999}'}, "the JSON schema is not valid JSON"),
+        ({"json_schema": '{"const": "\\ud800"}'}, "the JSON schema is not valid JSON"),
+        ({"json_schema": f'{{"maximum": {10**310}}}'}, "the JSON schema is not valid JSON"),
+        ({"json_schema": '{"type": "integer", "multipleOf": 100000007}'}, "more than 100000 remainders"),
+        ({"json_schema": '{"type": "number", "multipleOf": 12345.6789}'}, "more than 100000 remainders"),
+        (
+            {"json_schema": '{"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}'},
+            "more than 100000 remainders",
+        ),
+        ({"json_schema": '{"$ref": "#"}'}, "the JSON schema can't be followed: no text fits it$"),
+        ({"regex": r"[^\s\S]"}, "the regular expression can't be followed: no text fits it$"),
         ({"regex": "(a"}, "the regular expression can't be followed"),
         ({"regex": "(?=a)b"}, "the regular expression can't be followed"),
     ],
@@ -123,6 +135,10 @@ async def test_a_schema_over_http_is_followed_or_refused_by_its_fields_name() ->
         for fields, param in (
             (
                 {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}},
+                "response_format",
+            ),
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 10**310}}}},
                 "response_format",
             ),
             ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),

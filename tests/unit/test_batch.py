@@ -209,6 +209,9 @@ def test_metadata_is_carried_along_and_decides_nothing() -> None:
     assert short.metadata == long.metadata == note
     assert (short.digest, plain.metadata) == (plain.digest, None)
     assert "metadata is an object" in refusal({"prompt": "a", "metadata": "x"})
+    assert "half a surrogate pair" in refusal({"prompt": "a", "metadata": {"k": "\ud800"}})
+    with pytest.raises(InputError, match="metadata holds a number that is out of range"):
+        read_row(b'{"prompt": "a", "metadata": {"k": 1e999}}', 0, 1, SETTINGS)
 
 
 def test_a_digest_changes_with_everything_that_decides_the_answer() -> None:

@@ -1,7 +1,9 @@
 """What a JSON schema or a regular expression allows next: llguidance, on the CPU. Knows tokens, no sequences."""
 
 import json
+from decimal import Decimal
 from functools import cached_property
+from math import lcm
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ghostvis_cli.engines.base import GrammarError
-from ghostvis_cli.errors import RequestError, printable
+from ghostvis_cli.errors import RequestError, one_line, printable
 from ghostvis_cli.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 
 # As json.dumps writes. A model that may put white space anywhere may never put anything else.
 LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-
-
 LONGEST_REASON = 200  # characters
+# Of all multipleOf together: each remainder is a state, and from millions on the automaton is never done.
+LARGEST_DIVISOR = 100_000
+NO_DETAILS, NOTHING_FITS = "<non-verbose/>", "NoExtensionBias"  # llguidance's words
 
 
 class Grammar:
@@ -44,11 +47,43 @@ class Grammar:
         """Go on behind a token, which may be the end's."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise GrammarError(f"the answer's grammar is too much: {_first_line(self._matcher)}")
+            raise GrammarError(f"the answer's grammar is too much: {_reason(self._matcher)}")
 
 
-def _first_line(matcher: Any) -> str:
-    return printable(" ".join(str(matcher.get_error()).split()))[:LONGEST_REASON]
+def _reason(matcher: Any) -> str:
+    said = " ".join(str(matcher.get_error()).replace(NO_DETAILS, "").split())
+    return printable("no text fits it" if said == NOTHING_FITS else said)[:LONGEST_REASON]
+
+
+def _check_divisors(schema: str) -> None:
+    """GrammarError where an automaton of remainders would take minutes, or all memory."""
+    divisors: list[int] = []
+
+    def note(table: dict[str, Any]) -> None:
+        divisor = table.get("multipleOf")
+        if isinstance(divisor, int | float):
+            digits, exponent = Decimal(str(divisor)).as_tuple()[1:]
+            divisors.append(int("".join(map(str, digits))) * 10 ** max(0, int(exponent)))
+
+    json.loads(schema, object_hook=note)
+    if lcm(*divisors) > LARGEST_DIVISOR:
+        raise GrammarError(
+            f"the JSON schema can't be followed: its multipleOf make more than {LARGEST_DIVISOR} remainders"
+        )
+
+
+def _text_of(sampling: Sampling) -> str:
+    """The grammar as llguidance reads it."""
+    from llguidance import LLMatcher
+
+    if sampling.json_schema is None:
+        return str(LLMatcher.grammar_from_regex(sampling.regex or ""))
+    try:  # Python's reading of JSON admits more: numbers without end, halves of characters
+        text = str(LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=LAYOUT))
+    except ValueError as error:
+        raise GrammarError(f"the JSON schema is not valid JSON: {one_line(error)}") from error
+    _check_divisors(sampling.json_schema)
+    return text
 
 
 class Grammars:
@@ -63,18 +98,14 @@ class Grammars:
             return None
         with self._lock:
             vocabulary = self._vocabulary
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        if sampling.regex is not None:
-            text = LLMatcher.grammar_from_regex(sampling.regex)
-        else:
-            text = LLMatcher.grammar_from_json_schema(
-                json.loads(sampling.json_schema or ""), overrides=LAYOUT
-            )
-        matcher = LLMatcher(vocabulary, text, log_level=0)
-        if matcher.is_error():
+        limits = LLParserLimits(verbose_errors=False)
+        matcher = LLMatcher(vocabulary, _text_of(sampling), log_level=0, limits=limits)
+        # The first mask builds most of the automaton, which may take seconds: here, where nobody waits for it.
+        if matcher.is_error() or (matcher.compute_bitmask() and matcher.is_error()):
             asked = "regular expression" if sampling.json_schema is None else "JSON schema"
-            raise GrammarError(f"the {asked} can't be followed: {_first_line(matcher)}")
+            raise GrammarError(f"the {asked} can't be followed: {_reason(matcher)}")
         return Grammar(matcher, (self._tokenizer.vocab_size + 31) // 32)
 
     @cached_property
