@@ -33,6 +33,13 @@ EXAMPLES = """Examples:
 """
 WEB_PORT, WEB_KEY = 7860, "GHOSTVIS_WEB_KEY"
 OVERFLOWS = ("refuse", "drop-oldest")
+ON_THE_PAGE = (("host", "--host"), ("port", "--port"), ("browse", "--open"))
+AT_THE_TERMINAL = (  # parameter, its default, the flag that changes it
+    ("raw", False, "--raw"),
+    ("stats", False, "--stats"),
+    ("history", True, "--no-history"),
+    ("preview", True, "--no-preview"),
+)
 
 
 @app.command(epilog=EXAMPLES)
@@ -139,12 +146,16 @@ def _web(ctx: typer.Context, conversation: "Conversation") -> int:
 
 
 def _check_web(ctx: typer.Context) -> None:
-    """What is for the page alone, and what it needs."""
+    """What is for the page alone, what is for the terminal alone, and what the page needs."""
     if not ctx.params["web"]:
-        for name, flag in (("host", "--host"), ("port", "--port"), ("browse", "--open")):
-            if ctx.params[name] not in (None, False):
+        for name, flag in ON_THE_PAGE:
+            if ctx.params[name] is not None and ctx.params[name] is not False:
                 raise UsageError(f"{flag} is for the page", hint=f"ghostvis chat --web {flag}")
-    elif find_spec("gradio") is None:
+        return
+    for name, usual, flag in AT_THE_TERMINAL:
+        if ctx.params[name] is not usual:
+            raise UsageError(f"{flag} is for the terminal", hint=f"leave out {flag}, or --web")
+    if find_spec("gradio") is None:
         raise EngineError(
             "the page needs gradio, which is not installed", hint="pip install 'ghostvis-cli[web]'"
         )

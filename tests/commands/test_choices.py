@@ -342,3 +342,15 @@ def test_variables_of_serve_and_its_plug_in_are_known(monkeypatch: pytest.Monkey
     assert [line for line in resolve().notices if "means nothing" in line] == [
         "the environment variable 'GHOSTVIS_NUMERIC' means nothing here (did you mean GHOSTVIS_NUMERICS?)"
     ]
+
+
+@pytest.mark.parametrize("flag", ["--raw", "--stats", "--no-history", "--no-preview"])
+def test_what_is_for_the_terminal_alone_is_refused_beside_the_page(flag: str) -> None:
+    done = run("chat", "--web", flag, "--source", "demo")
+    assert (done.exit_code, f"{flag} is for the terminal" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("typed", [("--port", "0"), ("--host", "::1"), ("--open",)])
+def test_what_is_for_the_page_alone_is_refused_without_it(typed: tuple[str, ...]) -> None:
+    done = run("chat", *typed, "--source", "demo")
+    assert (done.exit_code, f"{typed[0]} is for the page" in done.stderr) == (2, True), done.stderr
