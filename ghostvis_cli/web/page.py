@@ -143,10 +143,10 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         files = {each["path"]: each for each in view.pending()} | {path: path for path in typed["files"]}
         return {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
 
-    def on(event: Any, act: Callable[..., AsyncIterator[Any]], *inputs: Any) -> None:
+    def on(event: Any, act: Callable[..., AsyncIterator[Any]], *inputs: Any, whole: bool = False) -> None:
         """Show what comes of it as it comes, then bring the box and the menu up to date."""
         shown = event(act, [shown_last, *inputs], seen, **QUIET).then(settle, box, box, **QUIET)
-        shown.then(menu.shown, None, menu.parts, **QUIET)
+        shown.then(partial(menu.shown, whole=whole), menu.last, menu.parts, **QUIET)
 
     def doing(action: Callable[..., Awaitable[object]]) -> Callable[..., AsyncIterator[Any]]:
         async def act(mark: int | None, *given: Any) -> AsyncIterator[list[Any]]:
@@ -183,7 +183,7 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         on(chat.clear, doing(lambda: desk.do("clear")))
         on(make_room.click, doing(desk.make_room))
         box.stop(desk.stop, **QUIET)
-        menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs))
+        menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs, whole=True))
     return page
 
 
@@ -207,21 +207,27 @@ class Menu:
         self.system = gr.Textbox(label="System message", lines=2)
         with gr.Row():
             self.fields = {name: gr.Textbox(label=name, max_lines=1, min_width=120) for name in settable()}
-        self.parts = [self.session, self.name, self.profile, self.system, *self.fields.values()]
+        self.last = gr.State()  # what this tab shows
+        self.parts = [self.session, self.name, self.profile, self.system, *self.fields.values(), self.last]
 
-    def shown(self) -> list[Any]:
+    def shown(self, before: list[dict[str, Any]] | None, *, whole: bool) -> list[Any]:
+        """What has changed since `before`, or the whole menu: a field that somebody types in is else left alone."""
+        now = self._now()
+        kept = before if before is not None and not whole else [{}] * len(now)
+        return [
+            *(gr.skip() if new == old else gr.update(**new) for new, old in zip(now, kept, strict=True)),
+            now,
+        ]
+
+    def _now(self) -> list[dict[str, Any]]:
         chat = self.desk.chat
         name, sampling = chat.file.name if chat.file else "not saved", chat.profile.sampling
-        fields = (
-            gr.Textbox(value=plain(getattr(sampling, field)), info=chat.origin(field))
-            for field in self.fields
-        )
         return [
-            gr.Dropdown(choices=list(dict.fromkeys([name, *self.desk.sessions()])), value=name),
-            name,
-            gr.Dropdown(choices=self.desk.profiles(), value=chat.profile.name),
-            chat.session.system or "",
-            *fields,
+            {"choices": list(dict.fromkeys([name, *self.desk.sessions()])), "value": name},
+            {"value": name},
+            {"choices": self.desk.profiles(), "value": chat.profile.name},
+            {"value": chat.session.system or ""},
+            *({"value": plain(getattr(sampling, each)), "info": chat.origin(each)} for each in self.fields),
         ]
 
     def listen(self, on: Callable[..., None]) -> None:
