@@ -58,7 +58,7 @@ $(WEB)/.ready: $(VENV)/.dev tests/web/requirements.lock
 test: quick $(if $(REAL_SGLANG),sglang)  ## Run the tests, on every core; on Linux x86-64 with the real SGLang
 
 .PHONY: quick
-quick: $(VENV)/.dev  ## Run the tests that need no SGLang (some six minutes)
+quick: $(VENV)/.dev  ## Run the tests that need no SGLang (some seven minutes)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --ignore tests/web $(if $(REAL_SGLANG),--ignore tests/sglang)
 
 .PHONY: web
