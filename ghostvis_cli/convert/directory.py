@@ -3,7 +3,6 @@
 Reads only. How one is written is convert/run.py, how it appears whole convert/staging.py.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ghostvis_cli.checkpoint.formats import CONFIG as CONFIG
 from ghostvis_cli.checkpoint.formats import INDEX as INDEX
 from ghostvis_cli.checkpoint.formats import WEIGHTS as WEIGHTS
 from ghostvis_cli.convert.hashes import KnownHashes
-from ghostvis_cli.errors import ModelError, one_line
+from ghostvis_cli.errors import ModelError
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER = "tokenizer.json"
@@ -29,13 +28,9 @@ def is_converted(place: Path) -> bool:
 def read_json(place: Path, name: str) -> dict[str, Any]:
     """One of the directory's JSON files. ModelError where it can't be read."""
     try:
-        found = json.loads((place / name).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        hint = "ghostvis convert CHECKPOINT --out DIR"
-        raise ModelError(f"{place / name} can't be read: {one_line(error)}", hint=hint) from error
-    return found
+        return safetensors.read_json(place / name)
+    except ModelError as error:
+        raise ModelError(error.message, hint="ghostvis convert CHECKPOINT --out DIR") from error
 
 
 def certificate_of(place: Path) -> dict[str, Any] | None:
