@@ -105,7 +105,7 @@ def on_gpu(
     """The scheduler as a GPU has it."""
     graphs = Graphs(lambda: replaying or Replaying())
     decode = Padded(model.model.decoder, graphs=graphs)
-    chosen: dict[str, Any] = {"ahead": True, "together": 64} | settings
+    chosen: dict[str, Any] = {"ahead": True, "together": 64, "graphs": graphs} | settings
     return Scheduler(model.model, model.tokenizer, decode=decode, varlen=varlen, **chosen)
 
 
@@ -275,6 +275,28 @@ def with_image(index: int) -> Sequence:
     return Sequence.start(
         prompt, [pixels], Sampling(max_tokens=6, temperature=0, ignore_eos=True), IMAGE_TOKENS
     )
+
+
+class Prompts(Replaying):
+    """Counts those graphs that read prompts: what they give are rows of many positions."""
+
+    def __call__(self, compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        self.sizes = [*getattr(self, "sizes", []), *inputs[0].shape[1:2]]
+        return super().__call__(compute, inputs)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 300, 600, 620], ids="{} positions".format)
+def test_prompts_are_read_by_graphs_of_few_sizes(length: int) -> None:
+    """The longest would be padded beyond the context's end: it is read as it is."""
+    model, replaying = tiny_model(vision=False), Prompts()
+    rng = random.Random(length)
+    prompts = [sequence([rng.randrange(200) for _ in range(length)], 5) for _ in range(4)]
+    expected = alone(model, prompts)
+    scheduler = on_gpu(model, replaying, prefix_cache_bytes=0)
+    assert [run(scheduler, each)[0] for each in prompts] == expected
+    padded = max(64, 1 << (length - 1).bit_length())
+    fits = padded <= model.model.config.decoder.max_positions
+    assert (padded in replaying.sizes) == fits
 
 
 def test_images_of_waiting_prompts_are_seen_together() -> None:

@@ -23,7 +23,12 @@ from ghostvis_cli.paths import cache_dir
 Step: TypeAlias = Callable[[Decoder, Tensor, Tensor, int, KVCache], Tensor]
 SHAPES_COMPILED = 64  # batch sizes x cached lengths; torch gives up after eight otherwise
 # Matrices times one row become kernels of the compiler's own, tuned by trying: they read weights faster.
-CUDA_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
+# Kernels are launched before the last one has ended (programmatic dependent launch).
+CUDA_OPTIONS: dict[str, Any] = {
+    "coordinate_descent_tuning": True,
+    "max_autotune_pointwise": True,
+    "triton.enable_pdl": True,
+}
 
 
 class Decode(Protocol):
@@ -87,7 +92,7 @@ class Padded:
             return self.step(decoder, tokens, positions, length, cache)
 
         self.graphs.on(cache, decoder.cos)
-        return self.graphs.run((batch, length), compute, tokens, positions)[:count]
+        return self.graphs.run(("step", batch, length), compute, tokens, positions)[:count]
 
 
 def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
@@ -106,7 +111,11 @@ def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
 
 
 def compile_layers(decoder: Decoder, options: dict[str, Any]) -> None:
-    """One compiled function for what all layers do before attention, and one for what they do after it."""
-    enter, leave = (torch.compile(each, options=options) for each in (Block.enter, Block.leave))
+    """Compiled: what all layers do before attention, what they do after it, and the head."""
+    known = torch._inductor.list_options()
+    options = {name: value for name, value in options.items() if name in known}
+    functions = (Block.enter, Block.leave, Decoder.logits)
+    enter, leave, logits = (torch.compile(each, options=options) for each in functions)
+    decoder.logits = logits.__get__(decoder)  # type: ignore[method-assign]
     for block in decoder.blocks:
         block.enter, block.leave = enter.__get__(block), leave.__get__(block)

@@ -279,25 +279,25 @@ def _make_scheduler(loaded: LoadedModel, settings: LocalSettings) -> Scheduler:
     on_cuda = weight.device.type == "cuda"
     without_cudnn_attention(weight.device)
     row_bytes = config.sequence_len * token_bytes(config, weight.dtype)
+    graphs = Graphs() if on_cuda and settings.graphs != "off" else None
     return Scheduler(
         loaded.model,
         loaded.tokenizer,
         max_batch=settings.max_batch or fitting_batch(weight.device, row_bytes),
         prefill_tokens=settings.prefill_tokens or (PREFILL_TOKENS_ON_CUDA if on_cuda else PREFILL_TOKENS),
         prefix_cache_bytes=settings.prefix_cache_mb * 1024**2,
-        decode=_choose_decode(decoder, settings),
+        decode=_choose_decode(decoder, settings, graphs),
         varlen=has_varlen(config, weight.device, weight.dtype),
         ahead=on_cuda,
         together=TOGETHER_ON_CUDA if on_cuda else 1,
-        graphs=Graphs() if on_cuda and settings.graphs != "off" else None,
+        graphs=graphs,
     )
 
 
-def _choose_decode(decoder: Decoder, settings: LocalSettings) -> Decode:
-    on_cuda = decoder.lm_head.weight.device.type == "cuda"
-    graphs = Graphs() if on_cuda and settings.graphs != "off" else None
+def _choose_decode(decoder: Decoder, settings: LocalSettings, graphs: Graphs | None) -> Decode:
     if settings.compile:
         return compiled(decoder, graphs)
+    on_cuda = decoder.lm_head.weight.device.type == "cuda"
     return Padded(decoder, graphs=graphs) if on_cuda else Eager(decoder)
 
 

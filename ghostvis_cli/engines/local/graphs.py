@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 64
+MOST_GRAPHS = 128
 MOST_BYTES = 4 * 1024**3  # that all graphs together may take for what is between their kernels
 Compute: TypeAlias = Callable[..., Tensor]
 Capture: TypeAlias = Callable[[Compute, tuple[Tensor, ...]], Compute]

@@ -221,7 +221,7 @@ class Scheduler:
     def _read(self, parts: list[Part]) -> Tensor:
         """Run each part, in the rows after the running ones: the hidden rows of their last positions (S, D)."""
         self._see([part.sequence for part in parts])
-        return read_parts(self.model.decoder, parts, self.rows, len(self.running))
+        return read_parts(self.model.decoder, parts, self.rows, len(self.running), self.graphs)
 
     def _see(self, sequences: list[Sequence]) -> None:
         """Image rows (images x N, D) for prompts that have any; new images go through the tower."""
@@ -252,7 +252,7 @@ class Scheduler:
         pixels = sent(torch.from_numpy(np.stack(images)), self.device)
         if self.graphs is None:
             return self.model.encode_images(pixels)
-        return self.graphs.run(count, self.model.encode_images, pixels).clone()
+        return self.graphs.run(("images", count), self.model.encode_images, pixels).clone()
 
     # --- decoding
 
