@@ -31,9 +31,10 @@ def register() -> None:
         os.environ.setdefault(variable, package)
     # Requests come in here; other children would import the whole server for nothing.
     if parent_process() is None or WORKERS_VARIABLE in os.environ:
-        from ghostvis_cli.sglang.plugin import door, garbage, guards
+        from ghostvis_cli.sglang.plugin import door, ends, garbage, guards
 
         guards.install()
+        ends.install()
         garbage.install()
         if (rules := door.Rules.told()) is not None:
             door.install(rules)
