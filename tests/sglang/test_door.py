@@ -72,6 +72,35 @@ def test_what_sglang_follows_and_what_means_nothing_pass(server: Server) -> None
     assert ask(server, "POST", "/v1/completions", {**body, "max_completion_tokens": 1}).status_code == 400
 
 
+@pytest.mark.parametrize("prompt", ["Hello.", ["Hello.", "Why?"], [261, 701], [[261, 701], [388]]], ids=str)
+def test_a_prompt_is_scored_without_an_answer(server: Server, prompt: Any) -> None:
+    """As evaluation asks for it: `max_tokens: 0`, which SGLang's own route has no room for."""
+    body = {"prompt": prompt, "temperature": 0, "echo": True, "logprobs": 1}
+    answered, scored = (
+        ask(server, "POST", "/v1/completions", {**body, "max_tokens": limit}).json() for limit in (1, 0)
+    )
+    assert (scored["usage"]["completion_tokens"], scored["choices"][0]["finish_reason"]) == (0, "length")
+    assert scored["usage"]["prompt_tokens"] == answered["usage"]["prompt_tokens"]
+    for choice, longer in zip(scored["choices"], answered["choices"], strict=True):
+        assert longer["text"].startswith(choice["text"])
+        for name in ("tokens", "token_logprobs", "top_logprobs"):
+            assert choice["logprobs"][name] == longer["logprobs"][name][:-1]
+    events = ask(server, "POST", "/v1/completions", {**body, "max_tokens": 0, "stream": True}).text
+    told = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
+    streamed = [each for event in told for each in event["choices"] if each["logprobs"]]
+    assert [each["logprobs"]["tokens"] for each in sorted(streamed, key=lambda each: int(each["index"]))] == [
+        choice["logprobs"]["tokens"] for choice in scored["choices"]
+    ]
+    without = ask(server, "POST", "/v1/completions", {"prompt": prompt, "max_tokens": 0}).json()
+    assert {choice["text"] for choice in without["choices"]} == {""}
+
+
+@pytest.mark.parametrize("limit", [-1, False, 0.5, "0"], ids=str)
+def test_no_other_limit_is_taken_for_that_one(server: Server, limit: Any) -> None:
+    answer = ask(server, "POST", "/v1/completions", {"prompt": "a", "max_tokens": limit})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
+
+
 @pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "repetition_penalty"])
 def test_a_value_out_of_range_is_refused_by_its_fields_name(server: Server, field: str) -> None:
     answer = chat(server, **{field: -5})

@@ -47,6 +47,7 @@ FIELD, TYPES = (
     re.compile(r"[a-z]\w*"),
     ("str", "int", "float", "bool", "dict", "list"),
 )  # in pydantic's places
+NO_ANSWER = "ghostvis.no_answer"  # in the scope of a request for a prompt's own log-probabilities
 SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 
 
@@ -200,10 +201,13 @@ class FieldCheck:
             return
         messages = await _whole_body(receive)
         try:
-            check(b"".join(message.get("body", b"") for message in messages), self.known[kind])
+            values = check(b"".join(message.get("body", b"") for message in messages), self.known[kind])
         except (ApiError, InputError) as refusal:
             await _refused(as_api_error(refusal, ""))(scope, receive, send)
             return
+        if kind == "text" and _is_zero(values.pop("max_tokens", None)):
+            scope = {**scope, NO_ANSWER: True}
+            messages = [{"type": "http.request", "body": json.dumps(values).encode()}]
         replayed = iter(messages)
 
         async def again() -> Message:
@@ -223,12 +227,12 @@ class StreamOptions(schema.StreamOptions):
     continuous_usage_stats: bool | None = None
 
 
-def check(body: bytes, known: Known) -> None:
-    """ApiError for a field that SGLang would drop. What is no such body at all is left for SGLang to refuse."""
+def check(body: bytes, known: Known) -> dict[str, Any]:
+    """The body, or ApiError for a field that SGLang would drop. What is no JSON is left for SGLang to refuse."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
-        return
+        return {}
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
     if stray := known.stray(values):
@@ -241,6 +245,11 @@ def check(body: bytes, known: Known) -> None:
         schema.read(StreamOptions, values["stream_options"], "stream_options")
     if "messages" in values and "messages" in known.read:
         schema.read(schema.Conversation, {"messages": values["messages"]})
+    return values
+
+
+def _is_zero(limit: object) -> bool:
+    return type(limit) is int and limit == 0
 
 
 async def no_such_route(request: Any, error: Any) -> Response:
@@ -282,10 +291,10 @@ def with_code(response: Any, route: Any, *_: Any, **__: Any) -> Any:
     return JSONResponse(said, response.status_code)
 
 
-def without_hidden_limit(result: tuple[Any, Any], _completion: Any, request: Any, *_: Any) -> None:
-    """SGLang ends a completion that names no limit after 16 tokens."""
+def without_hidden_limit(result: tuple[Any, Any], _: Any, request: Any, raw: Any) -> None:
+    """SGLang ends a completion that names no limit after 16 tokens, and has no name for a limit of 0."""
     if "max_tokens" not in request.model_fields_set:
-        result[0].sampling_params["max_new_tokens"] = None
+        result[0].sampling_params["max_new_tokens"] = 0 if NO_ANSWER in raw.scope else None
 
 
 def limit_answer(max_tokens: int | None, manager: Any, request: Any, input_ids: Any, *_: Any) -> None:

@@ -24,9 +24,11 @@ def leave_out_ends(manager: Any, batch: Any, *_: Any) -> None:
         return
     if manager.model_config.hf_config.model_type not in MODEL_TYPES:
         return
+    counts = batch.completion_tokens
     for row, (name, reason) in enumerate(zip(batch.rids, batch.finished_reasons, strict=True)):
-        if _ended_by_a_token(reason) and not _shows_its_end(manager.rid_to_state.get(name)):
-            batch.completion_tokens[row] -= 1
+        left_out = _ended_by_a_token(reason) and not _shows_its_end(manager.rid_to_state.get(name))
+        counts[row] -= left_out
+        if left_out or not counts[row]:  # one likeliest token is told where none was asked for
             for field in BY_TOKEN:
                 values = getattr(batch, field)
                 if values and values[row]:
