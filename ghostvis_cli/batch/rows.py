@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ghostvis_cli.engines.base import GenerateRequest, Sampling
 from ghostvis_cli.errors import InputError, UsageError
 from ghostvis_cli.profile.settings import keys
-from ghostvis_cli.profile.values import from_python, nearest, shown
+from ghostvis_cli.profile.values import as_json, from_python, nearest, shown
 from ghostvis_cli.prompt import ImagePart, Message, Role, Text, with_line_breaks
 
 if TYPE_CHECKING:
@@ -196,9 +196,9 @@ def _openai(values: Json, index: int, settings: RunSettings) -> Row:
     _known(values, OPENAI_FIELDS)
     url, body = values.get("url"), values.get("body")
     if values.get("method", "POST") != "POST":
-        raise InputError(f"method is POST, not {shown(str(values['method']))}")
+        raise InputError(f"method is POST, not {as_json(values['method'])}")
     if (kind := KINDS.get(url if isinstance(url, str) else None)) is None:
-        raise InputError(f"url is {CHAT_URL} or {TEXT_URL}, not {shown(str(url))}")
+        raise InputError(f"url is {CHAT_URL} or {TEXT_URL}, not {as_json(url)}")
     if not isinstance(body, dict):
         raise InputError(f"body is a JSON object, not {_kind(body)}")
     asked = schema.read(schema.BODY[kind], body, "body")
@@ -252,10 +252,10 @@ def _seeded(default: Sampling, index: int) -> Sampling:
 
 
 def _setting(name: str, value: object) -> Any:
-    if name == "stop" and isinstance(value, str):
-        value = [value]
-    if name == "json_schema" and isinstance(value, dict):
-        value = json.dumps(value)
+    if name == "json_schema":
+        if not isinstance(value, dict | str):
+            raise InputError(f"json_schema is a JSON object, not {_kind(value)}")
+        value = value if isinstance(value, str) else json.dumps(value)
     try:
         return from_python(_sampling_keys()[name], value)
     except UsageError as error:
@@ -309,13 +309,9 @@ def _list(values: Json, name: str) -> list[Any]:
 
 
 def _kind(value: object) -> str:
-    """A JSON value's kind, for messages."""
+    """A JSON value for messages: long ones by their kind."""
     if value is None:
         return "missing"
-    names = {
-        bool: "true or false",
-        dict: "an object",
-        list: "a list",
-        str: f"text {shown(str(value))}" if value else "empty",
-    }
-    return names.get(type(value), "a number")
+    if isinstance(value, str):
+        return f"text {shown(value)}" if value else "empty"
+    return {dict: "an object", list: "a list"}.get(type(value)) or as_json(value)

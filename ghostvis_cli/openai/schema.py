@@ -99,22 +99,28 @@ def _shown(name: str) -> str:
 
 RULES = {
     "missing": "is required",
-    "model_type": "must be a JSON object",
-    "dict_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object",
-    "list_type": "must be a list",
-    "string_type": "must be a string",
-    "bool_type": "must be true or false",
-    "int_type": "must be an integer",
-    "float_type": "must be a number",
-    "union_tag_invalid": "must be text or image_url",
-    "union_tag_not_found": "must be text or image_url",
-    "literal_error": "is one of {expected}",
+    "model_type": "must be a JSON object{not_this}",
+    "dict_type": "must be a JSON object{not_this}",
+    "model_attributes_type": "must be a JSON object{not_this}",
+    "list_type": "must be a list{not_this}",
+    "string_type": "must be a string{not_this}",
+    "bool_type": "must be true or false{not_this}",
+    "int_type": "must be an integer{not_this}",
+    "float_type": "must be a number{not_this}",
+    "union_tag_invalid": "is one of text or image_url",
+    "union_tag_not_found": "is one of text or image_url",
+    "literal_error": "is one of {expected}{not_this}",
     "too_short": "is empty",
     "too_long": "has more than {max_length} entries",
     "greater_than_equal": "is {input}, less than {ge}",
     "less_than_equal": "is {input}, more than {le}",
 }
+# What JSON calls them, one alone (null, true, false and numbers are shown themselves) and several.
+ALONE = {str: "a string", list: "a list", dict: "an object"}
+SEVERAL = {
+    str: "strings", list: "lists", dict: "objects", int: "integers", float: "numbers", bool: "booleans",
+    type(None): "nulls",
+}  # fmt: skip
 
 
 def read(model: type[M], values: object, place: str = "") -> M:
@@ -134,12 +140,37 @@ def _refusal(error: ValidationError, place: str) -> BodyError:
     first = error.errors(include_url=False)[0]
     kind, context = first["type"], first.get("ctx", {})
     within = ("type",) if kind.startswith("union_tag") else context.get("at", ())
-    path, rule = _path(place, *first["loc"], *within), first["msg"]
-    if kind in RULES:
-        said = {name: str(value).replace("'", "") for name, value in context.items()}
-        rule = RULES[kind].format(**said, input=str(first["input"])[:LONGEST_NAME])
+    path = _path(place, *first["loc"], *within)
     code = kind if kind.endswith("_parameter") else None
-    return BodyError(f"{path or 'the body'} {rule}", path or None, code)
+    return BodyError(f"{path or 'the body'} {rule_of(first) or first['msg']}", path or None, code)
+
+
+def rule_of(error: Mapping[str, Any]) -> str | None:
+    """What one of pydantic's errors asks for and what came, to stand behind a field's name; None: not known."""
+    if (rule := RULES.get(error["type"])) is None:
+        return None
+    said = {name: _in_words(value) for name, value in error.get("ctx", {}).items()}
+    given = error.get("input")
+    another = error["type"] == "literal_error" and isinstance(given, str)
+    return rule.format(**said, input=_number(given), not_this="" if another else not_this(given))
+
+
+def not_this(value: object) -> str:
+    """ ", not 5", ", not a list of strings": a value that came, without the texts that may be in it."""
+    shown = ALONE.get(type(value)) or _number(value)
+    if isinstance(value, list) and value:
+        kinds = [SEVERAL.get(kind, kind.__name__) for kind in dict.fromkeys(map(type, value))]
+        shown += f" of {' and '.join(kinds)}"
+    return f", not {shown}"
+
+
+def _number(value: object) -> str:
+    """As JSON writes it; true, false and null too."""
+    return json.dumps(value)[:LONGEST_NAME] if isinstance(value, int | float | None) else ""
+
+
+def _in_words(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("'", "")
 
 
 def _path(place: str, *steps: int | str) -> str:
@@ -193,19 +224,23 @@ def _unicode(text: str) -> str:
 def _texts(value: object) -> list[str]:
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise fault("must be a string or a list of strings")
+        raise fault(f"must be a string or a list of strings{not_this(value)}")
     return [_unicode(entry) for entry in entries]
 
 
 def _prompts(value: object) -> object:
     """A prompt or several, each text or ids: as a list of texts and tuples."""
-    if isinstance(value, list) and value and all(type(id_) is int for id_ in value):
-        value = [value]
-    if isinstance(value, list) and any(isinstance(entry, list) for entry in value):
-        if all(isinstance(entry, list) and entry and {*map(type, entry)} == {int} for entry in value):
-            return [tuple(entry) for entry in value]
-        raise fault("must be a string, token ids, or a list of one of these")
-    return _texts(value)
+    prompts = [value] if isinstance(value, str) or _are_ids(value) else value
+    if isinstance(prompts, list):
+        if all(isinstance(prompt, str) for prompt in prompts):
+            return _texts(prompts)
+        if all(_are_ids(prompt) for prompt in prompts):
+            return [tuple(ids) for ids in prompts]
+    raise fault(f"must be a string, token ids, or a list of one of these{not_this(value)}")
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and {*map(type, value)} == {int}
 
 
 def _stops(value: object) -> list[str]:
@@ -218,11 +253,13 @@ def _parts(value: object) -> object:
     if isinstance(value, str):
         return [{"type": "text", "text": _unicode(value)}]
     if not isinstance(value, list):
-        raise fault("must be a string or a list of parts")
+        raise fault(f"must be a string or a list of parts{not_this(value)}")
     return value
 
 
 def _linked(value: object) -> object:
+    if not isinstance(value, str | dict):
+        raise fault(f"must be a string or a JSON object with url{not_this(value)}")
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -326,7 +363,8 @@ class ResponseFormat(Fields):
     @model_validator(mode="after")
     def _a_schema_has_its_type(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise fault("goes with type json_schema", "json_schema")
+            rule = "is required" if self.json_schema is None else f"has no place beside type {self.type}"
+            raise fault(rule, "json_schema")
         return self
 
     @property

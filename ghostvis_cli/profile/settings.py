@@ -263,7 +263,7 @@ class Key:
             "float": "a number",
             "str": "text",
             "choice": "one of " + ", ".join(self.choices),
-            "texts": "a list of texts",
+            "texts": "text or a list of texts",
         }[self.kind]
         return words + (" or null" if self.nullable else "")
 

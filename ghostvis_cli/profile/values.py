@@ -5,6 +5,7 @@ refusal is a UsageError whose message stands behind a place and a key, so it beg
 neither.
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike, fspath
@@ -48,8 +49,8 @@ def from_python(key: Key, value: object) -> object:
     """A value given in Python: paths become text, sequences tuples; types are held to as in YAML."""
     if isinstance(value, PathLike):
         value = fspath(value)
-    if key.kind == "texts" and isinstance(value, Sequence) and not isinstance(value, str):
-        value = tuple(value)
+    if key.kind == "texts" and isinstance(value, Sequence):
+        value = (value,) if isinstance(value, str) else tuple(value)
     fits: dict[str, Any] = {
         "bool": isinstance(value, bool),
         "int": isinstance(value, int) and not isinstance(value, bool),
@@ -59,7 +60,7 @@ def from_python(key: Key, value: object) -> object:
         "texts": isinstance(value, tuple) and all(isinstance(each, str) for each in value),
     }
     if not fits[key.kind] and not (value is None and key.nullable):
-        raise UsageError(f"takes {key.expects}, not {shown(str(value))}")
+        raise UsageError(f"takes {key.expects}, not {as_json(value)}")
     return _checked(key, float(value) if key.kind == "float" and isinstance(value, int) else value, None)
 
 
@@ -152,8 +153,19 @@ def _is_whole(value: float) -> bool:
 
 def shown(text: str) -> str:
     """A value as messages quote it: short, on one line, secrets taken out."""
+    return repr(_short(text))
+
+
+def as_json(value: object) -> str:
+    """The same for a value that is no text: [5], true, {"a": 1}."""
+    if isinstance(value, str):
+        return shown(value)
+    return _short(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _short(text: str) -> str:
     text = redact(text)
-    return repr(text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…")
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -517,6 +517,46 @@ def test_what_cannot_be_done_is_refused_and_names_the_field(
     assert (body["error"]["type"], body["error"]["param"]) == ("invalid_request_error", param)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stop": [5, "a"]}, "stop must be a string or a list of strings, not a list of integers and strings"),
+        ({"stop": {}}, "stop must be a string or a list of strings, not an object"),
+        ({"stream": "yes"}, "stream must be true or false, not a string"),
+        ({"max_tokens": 5.5}, "max_tokens must be an integer, not 5.5"),
+        ({"n": True}, "n must be an integer, not true"),
+        ({"top_p": 5}, "top_p is 5, more than 1"),
+        ({"temperature": [1]}, "temperature must be a number, not a list of integers"),
+        ({"messages": {}}, "messages must be a list, not an object"),
+        ({"messages": [{"role": 5, "content": "a"}]}, "messages[0].role is one of system"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages[0].content must be a string or a list of parts, not 5",
+        ),
+        (
+            {"messages": user({"type": "text", "text": False})},
+            "messages[0].content[0].text must be a string, not false",
+        ),
+        (
+            {"messages": user({"type": "image_url", "image_url": 5})},
+            "messages[0].content[0].image_url must be a string or a JSON object with url, not 5",
+        ),
+        (
+            {"messages": user({"type": "image_url", "image_url": {"url": [1]}})},
+            "messages[0].content[0].image_url.url must be a string, not a list of integers",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is required"),
+        ({"response_format": "json"}, "response_format must be a JSON object, not a string"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_value_of_another_type_is_told_as_json_shows_it(
+    server: Running, fields: dict[str, Any], message: str
+) -> None:
+    status, body = server.chat(**fields)
+    assert (status, body["error"]["message"][: len(message)]) == (400, message)
+
+
 def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
     neutral = {"tools": [], "response_format": {"type": "text"}, "presence_penalty": 0.0, "logit_bias": {}}
     ignored = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "n": None, "n_predict": None}

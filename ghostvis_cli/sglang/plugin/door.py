@@ -274,7 +274,9 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
             param += f".{step}" if param else step
         else:
             break  # a member of a union, as pydantic names it
-    return ApiError(400, f"{param or 'the body'}: {says}", param=param or None)
+    rule = schema.rule_of(errors[0])
+    says = f": {says}" if rule is None else f" {rule}"
+    return ApiError(400, f"{param or 'the body'}{says}", param=param or None)
 
 
 def with_code(response: Any, route: Any, *_: Any, **__: Any) -> Any:
