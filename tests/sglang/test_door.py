@@ -151,6 +151,14 @@ def test_without_a_limit_an_answer_takes_the_rest_of_the_context(server: Server)
         assert CONTEXT - 2 <= usage["total_tokens"] <= CONTEXT
 
 
+def test_a_schema_that_would_be_followed_in_part_is_refused(server: Server) -> None:
+    for rule, status in (({"multipleOf": 100000007}, 400), ({"minimum": 5}, 200)):
+        schema = {"type": "integer", **rule}
+        format_ = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        answer = chat(server, response_format=format_)
+        assert (answer.status_code, "multipleOf" in answer.text) == (status, status == 400)
+
+
 @pytest.mark.parametrize("grammar", [{"regex": "[a-z]{2000}"}, {"json_schema": {"minLength": 2000}}], ids=str)
 def test_a_grammar_that_the_context_cuts_short_is_no_success(server: Server, grammar: dict[str, Any]) -> None:
     if "json_schema" in grammar:

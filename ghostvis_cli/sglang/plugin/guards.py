@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ghostvis_cli.convert.tokenizer import escaped
+from ghostvis_cli.sglang.plugin import schemas
 
 MODEL_TYPES = ("ghostvis", "ghostvis_nanochat", "nanochat", "qwen3")
 KEYS = ("api_key", "admin_api_key")
@@ -55,8 +56,11 @@ def refuse_what_kills(manager: Any, request: Any, input_ids: Sequence[int] | Non
     if config.hf_config.model_type not in MODEL_TYPES:
         return
     refuse_unknown_ids(() if input_ids is None else input_ids, config.vocab_size)
+    sampling = request.sampling_params or {}
+    if manager.server_args.grammar_backend in schemas.BACKENDS:
+        schemas.refuse_what_is_left_out(sampling.get("json_schema"))
     tops = getattr(request, "top_logprobs_num", None) or 0
-    answers = (request.sampling_params or {}).get("n") or 1
+    answers = sampling.get("n") or 1
     embeddings = request.positional_embed_overrides
     for fault, rule in (
         ((getattr(request, "logprob_start_len", None) or 0) < -1, "logprob_start_len must be at least -1"),
