@@ -1,9 +1,9 @@
-"""Installs dist/*.whl with each extra into a fresh environment of each Python: `make dist`, before a release.
+"""Installs what dist/ holds into fresh environments of each Python: `make dist`, before a release.
 
     python -m tools.try_wheel --pythons python3.11 python3.13 --extras core local serve
 
-For each: pip's own check is silent, the command starts and lists models, man page and completions are there.
-Ends with 1 if one fails.
+The wheel with each extra, the sdist with the last of them. For each: pip's own check is silent, the command starts
+and lists models, man page and completions are there. Ends with 1 if one fails.
 """
 
 import argparse
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ("man/man1/ghostvis.1", "bash-completion/completions/ghostvis", "zsh/site-functions/_ghostvis")
 
 
-def tried(python: str, extra: str, wheel: Path) -> str:
+def tried(python: str, extra: str, built: Path) -> str:
     """What is wrong; empty where nothing is."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "venv")
-        named = f"{wheel}[{extra}]" if extra != "core" else str(wheel)
+        named = f"{built}[{extra}]" if extra != "core" else str(built)
         pip = [str(place / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         for command in (
             [python, "-m", "venv", str(place)],
@@ -43,13 +43,13 @@ def main() -> int:
     parser.add_argument("--pythons", nargs="+", default=[sys.executable])
     parser.add_argument("--extras", nargs="+", default=["core"])
     args = parser.parse_args()
-    (wheel,) = (ROOT / "dist").glob("*.whl")
+    ((wheel,), (sdist,)) = ((ROOT / "dist").glob(name) for name in ("*.whl", "*.tar.gz"))
     failed = False
     for python in args.pythons:
-        for extra in args.extras:
-            fault = tried(python, extra, wheel)
+        for built, extra in [*((wheel, extra) for extra in args.extras), (sdist, args.extras[-1])]:
+            fault = tried(python, extra, built)
             failed = failed or bool(fault)
-            print(f"{python} [{extra}] {fault or 'ok'}", flush=True)
+            print(f"{python} {built.name} [{extra}] {fault or 'ok'}", flush=True)
     return int(failed)
 
 
