@@ -314,4 +314,6 @@ def _kind(value: object) -> str:
         return "missing"
     if isinstance(value, str):
         return f"text {shown(value)}" if value else "empty"
-    return {dict: "an object", list: "a list"}.get(type(value)) or as_json(value)
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return as_json(value)

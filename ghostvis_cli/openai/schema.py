@@ -116,8 +116,8 @@ RULES = {
     "less_than_equal": "is {input}, more than {le}",
 }
 # What JSON calls them, one alone (null, true, false and numbers are shown themselves) and several.
-ALONE = {str: "a string", list: "a list", dict: "an object"}
-SEVERAL = {
+ALONE: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
+SEVERAL: dict[type, str] = {
     str: "strings", list: "lists", dict: "objects", int: "integers", float: "numbers", bool: "booleans",
     type(None): "nulls",
 }  # fmt: skip
