@@ -69,15 +69,18 @@ def test_every_hook_has_its_target() -> None:
 
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from ghostvis_cli.sglang.plugin import guards
+    from ghostvis_cli.sglang.plugin import ends, guards
 
-    guards.install()
+    modules = (ends, guards)
+    for module in modules:
+        module.install()
+    names = {module.__name__ for module in modules}
     ours = [
         target
         for target, hooks in HookRegistry._hooks.items()
-        if any(hook.__module__ == guards.__name__ for _, hook, _ in hooks)
+        if any(hook.__module__ in names for _, hook, _ in hooks)
     ]
-    assert ours
+    assert len(ours) > len(modules)
     for target in ours:
         assert callable(resolve_name(target))
 
