@@ -2,6 +2,7 @@
 
 * Its scheduler, and with it the server, ends at a prompt's id outside the vocabulary (or reads what another request
   cached under it), at embeddings that came as JSON, and at some numbers out of range.
+* Its grammar backend only logs what it leaves out of a JSON schema, or not even that (`schemas`).
 * Text that never was in a chat template would lose its typed `<|bos|>` to the token: a raw prompt, the beginning of
   a reply, and a prompt with images, which would go from ids to text and back.
 """
