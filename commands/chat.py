@@ -59,9 +59,7 @@ AT_THE_TERMINAL = (  # parameter, its default, the flag that changes it
     option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
     option(bool, "--web", "Talk in a browser; the page's address is printed."),
     option(
-        str,
-        "--host ADDRESS",
-        f"With --web: address to listen on; beyond this machine only with {WEB_KEY}.",
+        str, "--host ADDRESS", f"With --web: address to listen on; beyond this machine only with {WEB_KEY}."
     ),
     option(int, "--port N", f"With --web: port; 0 takes a free one ({WEB_PORT}).", min=0, max=65535),
     option(bool, "--open", "With --web: open the page in a browser.", name="browse"),

@@ -221,9 +221,8 @@ async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", sho
             code = int(ExitCode.OK)
         else:
             code = await _answer_many(engine, requests, show)
-        output.notices(
-            line for line in engine.info.notices if line not in told
-        )  # known only after the answers
+        # Some are known only after the answers.
+        output.notices(line for line in engine.info.notices if line not in told)
         return code
 
 

@@ -40,9 +40,7 @@ def list_profiles(*, json: bool) -> None:
 
 @app.command("show")
 @options.takes(
-    option(bool, "--origin", "Say behind each value where it is from."),
-    options.PROFILE,
-    options.JSON,
+    option(bool, "--origin", "Say behind each value where it is from."), options.PROFILE, options.JSON
 )
 def show_profile(
     name: Name = None, *, origin: bool, profile: str | None, sets: list[str] | None, json: bool

@@ -100,8 +100,7 @@ are answered.
 def serve(
     ctx: typer.Context,
     sglang_options: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- SGLANG OPTIONS]", help="Passed to SGLang as they are."),
+        list[str] | None, typer.Argument(metavar="[-- SGLANG OPTIONS]", help="Passed to SGLang as they are.")
     ] = None,
     *,
     host: str | None,

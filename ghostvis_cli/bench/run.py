@@ -249,11 +249,7 @@ class Client:
             await self._ask(item, request, due_s)
 
     async def _ask(
-        self,
-        item: Item,
-        request: GenerateRequest,
-        due_s: float,
-        failures: list[GhostvisError] | None = None,
+        self, item: Item, request: GenerateRequest, due_s: float, failures: list[GhostvisError] | None = None
     ) -> None:
         images = item.images
         seen = sum(image in self._target.seen for image in images)

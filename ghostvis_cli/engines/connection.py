@@ -251,9 +251,8 @@ class Connection:
 
     def _certificates(self) -> ssl.SSLContext:
         if not self.root.startswith("https:"):
-            return ssl.SSLContext(
-                ssl.PROTOCOL_TLS_CLIENT
-            )  # plain HTTP needs no certificates, and reading them takes 50 ms
+            # Plain HTTP needs no certificates, and reading them takes 50 ms.
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context, ca_file = httpx2.create_ssl_context(), self.settings.ca_file
         if ca_file is not None:
             try:

@@ -391,9 +391,8 @@ def _is_answer(text: str) -> bool:
 
 def _failure_in(payload: dict[str, Any]) -> str | None:
     """What went wrong on the server in the middle of an answer, in any of the shapes it is told."""
-    bare = "choices" not in payload and (
-        payload.get("message") or payload.get("detail")
-    )  # of an `event: error`
+    # The fields of an `event: error`.
+    bare = "choices" not in payload and (payload.get("message") or payload.get("detail"))
     if payload.get("object") == "error" or payload.get("error") or bare:
         return said(payload)
     for choice in payload.get("choices") or ():

@@ -188,9 +188,8 @@ class GhostVisNanoChatPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["GhostVisNanoChatLayer"]  # noqa: RUF012 - the base class declares these so
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = [  # noqa: RUF012 - scalars of the residual stream
-        *("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")
-    ]
+    # Scalars of the residual stream.
+    _keep_in_fp32_modules_strict = ["resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"]  # noqa: RUF012
     _supports_sdpa = True
 
     @property

@@ -18,12 +18,7 @@ from ghostvis_cli.model.preprocess import HALF, preprocess
 from ghostvis_cli.transparency import WHITE, on_ground
 
 # What stands in a rendered conversation for each image: its rows' place, and in prepend_slots its slots too.
-MARKS_AN_IMAGE: dict[Layout, int] = {
-    "inline": 1,
-    "prepend": 1,
-    "prepend_slots": 2,
-    "prepend_literal": 1,
-}
+MARKS_AN_IMAGE: dict[Layout, int] = {"inline": 1, "prepend": 1, "prepend_slots": 2, "prepend_literal": 1}
 
 
 class GhostVisImageProcessor(BaseImageProcessor):

@@ -33,11 +33,7 @@ class Probe:
         self._admin_key = admin_key or key
         # The certificate, if any, is for the name that clients use, and this is a child of ours on loopback.
         self._client = httpx2.AsyncClient(
-            base_url=url,
-            headers=_bearer(key),
-            trust_env=False,
-            verify=False,
-            timeout=ANSWER_S,
+            base_url=url, headers=_bearer(key), trust_env=False, verify=False, timeout=ANSWER_S
         )
 
     async def until_ready(self, *, answers: bool = True) -> None:

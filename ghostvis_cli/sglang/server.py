@@ -49,9 +49,7 @@ if TYPE_CHECKING:
 
 ADMIN_VARIABLE = "GHOSTVIS_ADMIN_API_KEY"
 NOWHERE = "none.invalid"  # an empty list would allow every host
-MODULE = (
-    "sglang.launch_server"  # in 0.5.17 and 0.5.23 alike; `sglang serve` would guess the kind of model first
-)
+MODULE = "sglang.launch_server"  # in every release; `sglang serve` would guess the kind of model first
 OF_WORKERS = "ghostvis_cli.sglang.plugin.launch"
 # Without an answer for so long a worker is replaced; SGLang's 10 s can be less than its imports take.
 PATIENCE_VARIABLE, WORKERS_PATIENCE_S = "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120"
@@ -97,9 +95,8 @@ class Launch:
         """The command line. What the user wrote after -- comes last, where SGLang takes it over ours."""
         values = runtime.arguments(self.profile, directory, name=self.name)
         values |= {"host": self.server.host or "0.0.0.0", "port": self.server.port}
-        if any(
-            map(self.sglang.has, (NO_GRAPHS, NO_PREFILL_GRAPHS))
-        ):  # SGLang would take our choice for the stronger word
+        # SGLang would take our choice for the stronger word.
+        if any(map(self.sglang.has, (NO_GRAPHS, NO_PREFILL_GRAPHS))):
             values.pop("cuda_graph_backend_prefill", None)
         if config is not None:
             values["config"] = str(config)

@@ -34,19 +34,15 @@ NOT_FOLLOWED = frozenset((
     "tools", "tool_choice", "suffix", "best_of", "chat_template_kwargs", "thinking", "task", "images_config",
     "video_config", "use_audio_in_video", "max_dynamic_patch", "min_dynamic_patch", "mm_processor_kwargs",
 ))  # fmt: skip
-NEUTRAL = {
-    "use_audio_in_video": (False,),
-    "return_output_ids_in_sglext": (True, False),
-}  # 0.5.17 lacks the second
+# 0.5.17 lacks the second.
+NEUTRAL = {"use_audio_in_video": (False,), "return_output_ids_in_sglext": (True, False)}
 TOO_LONG = re.compile(
     r"longer than the model's context|(maximum|model's) context length|maximum allowed length"
 )
 OUT_OF_RANGE = re.compile(r"'?([a-z_]+)'? must be ")
 ASKS = {"OpenAIServingChat": "messages", "OpenAIServingCompletion": "prompt"}  # where a route has its prompt
-FIELD, TYPES = (
-    re.compile(r"[a-z]\w*"),
-    ("str", "int", "float", "bool", "dict", "list"),
-)  # in pydantic's places
+# In the places that pydantic tells.
+FIELD, TYPES = re.compile(r"[a-z]\w*"), ("str", "int", "float", "bool", "dict", "list")
 SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 
 
@@ -162,9 +158,7 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         scope = without_slash(scope)
-        if (
-            scope["method"] == "HEAD" and scope["path"] in PROBED
-        ):  # SGLang says 405; uvicorn leaves the body out
+        if scope["method"] == "HEAD" and scope["path"] in PROBED:  # SGLang says 405; uvicorn drops the body
             scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         cors = self.door.cors(headers)

@@ -101,9 +101,7 @@ class ImageStore:
     def _image(self, image: Any) -> LoadedImage:
         import numpy as np
 
-        pixels = np.array(
-            crop(image, self.size), dtype=np.uint8
-        )  # a copy: torch warns of Pillow's own memory
+        pixels = np.array(crop(image, self.size), dtype=np.uint8)  # a copy: torch warns of Pillow's memory
         return LoadedImage(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
 
     def _remember(self, key: bytes, image: LoadedImage) -> None:
