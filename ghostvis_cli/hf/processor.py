@@ -83,11 +83,8 @@ class GhostVisProcessor(ProcessorMixin):
         **_: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.num_image_tokens, self.image_layout, self.image_token = (
-            num_image_tokens,
-            image_layout,
-            image_token,
-        )
+        self.num_image_tokens, self.image_layout = num_image_tokens, image_layout
+        self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
 
     def __call__(
