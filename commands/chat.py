@@ -74,13 +74,7 @@ def chat(
     session: str | None,
     resume: bool,
     overflow: str,
-    raw: bool,
-    stats: bool,
-    history: bool,
-    preview: bool,
     web: bool,
-    json: bool,
-    quiet: bool,
 ) -> None:
     """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""
     _check_web(ctx)
@@ -102,13 +96,9 @@ def chat(
 
     from ghostvis_cli.chat.surface import Options
 
+    words = ("raw", "stats", "json", "history", "preview", "quiet")
     shown = Options(
-        raw=raw,
-        stats=stats,
-        json=json,
-        history=history,
-        preview=preview,
-        quiet=quiet,
+        **{name: ctx.params[name] for name in words},
         resumed=not conversation.session.empty,
         images=tuple(image or ()),
     )
