@@ -16,7 +16,7 @@ from ghostvis_cli.chat.surface import Surface
 from ghostvis_cli.cli import output
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import OutputError, UsageError, one_line, printable
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import expanded, is_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,11 +83,7 @@ def _say_attached(image: "EncodedImage", surface: Surface) -> None:
 
 def _sources(rest: str, arguments: list[str]) -> list[str]:
     """As a shell would split them; but where the whole line names a file, its blanks belong to the name."""
-    try:
-        whole = expanded(rest).is_file()
-    except (OSError, ValueError):
-        whole = False
-    return [rest] if whole else arguments
+    return [rest] if is_file(rest) else arguments
 
 
 def chip(image: "EncodedImage") -> str:
@@ -282,7 +278,7 @@ async def load(chat: Conversation, rest: str, surface: Surface) -> Outcome:
         names = store.SessionStore.of_user().names()
         surface.say("\n".join(names) or "there is no saved session")
         return DONE
-    await chat.load(" ".join(slash.words(rest)) if not _is_file(rest) else rest)
+    await chat.load(" ".join(slash.words(rest)) if not is_file(rest) else rest)
     surface.note(f"loaded: {described(chat)}")
     return DONE
 
@@ -350,13 +346,6 @@ def _writable(chat: Conversation, target: str, force: bool) -> Path:
         raise UsageError(f"{printable(str(path))} {reason}", hint="another name, or -f to replace the file")
     chat.written.add(path)
     return path
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return expanded(text).is_file()
-    except (OSError, ValueError):
-        return False
 
 
 # --- about
