@@ -492,7 +492,7 @@ def _usage(usage: dict[str, Any]) -> Usage:
 
 
 def _count(value: Any) -> int:
-    """A count of tokens; null is 0. ValueError for anything else."""
+    """A count of tokens; null is 0. ValueError for what is none."""
     if value is not None and not _is_count(value):
         raise ValueError("a count that is no count")
     return value or 0
