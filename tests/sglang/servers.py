@@ -98,12 +98,14 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path, *flags: str, **environment: str) -> Iterator[Server]:
+def serving(
+    directory: Path, *flags: str, port: int = 0, python: Path = Path(sys.executable), **environment: str
+) -> Iterator[Server]:
     """A server that is ready. NotStartedError where it ended first."""
     with tempfile.TemporaryDirectory(prefix="sglang-") as place:
         log = Path(place) / "log"
-        port = free_port()
-        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(directory), *FLAGS]
+        port = port or free_port()
+        command = [str(python), "-m", "sglang.launch_server", "--model-path", str(directory), *FLAGS]
         command += ["--host", "127.0.0.1", "--port", str(port), *flags]
         with log.open("wb") as file:
             process = subprocess.Popen(
