@@ -13,8 +13,9 @@ import pytest
 from tests.web.pages import Page
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, expect
+    from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
+    from playwright.sync_api import expect as expect
 else:
     expect = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed here (make web)"

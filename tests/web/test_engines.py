@@ -10,7 +10,7 @@ from subprocess import Popen
 import pytest
 
 from tests.commands.processes import running
-from tests.sglang.servers import free_port, serving
+from tests.sglang.servers import free_port, serving_at
 from tests.web.browsing import CIRCLE, SHAPES, Open, Shown, expect
 from tests.web.pages import Page, page
 
@@ -95,7 +95,7 @@ def test_sglang_that_is_killed_and_started_again_costs_no_message(
 
     @contextmanager
     def start() -> Iterator["Popen[bytes]"]:
-        with serving(model, port=port, python=SGLANG) as server:
+        with serving_at(port, str(SGLANG), model) as server:
             yield server.process
 
     check_that_nothing_is_lost(start, served, open_)

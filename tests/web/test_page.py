@@ -193,6 +193,35 @@ def test_a_tab_that_shows_what_is_past_changes_nothing_and_catches_up(talk: Any,
     expect(ahead.statistics).to_have_count(2)
 
 
+def test_what_there_is_to_say_to_one_tab_is_not_said_in_another(talk: Any, open_: Open):
+    served, _ = talk(hanging("once", " upon"))
+    asking, looking = open_(served), open_(served)
+    looking.type("/show")
+    expect(looking.notices).to_contain_text("profile: default")
+    asking.type("Tell")
+    expect(asking.replies.last).to_have_text("once upon")
+    looking.tab.reload()
+    expect(looking.replies.last).to_have_text("once upon")
+    looking.menu()
+    looking.tab.get_by_role("button", name="New", exact=True).click()
+    expect(looking.notices).to_contain_text("a reply is still on its way")
+    asking.tab.locator("#box .stop-button").click()
+    expect(asking.notices).to_contain_text("stopped")
+    expect(asking.notices).not_to_contain_text("on its way")
+    expect(looking.statistics.last).to_contain_text("stopped")
+
+
+def test_help_names_what_can_be_typed_in_the_page(talk: Any, open_: Open):
+    shown = open_(talk()[0])
+    shown.type("/help")
+    expect(shown.notices).to_contain_text("/undo [N]")
+    expect(shown.notices).not_to_contain_text("/save")
+    shown.type("/save x.md")
+    expect(shown.notices).to_contain_text("/save is for terminals")
+    shown.type("/help save")
+    expect(shown.notices).to_contain_text("there is no command /save")
+
+
 def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(talk: Any, open_: Open):
     served, server = talk(saying("one"), Reply((), end="reset"), saying("two"))
     shown = open_(served)
