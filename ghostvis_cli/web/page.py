@@ -116,10 +116,10 @@ def build(desk: Desk, view: View) -> gr.Blocks:
     async def settled(typed: dict[str, Any], last: list[dict[str, Any]] | None, *, whole: bool) -> list[Any]:
         """A message that was not answered stands in the box again, before what was typed since."""
         session, again = desk.chat.session, gr.skip()
-        if session.draft is not None or session.pending:
-            texts = [session.draft or "", typed["text"]]
+        draft, text = session.draft or "", typed["text"]
+        if (draft or session.pending) and not (draft and text.startswith(draft)):  # there already
             files = {each["path"]: each for each in view.pending()} | {path: path for path in typed["files"]}
-            again = {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
+            again = {"text": "\n\n".join(filter(None, [draft, text])), "files": list(files.values())}
         return [again, *menu.shown(last, whole=whole)]
 
     def on(event: Any, act: Callable[..., AsyncIterator[Any]], *inputs: Any, whole: bool = False) -> None:

@@ -29,7 +29,7 @@ from ghostvis_cli.web.desk import Desk, line_of
 from ghostvis_cli.web.view import View
 
 # Gradio reads these when it is imported.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False"}
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False"}
 WAY_IN = "open the address that ghostvis printed; with a key, the key is the password\n"
 ENDING_S = 1.0  # what open connections get to end by themselves
 MOST_BYTES = 2**30  # of uploads, those in the folder and those on their way

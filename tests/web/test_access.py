@@ -1,6 +1,7 @@
 """Who gets into the page, and what it hands out, asked over HTTP without a browser."""
 
 import asyncio
+import shutil
 import signal
 import socket
 import stat
@@ -20,6 +21,7 @@ from ghostvis_cli.web.desk import Desk
 from ghostvis_cli.web.page import opened
 from ghostvis_cli.web.server import MOST_BYTES
 from ghostvis_cli.web.view import View
+from tests import hubs
 from tests.commands.processes import run, until
 from tests.web.pages import DEMO, Page, as_file, page
 
@@ -99,6 +101,18 @@ def test_an_image_that_is_not_there_is_said_before_there_is_a_page_or_a_model():
     assert b"no-such.png" in ended.stderr
 
 
+def test_a_model_of_a_hub_is_fetched_for_the_page_as_for_the_terminal(tmp_path: Path):
+    (flat := tmp_path / "flat").mkdir()
+    for name in ("chatsft_checkpoints/vlm_tiny/*", "tokenizer/*"):
+        for path in Path("ghostvis_cli/demo/base").glob(name):
+            shutil.copy(path, flat)
+    with hubs.running() as hub:
+        hub.repositories["owner/tiny"] = hubs.Repository(flat)
+        with page(tmp_path, "--hf", "owner/tiny", **hub.env, HF_HOME=str(tmp_path / "hf")) as shown:
+            shown.enter()
+    assert any(path.endswith("model_005000.pt") for _, path, _ in hub.asked)
+
+
 # --- what it hands out
 
 
@@ -140,6 +154,20 @@ def test_an_address_given_as_an_upload_is_not_fetched(shown: Page):
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+def test_the_process_asks_no_other_host(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        way_out = f"http://127.0.0.1:{outside.getsockname()[1]}"
+        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), way_out)
+        with page(tmp_path, *DEMO, **proxies, NO_PROXY="127.0.0.1") as shown:
+            shown.enter()
+            shown.client.get("/")
+            shown.submit("What can you do?")
+            assert shown.end().code == 0
+        outside.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            outside.accept()
 
 
 def test_uploads_lie_in_a_folder_of_the_user_alone(shown: Page):

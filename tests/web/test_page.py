@@ -231,6 +231,11 @@ def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(tal
     expect(shown.notices).to_contain_text("closed the connection")
     expect(shown.box).to_have_value("second")
     expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
+    shown.menu()
+    shown.tab.get_by_label("temperature").fill("0.5")
+    shown.tab.get_by_label("temperature").press("Enter")
+    expect(shown.tab.get_by_text("set in this chat")).to_be_visible()
+    expect(shown.box).to_have_value("second")  # once
     shown.type("")  # loses nothing
     expect(shown.notices).to_contain_text("the message is empty")
     expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
