@@ -115,11 +115,12 @@ def build(desk: Desk, view: View) -> gr.Blocks:
 
     async def settled(typed: dict[str, Any], last: list[dict[str, Any]] | None, *, whole: bool) -> list[Any]:
         """A message that was not answered stands in the box again, before what was typed since."""
-        session, again = desk.chat.session, gr.skip()
-        draft, text = session.draft or "", typed["text"]
-        if (draft or session.pending) and not (draft and text.startswith(draft)):  # there already
-            files = {each["path"]: each for each in view.pending()} | {path: path for path in typed["files"]}
-            again = {"text": "\n\n".join(filter(None, [draft, text])), "files": list(files.values())}
+        draft, text, again = desk.chat.session.draft or "", typed["text"], gr.skip()
+        files = {each["path"]: each for each in view.pending()}
+        if not (text.startswith(draft) and files.keys() <= set(typed["files"])):  # else it is there already
+            texts = [text] if text.startswith(draft) else [draft, text]
+            files |= {path: path for path in typed["files"]}
+            again = {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
         return [again, *menu.shown(last, whole=whole)]
 
     def on(event: Any, act: Callable[..., AsyncIterator[Any]], *inputs: Any, whole: bool = False) -> None:

@@ -244,6 +244,18 @@ def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(tal
     assert len(server.posts[-1].json["messages"][-1]["content"]) == 2
 
 
+def test_a_message_stopped_before_its_first_word_gives_its_images_back(talk: Any, open_: Open):
+    shown = open_(talk(Reply((), silent=True))[0])
+    shown.bring("drop", SHAPES)
+    shown.type("What")
+    expect(shown.asked).to_have_text(["What"])
+    shown.box.fill("What is it?")  # begins as the message does
+    shown.tab.locator("#box .stop-button").click()
+    expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
+    expect(shown.box).to_have_value("What is it?")
+    expect(shown.asked).to_have_count(0)
+
+
 def test_a_page_that_is_loaded_again_shows_the_reply_that_is_coming(talk: Any, open_: Open):
     served, _ = talk(hanging("once", " upon"))
     shown = open_(served)
