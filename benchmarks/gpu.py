@@ -88,10 +88,12 @@ class Book:
 # --- decoding
 
 
-def modes(book: Book, model: GhostVis) -> Iterator[tuple[str, LocalEngine]]:
-    """Each way of decoding, on one model. The compiled one changes the model, and is the last."""
+def modes(names: list[str], model: GhostVis) -> Iterator[tuple[str, LocalEngine]]:
+    """Ways of decoding, on one model. The compiled one changes the model, and is the last."""
     loaded = LoadedModel(model, Tokenizer.load(TOKENIZER), Checkpoint(Path("random.pt")), ())
     for name, settings in MODES.items():
+        if name not in names:
+            continue
         engine = LocalEngine(loaded, settings or LocalSettings(max_batch=32))
         if settings is None:
             engine._scheduler = Scheduler(model, loaded.tokenizer)
@@ -118,12 +120,12 @@ def of_ids(engine: LocalEngine, ids: list[list[int]], new_tokens: int) -> float:
     return took
 
 
-def decode(book: Book, model: GhostVis) -> None:
+def decode(book: Book, model: GhostVis, names: list[str]) -> None:
     weights = sum(p.nbytes for p in model.parameters()) - model.decoder.wte.weight.nbytes
     copied = bandwidth(book.device)
     book.note("copy", [copied / 1e12], "TB/s", weights_gb=round(weights / 1e9, 2))
     book.note("bound of batch 1", [copied / weights], "tok/s")
-    for name, engine in modes(book, model):
+    for name, engine in modes(names, model):
         for batch in BATCHES:
             try:
                 warm_s = sum(of_ids(engine, prompts(batch), NEW_TOKENS) for _ in "12")
@@ -156,7 +158,7 @@ def _ttft(book: Book, engine: LocalEngine, name: str) -> None:
     book.note(f"first token after 1,024, {name}", book.repeat(first), "ms")
 
 
-def nanochat(book: Book, model: GhostVis) -> None:
+def nanochat(book: Book, model: GhostVis, _names: list[str]) -> None:
     published = PublishedEngine(model.decoder)
     ids = prompts(1)[0]
     with torch.inference_mode():
@@ -314,6 +316,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="decode,nanochat,batch,start", help="decode,nanochat,batch,start")
+    parser.add_argument("--modes", default="; ".join(MODES), help="of decode, with '; ' between them")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--count", type=int, default=ROWS, help="of the batch")
@@ -333,7 +336,7 @@ def main() -> None:
             model = thread.submit(_decoder, SMALL if tiny else D32, book.device).result()
         for name, measure in (("nanochat", nanochat), ("decode", decode)):
             if name in rows:
-                measure(book, model)
+                measure(book, model, given.modes.split("; "))
         del model
         _free()
     if "batch" in rows or "start" in rows:

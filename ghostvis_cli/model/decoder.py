@@ -15,7 +15,7 @@ B batch, T new positions, M cached positions, D width, H query heads, K key head
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,15 @@ class Varlen:
 
 # Keys and values (rows, K, capacity, h) of a layer, and the rows and positions (N,) of new ones.
 Places: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+Blend: TypeAlias = tuple[Tensor, Tensor, Tensor]  # r, s and x0 of r*x + s*x0
+
+
+def blended(x: Tensor, blend: Blend | None) -> Tensor:
+    """What enters a layer, of the last one's output x (B, T, D)."""
+    if blend is None:
+        return x
+    r, s, x0 = blend
+    return torch.addcmul(r * x, s, x0)
 
 
 @dataclass(frozen=True)
@@ -245,7 +254,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. A compiler takes what it does before and after attention, which knows no lengths."""
+    """One layer. A compiler takes what lies between two layers' attentions, which knows no lengths."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -260,28 +269,31 @@ class Block(nn.Module):
         self, x: Tensor, step: Step, cache: KVCache | None, layer: int, value: Tensor | None = None
     ) -> Tensor:
         """x (B, T, D) float32 -> (B, T, D) float32; `value` as for the attention."""
-        attn, varlen = self.attn, step.varlen
-        if varlen is None or cache is None:
-            heads = attn.heads(rms(x).to(self.weights), step.cos, step.sin, value)
-            return self.leave(x, attn.attend(*heads, step, cache, layer))
-        keys, values = cache.k[layer], cache.v[layer]
-        q = self.enter(x, step.cos, step.sin, value, (keys, values, varlen.rows, varlen.positions))
-        return self.leave(x, varlen.attend(q, keys, values, attn.window, attn.scale).view(x.shape))
+        heads = self.attn.heads(rms(x).to(self.weights), step.cos, step.sin, value)
+        return self.leave(x, self.attn.attend(*heads, step, cache, layer))
 
-    def enter(self, x: Tensor, cos: Tensor, sin: Tensor, value: Tensor | None, at: Places) -> Tensor:
-        """x (B, T, D) -> queries (B*T, H, h). New keys and values are written where `at` says."""
+    def enter(
+        self, x: Tensor, blend: Blend | None, cos: Tensor, sin: Tensor, value: Tensor | None, at: Places
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> x blended, and queries (B*T, H, h). New keys and values are written where `at` says."""
         # The residual stream stays float32 whatever the matrices are, as on upstream's GPUs.
+        x = blended(x, blend)
         heads = self.attn.heads(rms(x).to(self.weights), cos, sin, value)
         q, k, v = (each.flatten(0, 1) for each in heads)
         keys, values, rows, positions = at
         keys[rows, :, positions] = k
         values[rows, :, positions] = v
-        return q
+        return x, q
 
     def leave(self, x: Tensor, seen: Tensor) -> Tensor:
         """x and what attention saw (B, T, D) -> (B, T, D)."""
         x = x + self.attn.proj(seen)
         return x + self.mlp(rms(x).to(seen.dtype))
+
+    def cross(self, x: Tensor, seen: Tensor, after: "Block", *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """`leave`, and `enter` the layer after it with what is given: this one's output, and what that gives."""
+        x = Block.leave(self, x, seen)
+        return x, *Block.enter(after, x, *given)
 
 
 class Decoder(nn.Module):
@@ -386,11 +398,36 @@ class Decoder(nn.Module):
         """
         values = self.value_rows(x, step)
         x0 = middle = x = self.begin(x, step)
-        for layer, block in enumerate(self.blocks):
-            x = block(self.blend(x, x0, layer), step, cache, layer, values[layer])
-            if layer == self.config.n_layer // 2:
-                middle = x
+        if step.varlen is not None and cache is not None:
+            x, middle = self._layers_varlen(x, step, step.varlen, cache, values)
+        else:
+            for layer, block in enumerate(self.blocks):
+                x = block(self.blend(x, x0, layer), step, cache, layer, values[layer])
+                if layer == self.config.n_layer // 2:
+                    middle = x
         return rms(self.back_out(x, middle)).to(self.lm_head.weight.dtype)
+
+    def _layers_varlen(
+        self, x: Tensor, step: Step, varlen: Varlen, cache: KVCache, values: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) through all layers, and the middle one's output."""
+        at = [(k, v, varlen.rows, varlen.positions) for k, v in zip(cache.k, cache.v, strict=True)]
+        given = [
+            (self.blend_of(layer, x), step.cos, step.sin, values[layer], at[layer])
+            for layer in range(self.config.n_layer)
+        ]
+        middle, blocks = x, cast("list[Block]", list(self.blocks))
+        x, q = blocks[0].enter(x, *given[0])
+        for layer, block in enumerate(blocks):
+            seen = varlen.attend(q, cache.k[layer], cache.v[layer], block.attn.window, block.attn.scale)
+            seen = seen.view(x.shape)
+            if layer + 1 == self.config.n_layer:
+                out = x = block.leave(x, seen)
+            else:
+                out, x, q = block.cross(x, seen, blocks[layer + 1], *given[layer + 1])
+            if layer == self.config.n_layer // 2:
+                middle = out
+        return x, middle
 
     def begin(self, x: Tensor, step: Step) -> Tensor:
         """Embedded rows -> what enters the layers, (B, T, D): normalised, each with the one before it taken in."""
@@ -413,11 +450,15 @@ class Decoder(nn.Module):
         tables = iter(x[:, -T:, config.n_embd :].chunk(len(config.value_layers), dim=-1))
         return [next(tables) if layer in config.value_layers else None for layer in range(config.n_layer)]
 
+    def blend_of(self, layer: int, x0: Tensor) -> Blend | None:
+        """What enters a layer beside the last one's output: the embedding x0, where the generation has it so."""
+        if not self.config.generation.lambdas:
+            return None
+        return self.resid_lambdas[layer], self.x0_lambdas[layer], x0
+
     def blend(self, x: Tensor, x0: Tensor, layer: int) -> Tensor:
         """What enters a layer, of the last one's output and the embedding."""
-        if not self.config.generation.lambdas:
-            return x
-        return torch.addcmul(self.resid_lambdas[layer] * x, self.x0_lambdas[layer], x0)
+        return blended(x, self.blend_of(layer, x0))
 
     def back_out(self, x: Tensor, middle: Tensor) -> Tensor:
         """x (…, D) less a learned share of `middle` (…, D), the middle layer's output."""

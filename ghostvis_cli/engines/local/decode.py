@@ -47,7 +47,7 @@ def one_step(decoder: Decoder, tokens: Tensor, positions: Tensor, length: int, c
         step = decoder.plan_varlen(positions, _alone(positions.flatten(), cache.capacity))
     else:
         step = decoder.plan(positions, length=length, padded=True)
-    return decoder.logits(decoder.trunk(decoder.embed(tokens), step, cache)[:, -1])
+    return decoder.logits(decoder.trunk(decoder.embed(tokens), step, cache))[:, 0]
 
 
 def _alone(positions: Tensor, capacity: int) -> Varlen:
@@ -98,7 +98,7 @@ class Padded:
 def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
     """torch.compile: up to halves a small model's step, after seconds of compiling for each shape.
 
-    On a GPU not the step is compiled but what one layer does before and after attention, once for all layers.
+    On a GPU not the step is compiled but what lies between two layers' attentions, once for all layers.
     """
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED
     if (ours := cache_dir()) is not None:
@@ -111,11 +111,25 @@ def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
 
 
 def compile_layers(decoder: Decoder, options: dict[str, Any]) -> None:
-    """Compiled: what all layers do before attention, what they do after it, and the head."""
+    """Compiled: what lies between two layers' attentions, before the first and after the last, and the head.
+
+    For one new position a sequence, each batch size by itself. Prompts run as they are: they are of any length.
+    """
     known = torch._inductor.list_options()
     options = {name: value for name, value in options.items() if name in known}
-    functions = (Block.enter, Block.leave, Decoder.logits)
-    enter, leave, logits = (torch.compile(each, options=options) for each in functions)
+    for name in ("enter", "cross", "leave"):
+        method = _compiled_for_steps(getattr(Block, name), options)
+        for block in decoder.blocks:
+            setattr(block, name, method.__get__(block))
+    logits = _compiled_for_steps(Decoder.logits, options)
     decoder.logits = logits.__get__(decoder)  # type: ignore[method-assign]
-    for block in decoder.blocks:
-        block.enter, block.leave = enter.__get__(block), leave.__get__(block)
+
+
+def _compiled_for_steps(method: Callable[..., Any], options: dict[str, Any]) -> Any:
+    compiled = torch.compile(method, options=options, dynamic=False)
+
+    def either(self: torch.nn.Module, x: Tensor, *given: Any) -> Any:
+        is_step = x.dim() == 3 and x.size(1) == 1
+        return (compiled if is_step else method)(self, x, *given)
+
+    return either

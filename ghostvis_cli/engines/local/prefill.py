@@ -14,8 +14,7 @@ from ghostvis_cli.engines.local.sequence import Sequence
 from ghostvis_cli.model.decoder import Decoder, Varlen
 from ghostvis_cli.prompt import VISION_ROW
 
-# Positions of one forward are padded to powers of two, so that graphs serve. Longer ones keep a card busy without.
-LEAST_PADDED, MOST_PADDED = 64, 1024
+LEAST_PADDED, MOST_PADDED = 64, 2048  # positions of one forward; longer ones keep a card busy without graphs
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,15 @@ def read_parts(
     return hidden[sent(torch.tensor(lasts), rows.device)]
 
 
+def padded(size: int) -> int:
+    """So many positions are read for `size`: few sizes, so that a graph serves each, and little in vain."""
+    return max(LEAST_PADDED, power_of_two(size)) if size <= 512 else -(-size // 256) * 256
+
+
 def _padding(parts: Ordered[Part], rows: Rows) -> int:
     """Positions to read beyond the last part's end, where nobody looks before they are written again."""
     size = sum(part.end - part.start for part in parts)
-    padding = max(LEAST_PADDED, power_of_two(size)) - size
+    padding = padded(size) - size
     fits = size <= MOST_PADDED and parts[-1].end + padding <= rows.config.max_positions
     return padding if rows.varlen and fits else 0
 
@@ -91,7 +95,9 @@ def _run_varlen(
     sizes = [part.end - part.start for part in parts]
     sizes[-1] += padding
     fields = _fields(sizes, [part.start for part in parts], first_row, cache.capacity)
-    longest = len(fields[0]) if padding else max(sizes)
+    count = len(fields[0])
+    is_fixed = count == padded(count) <= MOST_PADDED
+    longest = count if is_fixed else max(sizes)
 
     def compute(x: Tensor, numbers: Tensor) -> Tensor:
         of_row, positions, *of_sequences = torch.split(numbers, [len(field) for field in fields])
@@ -100,7 +106,7 @@ def _run_varlen(
         return decoder.trunk(x, decoder.plan_varlen(positions[None], varlen), cache)[0]
 
     numbers = sent(torch.tensor([number for field in fields for number in field]), rows.device)
-    if graphs is None or len(fields[0]) > MOST_PADDED:
+    if graphs is None or not is_fixed:
         return compute(x, numbers)
     graphs.on(cache, decoder.cos)
     return graphs.run(("prompts", x.shape, numbers.shape), compute, x, numbers)
