@@ -363,11 +363,12 @@ def _is_file(text: str) -> bool:
 
 
 def session_names() -> list[str]:
-    """What can be opened, the newest first."""
+    """What can be gone on with, the newest first."""
     return store.SessionStore.of_user().names()
 
 
 def profile_names() -> list[str]:
+    """What can be switched to."""
     from ghostvis_cli.profile.files import Library
 
     return Library(os.environ).names()

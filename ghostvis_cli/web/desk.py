@@ -218,4 +218,5 @@ class Desk:
 
 
 def line_of(error: GhostvisError) -> str:
+    """What happened, and what can be done about it."""
     return f"{error.message} ({error.hint})" if error.hint else error.message
