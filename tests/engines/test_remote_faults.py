@@ -62,7 +62,7 @@ FAULTS = {
     "reset at once": Fault(5, "gave no answer", Reply(silent=True, end="reset")),
     "stalled": Fault(5, "has sent no data for", Reply((TOKEN,), end="hang"), timeout_s=0.5),
     "silent": Fault(5, "has not answered", Reply(silent=True), timeout_s=0.5),
-    "slow": Fault(5, "was given 0.5 s", Reply((TOKEN,) * 1000, pause_s=0.05), timeout_s=0.5),
+    "slow": Fault(5, "was given 2 s", Reply((TOKEN,) * 1000, pause_s=0.05), timeout_s=2),
     "401": Fault(6, "with 401: no", refusal(401, {"error": "no"})),
     "401 for the models": Fault(6, "with 401: no", models=refusal(401, {"error": "no"})),
     "404": Fault(6, "with 404: no", refusal(404, {"error": "no"})),
@@ -88,9 +88,9 @@ FAULTS = {
         6, "an event of more than", gigabyte(TOKEN, b"data: " + b"x" * 65_000 + b"\n")
     ),
     "1 GB of tokens": Fault(6, "sent far more than was asked for", gigabyte(LONG_TOKEN, LONG_TOKEN)),
-    "1 GB of nothing": Fault(5, "was given 0.5 s", gigabyte(TOKEN, b": ping\n\n" * 8192), timeout_s=0.5),
+    "1 GB of nothing": Fault(5, "was given 2 s", gigabyte(TOKEN, b": ping\n\n" * 8192), timeout_s=2),
     "a stream whose end never comes": Fault(
-        5, "was given 0.5 s", Reply((lines(*words("a"), ending()),), end="hang"), timeout_s=0.5
+        5, "was given 2 s", Reply((lines(*words("a"), ending()),), end="hang"), timeout_s=2
     ),
 }
 
