@@ -1,6 +1,7 @@
 """What each slash command does to a conversation, be it typed at a terminal or read from a script."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -275,8 +276,7 @@ async def save(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 async def load(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     if not rest:
-        names = store.SessionStore.of_user().names()
-        surface.say("\n".join(names) or "there is no saved session")
+        surface.say("\n".join(session_names()) or "there is no saved session")
         return DONE
     await chat.load(" ".join(slash.words(rest)) if not is_file(rest) else rest)
     surface.note(f"loaded: {described(chat)}")
@@ -349,6 +349,18 @@ def _writable(chat: Conversation, target: str, force: bool) -> Path:
 
 
 # --- about
+
+
+def session_names() -> list[str]:
+    """What can be gone on with, the newest first."""
+    return store.SessionStore.of_user().names()
+
+
+def profile_names() -> list[str]:
+    """What can be switched to."""
+    from ghostvis_cli.profile.files import Library
+
+    return Library(os.environ).names()
 
 
 async def stats(chat: Conversation, rest: str, surface: Surface) -> Outcome:
