@@ -63,6 +63,10 @@ quick: $(VENV)/.dev  ## Run the tests that need no SGLang (some seven minutes)
 
 .PHONY: web
 web: $(WEB)/.ready  ## Run the tests of the chat's page, those in a browser where Chromium is installed
+	$(WEB)/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" tests/web
+
+.PHONY: web-all
+web-all: $(WEB)/.ready $(SGLANG)/.plugin  ## Run them all: the page on the real SGLang, killed and started again
 	$(WEB)/bin/python -m pytest -q -n 2 --dist loadgroup tests/web
 
 .PHONY: sglang

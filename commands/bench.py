@@ -94,8 +94,7 @@ def bench(ctx: typer.Context, *, output_file: Path | None, json: bool) -> None:
         _refuse_before_a_command(ctx)
         return
     options.guarded(ctx)
-    from ghostvis_cli.bench import schema
-    from ghostvis_cli.bench.files import check_place, save
+    from ghostvis_cli.bench.files import check_place
     from ghostvis_cli.bench.job import engine_profiles, exit_code, run_job
     from ghostvis_cli.bench.report import lines
 
@@ -106,14 +105,7 @@ def bench(ctx: typer.Context, *, output_file: Path | None, json: bool) -> None:
     check_place(output_file)
     with ExitStack() as kept:
         report, cut = endings.run(run_job(job, resolved.profile, output, kept))
-        try:
-            if output_file is not None:
-                save(report, output_file)
-        finally:  # print the figures even where the report can't be written
-            if json:
-                output.record(schema.to_json(report))
-            else:
-                output.aside(lines(report))
+        bench_prefix.hand_over(report, output_file, lines(report), json=json)
         if cut is not None:
             cut.take_effect()
     raise typer.Exit(exit_code(report.runs))

@@ -109,9 +109,7 @@ def _fail_if(checks: "list[Condition]", found: "list[Comparison]") -> None:
 # --- a report once more
 
 
-@options.takes(
-    option(Path, "--output FILE", "Write it as .html, .svg, .csv or .json.", name="output_file"),
-)
+@options.takes(option(Path, "--output FILE", "Write it as .html, .svg, .csv or .json.", name="output_file"))
 def bench_report(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="What a run wrote with --output.")],
     *,

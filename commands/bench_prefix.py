@@ -1,7 +1,9 @@
 """`ghostvis bench prefix`: the proof of a prefix cache."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -9,6 +11,9 @@ from ghostvis_cli import endings
 from ghostvis_cli.cli import options, output
 from ghostvis_cli.cli.options import option
 from ghostvis_cli.errors import ExitCode
+
+if TYPE_CHECKING:
+    from ghostvis_cli.bench.schema import Report
 
 EXAMPLES = """Examples:
 
@@ -41,46 +46,25 @@ EXAMPLES = """Examples:
     options.ANY_ENGINE,
     options.SCRIPTED,
 )
-def bench_prefix(
-    ctx: typer.Context,
-    *,
-    pairs: int,
-    questions: int,
-    text: int,
-    image_size: str,
-    flush: bool,
-    workload_seed: int | None,
-    output_file: Path | None,
-    json: bool,
-) -> None:
+def bench_prefix(ctx: typer.Context, *, image_size: str, output_file: Path | None, json: bool) -> None:
     """Prove the prefix cache: new images against known ones. Code 9 when server and clock disagree."""
     options.guarded(ctx)
-    from ghostvis_cli.bench import prefix, schema
-    from ghostvis_cli.bench.files import check_place, save
+    from ghostvis_cli.bench import prefix
+    from ghostvis_cli.bench.files import check_place
     from ghostvis_cli.bench.lengths import Sizes
     from ghostvis_cli.bench.report import prefix_lines
 
-    resolved = options.resolve_profile(ctx)
+    resolved, given = options.resolve_profile(ctx), ctx.params
     settings = prefix.Settings(
-        pairs=pairs,
-        questions=questions,
-        seed=_unused_seed() if workload_seed is None else workload_seed,
-        text=text,
+        **{name: given[name] for name in ("pairs", "questions", "text", "flush")},
+        seed=_unused_seed() if given["workload_seed"] is None else given["workload_seed"],
         image_size=Sizes.one(image_size),
-        flush=flush,
     )
     check_place(output_file)
     with ExitStack() as kept:
         report, cut = endings.run(prefix.run(settings, resolved.profile, typed(), output, kept))
         proof = report.extra["prefix"]
-        try:
-            if output_file is not None:
-                save(report, output_file)
-        finally:
-            if json:
-                output.record(schema.to_json(report))
-            else:
-                output.aside(prefix_lines(proof))
+        hand_over(report, output_file, prefix_lines(proof), json=json)
         output.notices(report.notes)
         disagree = proof["witness"] == "disagree"
         if disagree:
@@ -91,6 +75,20 @@ def bench_prefix(
             cut.take_effect()
     if disagree:
         raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def hand_over(report: "Report", output_file: Path | None, lines: Iterable[str], *, json: bool) -> None:
+    """Write a report where that was asked for. Its figures are shown even where it can't be written."""
+    from ghostvis_cli.bench import files, schema
+
+    try:
+        if output_file is not None:
+            files.save(report, output_file)
+    finally:
+        if json:
+            output.record(schema.to_json(report))
+        else:
+            output.aside(lines)
 
 
 def _unused_seed() -> int:

@@ -59,9 +59,7 @@ AT_THE_TERMINAL = (  # parameter, its default, the flag that changes it
     option(bool, "--preview/--no-preview", "Show images in the terminal.", default=True),
     option(bool, "--web", "Talk in a browser; the page's address is printed."),
     option(
-        str,
-        "--host ADDRESS",
-        f"With --web: address to listen on; beyond this machine only with {WEB_KEY}.",
+        str, "--host ADDRESS", f"With --web: address to listen on; beyond this machine only with {WEB_KEY}."
     ),
     option(int, "--port N", f"With --web: port; 0 takes a free one ({WEB_PORT}).", min=0, max=65535),
     option(bool, "--open", "With --web: open the page in a browser.", name="browse"),
@@ -76,13 +74,7 @@ def chat(
     session: str | None,
     resume: bool,
     overflow: str,
-    raw: bool,
-    stats: bool,
-    history: bool,
-    preview: bool,
     web: bool,
-    json: bool,
-    quiet: bool,
 ) -> None:
     """Talk with a model about images. Without a terminal, each line of stdin is a message or a command."""
     _check_web(ctx)
@@ -104,13 +96,9 @@ def chat(
 
     from ghostvis_cli.chat.surface import Options
 
+    words = ("raw", "stats", "json", "history", "preview", "quiet")
     shown = Options(
-        raw=raw,
-        stats=stats,
-        json=json,
-        history=history,
-        preview=preview,
-        quiet=quiet,
+        **{name: ctx.params[name] for name in words},
         resumed=not conversation.session.empty,
         images=tuple(image or ()),
     )

@@ -1,7 +1,6 @@
 """`ghostvis convert`: a training checkpoint becomes a directory that SGLang, vLLM and transformers load."""
 
 import re
-from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -67,9 +66,6 @@ def convert(
     ] = None,
     *,
     out: Path | None,
-    weights_dtype: str,
-    max_shard_size: str,
-    force: bool,
     verify: bool,
     by_layer: bool,
     dry_run: bool,
@@ -86,10 +82,9 @@ def convert(
     if out is None and not dry_run:
         raise UsageError("where to?", hint="--out DIR, or --dry-run")
     resolved = options.resolve_profile(ctx, ())
-    settings = _settings(weights_dtype, max_shard_size, resolved.profile, force=force, verify=verify)
+    settings = _settings(ctx.params, resolved.profile)
     if by_layer and not verify:
         raise UsageError("--verify-by-layer and --no-verify contradict each other", hint="leave one out")
-    settings = replace(settings, by_layer=by_layer)
     plan = make_plan(_chosen(resolved.profile), settings)
     output.notices(plan.notices)
     if dry_run or out is None:
@@ -119,20 +114,16 @@ def _chosen(profile: "Profile") -> "Checkpoint":
     return checkpoint
 
 
-def _settings(
-    dtype: str, max_shard_size: str, profile: "Profile", *, force: bool, verify: bool
-) -> "ConvertSettings":
+def _settings(typed: dict[str, Any], profile: "Profile") -> "ConvertSettings":
     from ghostvis_cli.convert.plan import ConvertSettings
 
-    if dtype not in ("bfloat16", "float16", "float32"):
+    if (dtype := typed["weights_dtype"]) not in ("bfloat16", "float16", "float32"):
         raise UsageError(f"no dtype named {dtype!r}", hint="--dtype bfloat16, float16 or float32")
-    layout = None if profile.model.layout == "auto" else profile.model.layout
     return ConvertSettings(
-        dtype=dtype,  # type: ignore[arg-type]
-        layout=layout,
-        max_shard_bytes=parse_size(max_shard_size),
-        force=force,
-        verify=verify,
+        dtype=dtype,
+        layout=None if profile.model.layout == "auto" else profile.model.layout,
+        max_shard_bytes=parse_size(typed["max_shard_size"]),
+        **{name: typed[name] for name in ("force", "verify", "by_layer")},
     )
 
 

@@ -1,7 +1,7 @@
 """`ghostvis generate`: one answer per prompt to stdout, for people and for scripts."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,45 +65,30 @@ def generate(
     ctx: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="- reads stdin.")] = None,
     *,
-    prompt: list[str] | None,
-    prompt_file: Path | None,
     image: list[str] | None,
-    input_file: str | None,
-    output_file: str | None,
-    concurrency: int | None,
-    retry_errors: bool,
     raw: bool,
-    logprobs: int | None,
-    schema: Path | None,
     jsonl: bool,
-    stream: bool | None,
-    stats: bool,
-    system: str | None,
     json: bool,
 ) -> None:
     """Answer a prompt, with or without images."""
     options.guarded(ctx)
-    profile = options.resolve_profile(ctx).profile
-    if schema is not None:
-        profile = _with_schema(profile, schema)
+    typed, profile = ctx.params, options.resolve_profile(ctx).profile
+    if typed["schema"] is not None:
+        profile = _with_schema(profile, typed["schema"])
     if json and jsonl:
         raise UsageError("--json and --jsonl exclude each other", hint="--jsonl prints one object a line")
-    if input_file is not None:
-        from ghostvis_cli.batch.job import Job, run_job
-
-        _refuse_beside_input(ctx)
-        job = Job(input_file, output_file, concurrency, retry_errors, raw)
-        raise typer.Exit(run_job(job, profile, output))
-    if output_file is not None or concurrency is not None or retry_errors:
+    if typed["input_file"] is not None:
+        raise typer.Exit(_run_batch(ctx, profile))
+    if typed["output_file"] is not None or typed["concurrency"] is not None or typed["retry_errors"]:
         raise UsageError(
             "--output, --concurrency and --retry-errors go with --input", hint="--input rows.jsonl"
         )
-    texts = _prompts([*(prompts or []), *(prompt or [])], prompt_file, image or [])
+    texts = _prompts([*(prompts or []), *(typed["prompt"] or [])], typed["prompt_file"], image or [])
     if json and len(texts) > 1:
         raise UsageError(f"--json prints one object, and there are {len(texts)} prompts", hint="--jsonl")
-    if raw and system:
+    if raw and typed["system"]:
         raise UsageError("--raw takes no --system: it continues the text as it is", hint="leave out --raw")
-    if logprobs is not None and not (json or jsonl):
+    if typed["logprobs"] is not None and not (json or jsonl):
         raise UsageError("--logprobs shows only in JSON", hint="add --json")
     if raw and image:
         raise UsageError(
@@ -111,14 +96,21 @@ def generate(
         )
     images = _images(image or [], profile)
     requests = [_request(text, images, profile, raw=raw) for text in texts]
-    show = _Show(
-        records=json or jsonl,
-        stream=output.is_terminal_stdout() if stream is None else stream,
-        stats=stats,
-        whole_only=profile.sampling.has_grammar,
-    )
-    code = endings.run(_answer_all(profile, requests, show))
-    raise typer.Exit(code)
+    stream = output.is_terminal_stdout() if typed["stream"] is None else typed["stream"]
+    show = _Show(json or jsonl, stream and not (json or jsonl), typed["stats"], profile.sampling.has_grammar)
+    raise typer.Exit(endings.run(_answer_all(profile, requests, show)))
+
+
+def _run_batch(ctx: typer.Context, profile: "Profile") -> int:
+    from ghostvis_cli.batch.job import Job, run_job
+
+    for name, shown in NOT_BESIDE_INPUT.items():
+        if ctx.params[name]:
+            raise UsageError(
+                f"{shown} has no place beside --input", hint="rows hold prompts; results are JSONL"
+            )
+    names = ("input_file", "output_file", "concurrency", "retry_errors", "raw")
+    return run_job(Job(*(ctx.params[name] for name in names)), profile, output)
 
 
 def _with_schema(profile: "Profile", file: Path) -> "Profile":
@@ -130,14 +122,6 @@ def _with_schema(profile: "Profile", file: Path) -> "Profile":
     except SamplingError as error:
         hint = "leave out --regex" if error.field == "regex" else error.hint
         raise InputError(f"{file}: {error.message}", hint=hint) from error
-
-
-def _refuse_beside_input(ctx: typer.Context) -> None:
-    for name, shown in NOT_BESIDE_INPUT.items():
-        if ctx.params[name]:
-            raise UsageError(
-                f"{shown} has no place beside --input", hint="rows hold prompts; results are JSONL"
-            )
 
 
 def _prompts(given: list[str], prompt_file: Path | None, images: list[str]) -> list[str]:
@@ -181,12 +165,14 @@ def _request(text: str, images: "list[EncodedImage]", profile: "Profile", *, raw
     return GenerateRequest(messages=(*system, Message.of("user", text, images)), sampling=profile.sampling)
 
 
+@dataclass(frozen=True)
 class _Show:
     """How answers are shown. `whole_only`: a part of one is of no use, as of JSON."""
 
-    def __init__(self, *, records: bool, stream: bool, stats: bool, whole_only: bool) -> None:
-        self.records, self.stream, self.stats = records, stream and not records, stats
-        self.whole_only = whole_only
+    records: bool
+    stream: bool
+    stats: bool
+    whole_only: bool
 
     def piece(self, text: str) -> None:
         if self.stream:
@@ -211,33 +197,27 @@ class _Show:
 
 async def _answer_all(profile: "Profile", requests: "list[GenerateRequest]", show: _Show) -> int:
     """All requests at once, shown in their order. One alone streams."""
+    from ghostvis_cli.answer import ask
     from ghostvis_cli.engines.factory import make_engine
 
     async with await make_engine(profile, report=output.notice, detail=output.detail) as engine:
         told = engine.info.notices
         output.notices(told)
         if len(requests) == 1:
-            await _answer_one(engine, requests[0], show)
+            show.whole(await ask(engine, requests[0], show.piece), engine)
             code = int(ExitCode.OK)
         else:
             code = await _answer_many(engine, requests, show)
-        output.notices(
-            line for line in engine.info.notices if line not in told
-        )  # known only after the answers
+        # Some are known only after the answers.
+        output.notices(line for line in engine.info.notices if line not in told)
         return code
-
-
-async def _answer_one(engine: "Engine", request: "GenerateRequest", show: _Show) -> None:
-    from ghostvis_cli.answer import ask
-
-    show.whole(await ask(engine, request, show.piece), engine)
 
 
 async def _answer_many(engine: "Engine", requests: "list[GenerateRequest]", show: _Show) -> int:
     """Each prompt fails for itself. Code 8 where some succeeded, else the first failure's code."""
     from ghostvis_cli.answer import ask
 
-    quiet_show = _Show(records=show.records, stream=False, stats=show.stats, whole_only=show.whole_only)
+    quiet_show = replace(show, stream=False)
     tasks = [asyncio.create_task(ask(engine, request)) for request in requests]
     failures: list[GhostvisError] = []
     for task in tasks:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.locate import Checkpoint
 
 app = typer.Typer(rich_markup_mode=None)
+# Fields of a record that are null where the checkpoint can't be used, and `error`, which is where it can.
+NOT_KNOWN = ("size_bytes", "kind", "parameters", "vision", "layout", "context_tokens", "generation", "constants",
+             "error")  # fmt: skip
 
 
 @app.command()
@@ -105,15 +108,7 @@ def _record(source: str, checkpoint: "Checkpoint") -> dict[str, Any]:
         "step": checkpoint.step,
         "path": str(checkpoint.path),
         "format": "huggingface" if checkpoint.hf else "torch",
-        "size_bytes": None,
-        "kind": None,
-        "parameters": None,
-        "vision": None,
-        "layout": None,
-        "context_tokens": None,
-        "generation": None,
-        "constants": None,
-        "error": None,
+        **dict.fromkeys(NOT_KNOWN),
     }
     try:
         record["size_bytes"] = checkpoint.size_bytes

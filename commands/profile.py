@@ -30,8 +30,7 @@ def list_profiles(*, json: bool) -> None:
     """The profiles this directory sees, and where each is kept."""
     library = _library()
     records = _records(library)
-    for line in dict.fromkeys(library.notices):
-        output.notice(line)
+    output.notices(dict.fromkeys(library.notices))
     if json:
         output.record({"schema_version": SCHEMA_VERSION, "profiles": records})
         return
@@ -40,9 +39,7 @@ def list_profiles(*, json: bool) -> None:
 
 @app.command("show")
 @options.takes(
-    option(bool, "--origin", "Say behind each value where it is from."),
-    options.PROFILE,
-    options.JSON,
+    option(bool, "--origin", "Say behind each value where it is from."), options.PROFILE, options.JSON
 )
 def show_profile(
     name: Name = None, *, origin: bool, profile: str | None, sets: list[str] | None, json: bool
@@ -54,8 +51,7 @@ def show_profile(
     if name and profile:
         raise UsageError("the profile is named twice", hint=f"ghostvis profile show {name}")
     resolved = resolve(name or profile, sets=sets or ())
-    for line in resolved.notices:
-        output.notice(line)
+    output.notices(resolved.notices)
     for file in resolved.files:
         output.detail(f"settings from {file}")
     if json:
@@ -97,8 +93,7 @@ def validate_profiles(
     from ghostvis_cli.profile.manage import validate
 
     report = validate(file)
-    for line in report.notices:
-        output.notice(line)
+    output.notices(report.notices)
     for stored in report.profiles:
         output.detail(f"checked {stored.name} ({_where(stored)})")
     refuse(list(report.faults))

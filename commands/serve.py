@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -20,7 +20,7 @@ from ghostvis_cli.serve.settings import Served, ServerSettings, SGLangSettings
 from ghostvis_cli.version import SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from ghostvis_cli.profile import Profile
+    from ghostvis_cli.profile import Profile, Resolved
     from ghostvis_cli.sglang.probe import About
 
 app = typer.Typer(rich_markup_mode=None)
@@ -78,12 +78,14 @@ are answered.
         float,
         "--drain-timeout SECONDS",
         f"Seconds that requests may take to finish ({DEFAULT.drain_timeout_s:g}).",
+        name="drain_timeout_s",
         min=0,
     ),
     option(
         float,
         "--ready-timeout SECONDS",
         f"Seconds until SGLang must be ready ({SGLANG_DEFAULT.ready_timeout_s:g}).",
+        name="ready_timeout_s",
         min=1,
     ),
     option(str, "--restart WHEN", "on-failure: start SGLang again when it ends by itself; no (the default)."),
@@ -100,70 +102,53 @@ are answered.
 def serve(
     ctx: typer.Context,
     sglang_options: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- SGLANG OPTIONS]", help="Passed to SGLang as they are."),
+        list[str] | None, typer.Argument(metavar="[-- SGLANG OPTIONS]", help="Passed to SGLang as they are.")
     ] = None,
     *,
-    host: str | None,
-    port: int | None,
-    api_key_env: str | None,
-    served_model_name: list[str] | None,
-    allow_image_host: list[str] | None,
-    cors_origin: list[str] | None,
-    allowed_host: list[str] | None,
-    max_body_mb: float | None,
-    max_waiting: int | None,
-    drain_timeout: float | None,
-    ready_timeout: float | None,
-    restart: str | None,
     json: bool,
-    log_file: str | None,
-    quiet: bool,
-    verbose: bool,
 ) -> None:
     """Serve a model over OpenAI's routes. Sampling options are the defaults of requests that name none."""
-    resolved = options.resolve_profile(ctx, ())
-    chosen = resolved.profile
-    kind = _kind(chosen)
+    resolved, typed = options.resolve_profile(ctx, ()), ctx.params
+    kind = _kind(resolved.profile)
     options.heed(resolved, ("local server",) if kind == "local" else ("sglang server",))
-    if log_file is not None:
-        output.log_to(Path(log_file), ctx.command_path)
-    typed = {
-        "host": host,
-        "port": port,
-        "served_model_name": served_model_name[0] if served_model_name else None,
-        "aliases": tuple((served_model_name or ())[1:]),
-        "max_body_bytes": None if max_body_mb is None else int(max_body_mb * MIB),
-        "max_waiting": max_waiting,
-        "drain_timeout_s": drain_timeout,
-    }
-    settings = ServerSettings(
-        **{name: value for name, value in typed.items() if value is not None},  # type: ignore[arg-type]
-        api_key=_api_key(chosen, api_key_env),
-        allowed_image_hosts=_hosts("--allow-image-host", allow_image_host),
-        allowed_hosts=_hosts("--allowed-host", allowed_host),
-        cors_origins=tuple(map(_origin, cors_origin or ())),
-        image_limits=chosen.images,
-        sampling=chosen.sampling,
-        max_tokens=chosen.sampling.max_tokens if resolved.chose("sampling.max_tokens") else None,
-    )
-    for_sglang = {
-        "ready_timeout_s": ready_timeout,
-        "restart": restart,
-        "options": tuple(sglang_options or ()),
-    }
+    if typed["log_file"] is not None:
+        output.log_to(Path(typed["log_file"]), ctx.command_path)
+    settings = _settings(resolved, typed)
+    for_sglang = {"ready_timeout_s": typed["ready_timeout_s"], "restart": typed["restart"]}
+    for_sglang |= {"options": tuple(sglang_options or ())}
     of_sglang = {name: value for name, value in for_sglang.items() if value}
     if kind == "local":
         if of_sglang:
             raise UsageError(
                 "--ready-timeout, --restart and options after -- are for SGLang", hint=WITH_SGLANG
             )
-        _log_to_stderr(quiet, verbose)
-        raise typer.Exit(asyncio.run(_serve(chosen, settings, json=json)))
-    for name, flag in (("max_body_bytes", "--max-body-mb"), ("max_waiting", "--max-waiting")):
+        _log_to_stderr(typed["quiet"], typed["verbose"])
+        raise typer.Exit(asyncio.run(_serve(resolved.profile, settings, json=json)))
+    for name, flag in (("max_body_mb", "--max-body-mb"), ("max_waiting", "--max-waiting")):
         if typed[name] is not None:
             raise UsageError(f"{flag} is for the local engine", hint="-- --max-queued-requests N, or a proxy")
-    raise typer.Exit(_serve_sglang(chosen, settings, SGLangSettings(**of_sglang), json=json))  # type: ignore[arg-type]
+    raise typer.Exit(_serve_sglang(resolved.profile, settings, SGLangSettings(**of_sglang), json=json))
+
+
+def _settings(resolved: "Resolved", typed: dict[str, Any]) -> ServerSettings:
+    """The server's settings: what was typed over the defaults, and what the profile says."""
+    profile = resolved.profile
+    given = {name: typed[name] for name in ("host", "port", "max_waiting", "drain_timeout_s")}
+    if typed["max_body_mb"] is not None:
+        given["max_body_bytes"] = int(typed["max_body_mb"] * MIB)
+    name, *aliases = typed["served_model_name"] or (None,)
+    return ServerSettings(
+        **{name: value for name, value in given.items() if value is not None},
+        served_model_name=name,
+        aliases=tuple(aliases),
+        api_key=_api_key(profile, typed["api_key_env"]),
+        allowed_image_hosts=_hosts("--allow-image-host", typed["allow_image_host"]),
+        allowed_hosts=_hosts("--allowed-host", typed["allowed_host"]),
+        cors_origins=tuple(map(_origin, typed["cors_origin"] or ())),
+        image_limits=profile.images,
+        sampling=profile.sampling,
+        max_tokens=profile.sampling.max_tokens if resolved.chose("sampling.max_tokens") else None,
+    )
 
 
 def _kind(profile: "Profile") -> Literal["local", "sglang"]:
@@ -248,8 +233,7 @@ async def _serve(profile: "Profile", settings: ServerSettings, *, json: bool) ->
 
     def on_ready(url: str, served: Served) -> None:
         info = served.engine.info
-        for line in info.notices:
-            output.notice(line)
+        output.notices(info.notices)
         loaded_s = time.perf_counter() - started_s
         output.notice(f"ready after {loaded_s:.1f} s: {served.name(settings)} on {info.device}, {info.dtype}")
         _announce(url, served.name(settings), info.context_tokens, engine="local", json=json)

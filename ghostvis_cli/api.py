@@ -42,6 +42,7 @@ T = TypeVar("T")
 LAST_WORDS_S = 5.0
 # A path or URL, encoded bytes, a PIL image, or one that was loaded before.
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image | EncodedImage"
+Images: TypeAlias = "Sequence[ImageSource | Sequence[ImageSource] | None] | ImageSource | None"
 
 
 def create_sglang_engine(
@@ -68,8 +69,8 @@ def create_sglang_engine(
         "model.source": source,
         "model.model_tag": model_tag,
         "model.step": step,
-        "model.checkpoint_path": os.fspath(checkpoint_path) if checkpoint_path is not None else None,
-        "model.base_dir": os.fspath(base_dir) if base_dir is not None else None,
+        "model.checkpoint_path": checkpoint_path,
+        "model.base_dir": base_dir,
         "model.layout": layout,
         "engine.device": device,
         "engine.dtype": dtype,
@@ -117,12 +118,7 @@ class GhostVisSGLangEngine:
         info = self._engine.info
         return replace(info, notices=(*self._notices, *info.notices))
 
-    def generate(
-        self,
-        prompts: Sequence[str] | str,
-        images: "Sequence[ImageSource | Sequence[ImageSource] | None] | ImageSource | None" = None,
-        **sampling: Any,
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str] | str, images: Images = None, **sampling: Any) -> list[str]:
         """One answer per prompt, all run together.
 
         images: None; one image, shared by every prompt; or one entry per prompt, each None, an image or
@@ -131,10 +127,7 @@ class GhostVisSGLangEngine:
         return [done.text for done in self.complete(prompts, images, **sampling)]
 
     def complete(
-        self,
-        prompts: Sequence[str] | str,
-        images: "Sequence[ImageSource | Sequence[ImageSource] | None] | ImageSource | None" = None,
-        **sampling: Any,
+        self, prompts: Sequence[str] | str, images: Images = None, **sampling: Any
     ) -> list[Completion]:
         """As `generate`, with token ids, finish reason and usage."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -149,12 +142,7 @@ class GhostVisSGLangEngine:
         ]
         return self._wait(_complete_all(self._engine, requests))
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        images: "Sequence[ImageSource | Sequence[ImageSource] | None] | ImageSource | None" = None,
-        **sampling: Any,
-    ) -> str:
+    def chat(self, messages: Sequence[Mapping[str, str]], images: Images = None, **sampling: Any) -> str:
         """The reply to a conversation of {"role": ..., "content": ...}.
 
         images: an image (or a list of images) belongs to the last user message; a list with one entry per

@@ -28,9 +28,8 @@ LEFTOVER = re.compile(r"\..{1,40}\.ghostvis-[0-9a-f]{8}", re.DOTALL)
 READER_WAIT_S = 10.0  # for a FIFO's reader, which may be starting just now
 _LINKS = 40  # as many as the system follows
 _ON_MACOS = sys.platform == "darwin"
-_NO_REPLACE, _EXCHANGE = (
-    (4, 2) if _ON_MACOS else (1, 2)
-)  # RENAME_EXCL, RENAME_SWAP; RENAME_NOREPLACE, _EXCHANGE
+# RENAME_EXCL and RENAME_SWAP of macOS, RENAME_NOREPLACE and RENAME_EXCHANGE of Linux.
+_NO_REPLACE, _EXCHANGE = (4, 2) if _ON_MACOS else (1, 2)
 _AT_FDCWD = -100
 _UNKNOWN_CALL = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # to the system, or to this disk
 

@@ -64,17 +64,13 @@ class EncodedImage:
     """An upright image ready for any engine: RGB pixels, no tensors."""
 
     name: str  # what the user called it, safe to print: no query, no credentials, no control characters
-    original: bytes | None = field(
-        repr=False
-    )  # the file, where every decoder makes the pixels of `pil()` of it
+    original: bytes | None = field(repr=False)  # the file, where every decoder makes `pil()` of it
     mime: str
     width: int
     height: int
     first_of: Literal["animation", "pages"] | None = None  # what it is only the first frame or page of
     laid_on: str | None = None  # the ground, where the image was transparent
-    encoded: bytes | None = field(
-        default=None, repr=False, compare=False
-    )  # base64 of `data`, where made ahead
+    encoded: bytes | None = field(default=None, repr=False)  # base64 of `data`, where made ahead
 
     @cached_property
     def _pixels(self) -> "Image.Image":

@@ -22,6 +22,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
+def is_file(path: str) -> bool:
+    """Whether a file has that name, `~` included; False too for what can be no name."""
+    try:
+        return expanded(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def home(env: Mapping[str, str] = os.environ) -> Path | None:
     """The home directory; None where there is none, as under some services."""
     found = Path(env.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises without one

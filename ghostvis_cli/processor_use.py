@@ -93,15 +93,12 @@ def limit(uses: Iterable[Use]) -> Limit | None:
     """The process that fills a core, if one does."""
     known = list(uses)
     for use in sorted(known, key=lambda each: each.busiest, reverse=True):
+        who = f"the server's {use.role} ({use.pid})"
         if use.role == MAIN and use.has_many_threads:
-            message = (
-                f"the server's {use.role} ({use.pid}) takes {use.cores:.1f} cores for what one thread does"
-            )
+            message = f"{who} takes {use.cores:.1f} cores for what one thread does"
             return Limit(message, "OMP_NUM_THREADS=1 in its environment")
         if use.busiest >= FULL and not use.waits_so:
-            message = (
-                f"the server's {use.role} ({use.pid}) fills a core: no request gets faster beside others"
-            )
+            message = f"{who} fills a core: no request gets faster beside others"
             return Limit(message, _fix(use, known) if use.is_sglang else LOCAL_FIX)
     return None
 

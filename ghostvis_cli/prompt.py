@@ -206,8 +206,7 @@ class _Writer:
     def image(self, part: ImagePart) -> None:
         if not self.rows:
             raise RequestError(
-                "this model reads text only, so it can't be given an image",
-                hint="choose a vision checkpoint",
+                "this model reads text only, so it can't be given an image", hint="choose a vision checkpoint"
             )
         self.images.append(part.image)
         if self.layout == "inline":

@@ -35,7 +35,7 @@ def folder() -> Iterator[Path]:
 def _made() -> tuple[Path, int]:
     while True:
         place = Path(tempfile.mkdtemp(prefix=PREFIX))
-        if (lock := _locked(place)) is not None and place.exists():
+        if (lock := locked(place)) is not None and place.exists():
             return place, lock  # else another process removed it before it was locked
 
 
@@ -48,13 +48,14 @@ def sweep() -> None:
 
 
 def _discard_if_left(place: Path) -> None:
-    if place.stat().st_uid != os.geteuid() or (lock := _locked(place)) is None:
+    if place.stat().st_uid != os.geteuid() or (lock := locked(place)) is None:
         return
     discard(place)
     os.close(lock)
 
 
-def _locked(place: Path) -> int | None:
+def locked(place: Path) -> int | None:
+    """Hold a folder until the descriptor is closed, or the process ends; None where another process does."""
     with suppress(OSError):
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -10,12 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WHITE = (255, 255, 255)
-NAMED_GROUNDS = {
-    "white": WHITE,
-    "black": (0, 0, 0),
-    "grey": (128, 128, 128),
-    "gray": (128, 128, 128),
-}
+NAMED_GROUNDS = {"white": WHITE, "black": (0, 0, 0), "grey": (128, 128, 128), "gray": (128, 128, 128)}
 HEX_GROUND = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 

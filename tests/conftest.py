@@ -64,6 +64,16 @@ def vlm_reference() -> Reference:
     return Reference("vlm_clip_hf")
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory to be in, with a home, settings, state and caches of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("config", "state", "cache"):
+        monkeypatch.setenv(f"GHOSTVIS_{name.upper()}_DIR", str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 # What a developer may have set for their own use of the program. Child processes must not see it either.
 DEVELOPERS = re.compile(r"GHOSTVIS_.*|NANOCHAT_BASE_DIR|XDG_.*|NO_COLOR|FORCE_COLOR|.*_PROXY", re.IGNORECASE)
 

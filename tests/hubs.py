@@ -3,14 +3,14 @@
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests import sites
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE_BYTES = 10**6  # from here on a file's tag is its SHA-256, as where Git LFS keeps it
@@ -85,31 +85,14 @@ class Hub:
 def running(hub: Hub | None = None) -> Iterator[Hub]:
     hub = hub or Hub()
     handler = type("Handler", (_Handler,), {"served": hub})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
+    with sites.serving(handler) as hub.url:
+        yield hub
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(sites.Site):
     served: Hub
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
+    def respond(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.served.asked.append((self.command, path, self.headers.get("Range")))
         match = re.fullmatch(r"/(api/models/)?([^/]+/[^/]+)/(revision|tree|resolve)/(.+)", path)
@@ -129,19 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
         return repository.token is None or self.headers.get("Authorization") == f"Bearer {repository.token}"
 
     def _refuse(self, status: int, error: str | None) -> None:
-        self.send_response(status)
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self.answer(status, **({"X_Error_Code": error} if error else {}))
 
     def _json(self, content: Any) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(200, json.dumps(content).encode(), Content_Type="application/json")
 
     def _file(self, repository: Repository, name: str) -> None:
         path = repository.folder / name

@@ -180,9 +180,8 @@ class Batch:
 
     async def _answer(self, row: Row) -> TimedAnswer:
         make = partial(row.request, self.load)
-        answer = await ask(
-            self.engine, await in_daemon_thread(make, "ghostvis-images") if row.images else make()
-        )
+        request = await in_daemon_thread(make, "ghostvis-images") if row.images else make()
+        answer = await ask(self.engine, request)
         if answer.completion.finish_reason == "abort" and not self._filters():
             raise EngineError("the answer was cut short: the server is stopping, or somebody aborted it")
         return answer

@@ -210,7 +210,7 @@ def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding 
     pairs = sorted(left.keys() & right.keys())
     interleaved = a.report is b.report and first == second
     paired = interleaved and len(pairs) >= LEAST_PAIRS
-    one, two = ([left[n] for n in pairs], [right[n] for n in pairs]) if paired else _all_of(left, right)
+    one, two = ([side[n] for n in (pairs if paired else side)] for side in (left, right))
     relative = min(*one, *two) > 0
     on_machine = relative and not interleaved and _depends_on_machine(name)
     drift = _drift(a, b, first, second, max(_spread(one), _spread(two))) if on_machine else 0.0
@@ -221,10 +221,6 @@ def _finding(a: Side, b: Side, first: Load, second: Load, name: str) -> Finding 
     return Finding(
         name, label, *middle, change, relative, verdict, min(len(one), len(two)), paired, math.expm1(drift)
     )
-
-
-def _all_of(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[list[float], list[float]]:
-    return [*a.values()], [*b.values()]
 
 
 def _relative(a: Sequence[float], b: Sequence[float], paired: bool, drift: float) -> Interval:

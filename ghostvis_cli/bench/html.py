@@ -10,22 +10,16 @@ from typing import Any, NamedTuple
 
 from ghostvis_cli.bench import metrics
 from ghostvis_cli.bench.page_style import STYLE
-from ghostvis_cli.bench.report import RATES, prefix_section, round_cells
+from ghostvis_cli.bench.report import latencies, prefix_section, rates, round_cells
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, Record, Report, Run, Summary
 from ghostvis_cli.bench.stats import median, percentile_of_ordered
 from ghostvis_cli.bench.svg import Axis, Bar, Series, bars, plot, stacked
-from ghostvis_cli.bench.units import NOT_REPORTED, digits, seconds, shown, tick, title
+from ghostvis_cli.bench.units import digits, seconds, shown, tick, title
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 TILES = (
-    "requests_per_s",
-    "output_tokens_per_s",
-    "image_tokens_per_s",
-    "ttft_p50",
-    "ttft_p95",
-    "tpot_p50",
-    "e2e_p95",
-)
+    "requests_per_s", "output_tokens_per_s", "image_tokens_per_s", "ttft_p50", "ttft_p95", "tpot_p50", "e2e_p95"
+)  # fmt: skip
 # Of the distribution: where the curve is drawn through when there are no single requests.
 KNOWN = (("p50", 50.0), ("p90", 90.0), ("p95", 95.0), ("p99", 99.0), ("max", 100.0))
 CURVE = (0.0, *range(1, 100), 99.5, 99.9, 100.0)
@@ -121,9 +115,8 @@ def _name(summary: Summary) -> str:
 def _glance(summaries: Sequence[Summary]) -> str:
     """One row for each engine and load point."""
     names = [name for name in TILES if any(_value(each, name) for each in summaries)]
-    rows: list[Sequence[str]] = [("", *(title(name) for name in names))]
-    rows += [(_name(each), *(shown(name, _value(each, name)) for name in names)) for each in summaries]
-    return _table(rows, "Means over repeats")
+    rows = [(_name(each), *(shown(name, _value(each, name)) for name in names)) for each in summaries]
+    return _table([("", *map(title, names)), *rows], "Means over repeats")
 
 
 def _value(summary: Summary, name: str) -> float | None:
@@ -147,26 +140,14 @@ def _tiles(summary: Summary) -> str:
 
 
 def _latency_table(summary: Summary) -> str:
-    rows: list[Sequence[str]] = [("", *STATISTICS)]
-    for base, kind in LATENCIES.items():
-        found = [summary.figures.get(f"{base}_{statistic}") for statistic in STATISTICS]
-        if any(found):
-            rows.append(
-                (kind.title, *(NOT_REPORTED if each is None else seconds(each.value) for each in found))
-            )
-    return _table(rows, "Latency, means over repeats")
+    rows = [(LATENCIES[base].title, *cells) for base, cells in latencies(summary)]
+    return _table([("", *STATISTICS), *rows], "Latency, means over repeats")
 
 
 def _rate_table(summary: Summary) -> str:
-    rows: list[Sequence[str]] = [("", "mean over repeats", "95 % interval")]
-    for name in RATES:
-        each = summary.figures.get(name)
-        if each is None or not each.value:
-            continue
-        known = each.low is not None and each.high is not None
-        between = f"{shown(name, each.low)} to {shown(name, each.high)}" if known else "one repeat"
-        rows.append((SCALARS[name].title, shown(name, each.value), between))
-    return _table(rows, "Throughput and the like")
+    found = rates(summary)
+    rows = [(SCALARS[name].title, value, between or "one repeat") for name, value, between in found]
+    return _table([("", "mean over repeats", "95 % interval"), *rows], "Throughput and the like")
 
 
 # --- charts
@@ -360,13 +341,11 @@ def _tokens_chart(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> F
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
-    rows: list[Sequence[str]] = [
-        ("", "questions", "vision tokens asked for", "computed", "ratio", "KV asked for", "KV computed")
-    ]
-    rows += [(each["name"], digits(each["questions"]), *round_cells(each)) for each in rounds]
+    head = ("", "questions", "vision tokens asked for", "computed", "ratio", "KV asked for", "KV computed")
+    rows = [(each["name"], digits(each["questions"]), *round_cells(each)) for each in rounds]
     per_token = rounds[0]["kv_token_bytes"]
     told = f"{per_token:,} bytes a token" if per_token else "the model's bytes per token are not known"
-    return _table(rows, f"Keys and values: {told}")
+    return _table([head, *rows], f"Keys and values: {told}")
 
 
 # --- where it comes from

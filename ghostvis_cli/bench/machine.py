@@ -65,11 +65,7 @@ def machine() -> dict[str, str]:
     from ghostvis_cli.machine import GIB, read_memory
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {
-        "system": platform.platform(),
-        "cpu": _processor(),
-        "cores": str(usable),
-    }
+    found = {"system": platform.platform(), "cpu": _processor(), "cores": str(usable)}
     if memory := read_memory():
         found["memory"] = f"{memory.total_bytes / GIB:.1f} GiB"
     gpus = _nvidia_smi("name,driver_version")

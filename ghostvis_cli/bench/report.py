@@ -7,6 +7,7 @@ from typing import Any
 
 from ghostvis_cli.bench import metrics, ratios, schema
 from ghostvis_cli.bench.schema import LATENCIES, SCALARS, STATISTICS, EngineCard, Report, Run, Summary
+from ghostvis_cli.bench.stats import median
 from ghostvis_cli.bench.units import NOT_REPORTED, digits, percent, seconds, shown
 from ghostvis_cli.errors import InputError
 
@@ -39,9 +40,13 @@ def lines(report: Report) -> Iterator[str]:
 def _summary(card: EngineCard, summary: Summary, runs: Sequence[Run]) -> Iterator[str]:
     repeats = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
     yield f"{card.name} at {summary.load.name}: {repeats}, {_requests(runs)}"
-    if latencies := [*_latency_rows(summary)]:
-        yield from _aligned([("", *STATISTICS), *latencies])
-    yield from _aligned([*_rate_rows(summary, runs)])
+    found = [(base, cells) for base, cells in latencies(summary) if base != "send_lag"]
+    if rows := [(f"  {base}: {LATENCIES[base].title}", *cells) for base, cells in found]:
+        yield from _aligned([("", *STATISTICS), *rows])
+    yield from _aligned([
+        (f"  {SCALARS[name].title}", value, between, _course(name, runs))
+        for name, value, between in rates(summary)
+    ])  # fmt: skip
 
 
 def _requests(runs: Sequence[Run]) -> str:
@@ -54,25 +59,28 @@ def _requests(runs: Sequence[Run]) -> str:
     return f"{done:,} requests answered{failed}"
 
 
-def _latency_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
-    for base, kind in LATENCIES.items():
+def latencies(summary: Summary) -> Iterator[tuple[str, list[str]]]:
+    """Each latency that was measured, and its STATISTICS in words."""
+    for base in LATENCIES:
         found = [summary.figures.get(f"{base}_{statistic}") for statistic in STATISTICS]
-        if base != "send_lag" and any(found):
-            cells = [NOT_REPORTED if each is None else seconds(each.value) for each in found]
-            yield (f"  {base}: {kind.title}", *cells)
+        if any(found):
+            yield base, [NOT_REPORTED if each is None else seconds(each.value) for each in found]
 
 
-def _rate_rows(summary: Summary, runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+def rates(summary: Summary) -> Iterator[tuple[str, str, str]]:
+    """Each of RATES that is known and not 0: its name, its value and its interval in words, "" where unknown."""
     for name in RATES:
         figure = summary.figures.get(name)
-        if figure is None or not figure.value:
-            continue
-        between = ""
-        if figure.low is not None and figure.high is not None:
-            between = f"{shown(name, figure.low)} to {shown(name, figure.high)}"
-        values = [run.figures.get(name) for run in runs]
-        course = sparkline([value for value in values if value is not None]) if len(runs) > 1 else ""
-        yield f"  {SCALARS[name].title}", shown(name, figure.value), between, course
+        if figure is not None and figure.value:
+            known = figure.low is not None and figure.high is not None
+            between = f"{shown(name, figure.low)} to {shown(name, figure.high)}" if known else ""
+            yield name, shown(name, figure.value), between
+
+
+def _course(name: str, runs: Sequence[Run]) -> str:
+    """A figure from run to run."""
+    values = [value for run in runs if (value := run.figures.get(name)) is not None]
+    return sparkline(values) if len(runs) > 1 else ""
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -112,17 +120,14 @@ def prefix_section(report: Report) -> Mapping[str, Any]:
 
 def prefix_lines(proof: Mapping[str, Any]) -> Iterator[str]:
     """The proof as schema.Report.extra keeps it."""
-    from ghostvis_cli.bench.stats import median
-
     pairs = proof["pairs"]
     kinds = ["cold", "warm"] + (["flushed"] if pairs[0]["flushed_s"] is not None else [])
     yield f"{len(pairs)} pairs, one request at a time"
-    rows = [("", *kinds)]
-    rows.append(
-        ("  time to first token, median", *(seconds(median([p[f"{k}_s"] for p in pairs])) for k in kinds))
-    )
-    rows.append(("  cached tokens, median", *(_cached([p[f"{k}_cached"] for p in pairs]) for k in kinds)))
-    yield from _aligned(rows)
+    times = [seconds(median([pair[f"{kind}_s"] for pair in pairs])) for kind in kinds]
+    cached = [_cached([pair[f"{kind}_cached"] for pair in pairs]) for kind in kinds]
+    yield from _aligned([
+        ("", *kinds), ("  time to first token, median", *times), ("  cached tokens, median", *cached)
+    ])  # fmt: skip
     saved, saved_s = proof["saved"], proof["saved_s"]
     yield (
         f"  saved: {percent(saved['estimate']).lstrip('+')} of the time,"
@@ -134,8 +139,6 @@ def prefix_lines(proof: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cached(counts: Sequence[int | None]) -> str:
-    from ghostvis_cli.bench.stats import median
-
     known = [count for count in counts if count is not None]
     return digits(median(known)) if len(known) == len(counts) else NOT_REPORTED
 
@@ -149,15 +152,11 @@ def _round_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 
 def round_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
     """Of one round of questions: vision tokens asked for and computed, their ratio, keys and values of both."""
-    asked, computed = (
-        NOT_REPORTED if each[key] is None else digits(each[key]) for key in ("asked", "computed")
-    )
+    tokens = [NOT_REPORTED if each[key] is None else digits(each[key]) for key in ("asked", "computed")]
     ratio = NOT_REPORTED if each["ratio"] is None else f"{each['ratio']:.1f}x"
-    memory = [
-        "not known" if each[key] is None else shown("peak_memory_bytes", each[key])
-        for key in ("kv_asked_bytes", "kv_computed_bytes")
-    ]
-    return (asked, computed, ratio, *memory)
+    sizes = (each["kv_asked_bytes"], each["kv_computed_bytes"])
+    memory = ["not known" if size is None else shown("peak_memory_bytes", size) for size in sizes]
+    return (*tokens, ratio, *memory)
 
 
 # --- CSV

@@ -81,14 +81,8 @@ class Progress:
     started_s: float = 0.0
 
     def begin(self, what: str, total: int | None) -> None:
-        self.what, self.total, self.done, self.failed, self.tokens, self.started_s = (
-            what,
-            total,
-            0,
-            0,
-            0,
-            now(),
-        )
+        self.what, self.total, self.started_s = what, total, now()
+        self.done = self.failed = self.tokens = 0
 
     def line(self) -> str:
         """ "local · concurrency=4 · 2/3 · 312/1,000 · 2 failed · 29.2 requests/s · 812 tokens/s"."""
@@ -249,11 +243,7 @@ class Client:
             await self._ask(item, request, due_s)
 
     async def _ask(
-        self,
-        item: Item,
-        request: GenerateRequest,
-        due_s: float,
-        failures: list[GhostvisError] | None = None,
+        self, item: Item, request: GenerateRequest, due_s: float, failures: list[GhostvisError] | None = None
     ) -> None:
         images = item.images
         seen = sum(image in self._target.seen for image in images)

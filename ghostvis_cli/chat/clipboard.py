@@ -79,11 +79,7 @@ def _output(*command: str) -> bytes:
     """What a program prints; nothing where it fails, as these do on an empty clipboard."""
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(f"{command[0]} does not answer", hint="/image PATH") from error

@@ -1,6 +1,7 @@
 """What each slash command does to a conversation, be it typed at a terminal or read from a script."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ghostvis_cli.chat.surface import Surface
 from ghostvis_cli.cli import output
 from ghostvis_cli.engines.base import Chunk
 from ghostvis_cli.errors import OutputError, UsageError, one_line, printable
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import expanded, is_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,11 +84,7 @@ def _say_attached(image: "EncodedImage", surface: Surface) -> None:
 
 def _sources(rest: str, arguments: list[str]) -> list[str]:
     """As a shell would split them; but where the whole line names a file, its blanks belong to the name."""
-    try:
-        whole = expanded(rest).is_file()
-    except (OSError, ValueError):
-        whole = False
-    return [rest] if whole else arguments
+    return [rest] if is_file(rest) else arguments
 
 
 def chip(image: "EncodedImage") -> str:
@@ -279,10 +276,9 @@ async def save(chat: Conversation, rest: str, surface: Surface) -> Outcome:
 
 async def load(chat: Conversation, rest: str, surface: Surface) -> Outcome:
     if not rest:
-        names = store.SessionStore.of_user().names()
-        surface.say("\n".join(names) or "there is no saved session")
+        surface.say("\n".join(session_names()) or "there is no saved session")
         return DONE
-    await chat.load(" ".join(slash.words(rest)) if not _is_file(rest) else rest)
+    await chat.load(" ".join(slash.words(rest)) if not is_file(rest) else rest)
     surface.note(f"loaded: {described(chat)}")
     return DONE
 
@@ -352,14 +348,19 @@ def _writable(chat: Conversation, target: str, force: bool) -> Path:
     return path
 
 
-def _is_file(text: str) -> bool:
-    try:
-        return expanded(text).is_file()
-    except (OSError, ValueError):
-        return False
-
-
 # --- about
+
+
+def session_names() -> list[str]:
+    """What can be gone on with, the newest first."""
+    return store.SessionStore.of_user().names()
+
+
+def profile_names() -> list[str]:
+    """What can be switched to."""
+    from ghostvis_cli.profile.files import Library
+
+    return Library(os.environ).names()
 
 
 async def stats(chat: Conversation, rest: str, surface: Surface) -> Outcome:

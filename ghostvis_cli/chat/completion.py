@@ -62,11 +62,8 @@ def _paths(rest: str, *, images: bool) -> Iterator[Offer]:
     path = unquoted(typed)
     folder, slash_, begun = path.rpartition("/")
     for name, is_folder in _entries(f"{folder}{slash_}", begun, images=images):
-        yield Offer(
-            quoted(f"{folder}{slash_}{name}", is_open=is_folder),
-            -len(typed),
-            f"{name}/" if is_folder else name,
-        )
+        shown = f"{name}/" if is_folder else name
+        yield Offer(quoted(f"{folder}{slash_}{name}", is_open=is_folder), -len(typed), shown)
 
 
 def _last_argument(rest: str) -> str:

@@ -23,7 +23,7 @@ from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 
 from ghostvis_cli.chat.completion import IMAGES, Completions, Names
-from ghostvis_cli.paths import expanded
+from ghostvis_cli.paths import is_file
 
 MARK = "> "
 HOW_TO_LEAVE = "Ctrl-D or /quit leaves"
@@ -189,7 +189,4 @@ def dropped_image(line: str) -> str | None:
         return None
     if len(words) != 1 or "/" not in words[0] or not words[0].lower().endswith(IMAGES):
         return None
-    try:
-        return words[0] if expanded(words[0]).is_file() else None
-    except (OSError, ValueError):
-        return None
+    return words[0] if is_file(words[0]) else None

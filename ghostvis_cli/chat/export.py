@@ -59,16 +59,10 @@ def as_json(session: Session, title: str) -> str:
             messages.append({"role": "assistant", "content": turn.reply.text})
             if found := turn.reply.beside.record():
                 beside.append({"message": len(messages) - 1, **found})
-    totals = session.totals
-    tokens = {
-        "prompt": totals.prompt,
-        "image": totals.image,
-        "cached": totals.cached,
-        "completion": totals.completion,
-    }
+    names = ("prompt", "image", "cached", "completion")
     whole: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "title": title, "messages": messages}
     whole |= {"beside": beside} if beside else {}
-    whole["tokens"] = tokens
+    whole["tokens"] = {name: getattr(session.totals, name) for name in names}
     return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ghostvis_cli import endings
 from ghostvis_cli.chat import settings, slash
-from ghostvis_cli.chat.commands import as_seen, attach, chip, described, perform
+from ghostvis_cli.chat.commands import as_seen, attach, chip, described, perform, profile_names, session_names
 from ghostvis_cli.chat.completion import Names, quoted
 from ghostvis_cli.chat.context import TooLongError
 from ghostvis_cli.chat.conversation import Conversation
@@ -296,19 +296,8 @@ def _history_file() -> Path | None:
 
 def _names() -> dict[str, Names]:
     """What Tab offers for arguments that are names."""
-
-    def profiles() -> list[str]:
-        from ghostvis_cli.profile.files import Library
-
-        return Library(os.environ).names()
-
-    def sessions() -> list[str]:
-        from ghostvis_cli.chat.store import SessionStore
-
-        return SessionStore.of_user().names()
-
     return {
-        "profile": profiles,
-        "session": sessions,
+        "profile": profile_names,
+        "session": session_names,
         "setting": lambda: [f"{name}=" for name in settings.settable()],
     }

@@ -6,6 +6,7 @@ blank is always a message.
 
 import re
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, TypeAlias
@@ -132,13 +133,14 @@ def assignments(rest: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def help_text(name: str = "") -> str:
-    """Every command in two columns, or one in full."""
+def help_text(name: str = "", among: Collection[str] = BY_NAME) -> str:
+    """Every command in two columns, or one in full. `among`: those that can be typed here."""
     if name:
         wanted = ALIASES.get(name, name.lower().removeprefix("/"))
-        if wanted not in BY_NAME:
-            raise UsageError(f"there is no command /{wanted[:40]}", hint=_suggestion(wanted))
+        if wanted not in among:
+            near = next((each for each in suggestions(wanted) if each in among), "")
+            raise UsageError(f"there is no command /{wanted[:40]}", hint=f"/help {near}".rstrip())
         return f"{BY_NAME[wanted].usage}\n  {BY_NAME[wanted].summary}"
-    shown = [slash for slash in TABLE if slash.name != "exit"]
+    shown = [slash for slash in TABLE if slash.name in among and slash.name != "exit"]
     width = max(len(slash.usage) for slash in shown)
     return "\n".join(f"{slash.usage.ljust(width)}  {slash.summary}" for slash in shown)

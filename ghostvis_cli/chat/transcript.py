@@ -190,16 +190,9 @@ def _beside(row: dict[str, Any]) -> Beside:
     calls = _field(row, "tool_calls", list)
     if not all(isinstance(call, dict) for call in calls):
         raise InputError("a tool call is no JSON object")
-    return Beside(
-        _text(row, "reasoning", "") or "",
-        _text(row, "refusal", "") or "",
-        tuple(
-            ToolCall(
-                _count(call, "index"), _needed(call, "id"), _needed(call, "name"), _needed(call, "arguments")
-            )
-            for call in calls
-        ),
-    )
+    texts = ("id", "name", "arguments")
+    found = [ToolCall(_count(call, "index"), *(_needed(call, key) for key in texts)) for call in calls]
+    return Beside(_text(row, "reasoning", "") or "", _text(row, "refusal", "") or "", tuple(found))
 
 
 def _usage(row: dict[str, Any]) -> Usage:
@@ -242,10 +235,7 @@ def _seconds(row: dict[str, Any], key: str) -> float | None:
     value = row.get(key)
     if value is None:
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (math.isfinite(value) and value >= 0)
-    ):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:
         raise InputError(f"{key} is no number of seconds")
     return float(value)

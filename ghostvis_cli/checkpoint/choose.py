@@ -71,15 +71,8 @@ def _choose(model: "ModelSettings") -> tuple[Checkpoint, list[str]]:
 
 def is_chosen(model: "ModelSettings") -> bool:
     """Whether a model was chosen in any way. Then no other may be used instead."""
-    of_model = (
-        model.hf,
-        model.checkpoint_path,
-        model.source,
-        model.model_tag,
-        model.step,
-        model.tokenizer_path,
-    )
-    return is_base_chosen(model) or any(value is not None for value in of_model)
+    names = ("hf", "checkpoint_path", "source", "model_tag", "step", "tokenizer_path")
+    return is_base_chosen(model) or any(getattr(model, name) is not None for name in names)
 
 
 def is_base_chosen(model: "ModelSettings") -> bool:

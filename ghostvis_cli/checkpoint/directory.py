@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ghostvis_cli.checkpoint import safetensors
 from ghostvis_cli.checkpoint.formats import CERTIFICATE, CONFIG
 from ghostvis_cli.checkpoint.generations import settable
 from ghostvis_cli.checkpoint.header import TensorInfo
-from ghostvis_cli.checkpoint.keys import MOST_POSITIONS, Classified, Classifier
+from ghostvis_cli.checkpoint.keys import MOST_POSITIONS, TIMM_BLOCK, Classified, Classifier, T
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.safetensors import read_json
 from ghostvis_cli.errors import ModelError, limit_reached, one_line, printable
@@ -220,62 +220,62 @@ class _DirectoryClassifier(Classifier):
         return f"model.layers.{match[1]}.{theirs.get(match[2], match[2])}" if match else key
 
     def decoder(self) -> DecoderConfig:
-        text, generation = self.text, self._generation()
+        generation = self.generation()
         rows, width = self.shape(EMBEDDING)
         layers = self.count(r"transformer\.h\.(\d+)\.")
         if (width, layers, rows) != tuple(
-            _whole(text, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")
+            _whole(self.text, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")
         ):
             raise ModelError(
                 f"config.json does not fit: the tensors have {layers} layers, a width of {width} and {rows} tokens"
             )
-        mlp_type, gate_up = self.mlp_names()
-        heads = _whole(text, "num_attention_heads")
-        kv_heads = _whole(text, "num_key_value_heads", heads)
-        if heads % kv_heads or not _head_dim(text):
-            raise ModelError(f"its {heads} query heads are no multiple of its {kv_heads} key heads")
-        config = DecoderConfig(
-            sequence_len=self._trained_positions(),
-            vocab_size=rows,
-            n_layer=layers,
-            n_head=heads,
-            n_kv_head=kv_heads,
-            n_embd=width,
-            intermediate_size=self.shape(f"transformer.h.0.mlp.{gate_up[0]}.weight")[0],
-            mlp_type=mlp_type,
-            attention_bias=self.biased,
-            rope_theta=self._rope_theta(generation),
-            softcap=_real(text, "final_logit_softcapping"),
-            generation=generation,
-            qk_scale=_real(text, "qk_scale", generation.qk_scale),
-            gate_scale=_real(text, "gate_scale", generation.gate_scale),
-            windows=self._windows(generation, layers),
-            rotary_tables=_word(text, "rotary_tables", get_args(TableType), "bfloat16"),
-        )
-        self.map_decoder(config, rows, gate_up)
-        self.map_generation(config, rows)
-        self._remember(config)
-        return config
+        return self.map_all(generation, rows, width, layers)
 
-    def _generation(self) -> Generation:
-        if self.text["model_type"] != OWN:
-            return PLAIN
-        found = GENERATIONS[_word(self.text, "generation", tuple(GENERATIONS))]
-        for name in ("gate_channels", "smear"):
-            if self.text.get(name, getattr(found, name)) != getattr(found, name):
-                raise ModelError(
-                    f"config.json says {name} is {self.text[name]}, which {found.name} does not have"
-                )
+    def generation(self) -> Generation:
+        found = PLAIN
+        if self.text["model_type"] == OWN:
+            found = GENERATIONS[_word(self.text, "generation", tuple(GENERATIONS))]
+            for name in ("gate_channels", "smear"):
+                if self.text.get(name, getattr(found, name)) != getattr(found, name):
+                    raise ModelError(
+                        f"config.json says {name} is {self.text[name]}, which {found.name} does not have"
+                    )
+        self.settable, self.origin = settable(found), CONFIG
         return found
 
-    def _trained_positions(self) -> int:
+    def heads(self, generation: Generation, layers: int, width: int) -> tuple[int, int]:
+        heads = _whole(self.text, "num_attention_heads")
+        kv_heads = _whole(self.text, "num_key_value_heads", heads)
+        if heads % kv_heads or not _head_dim(self.text):
+            raise ModelError(f"its {heads} query heads are no multiple of its {kv_heads} key heads")
+        return heads, kv_heads
+
+    def vocabulary(self, rows: int) -> int:
+        return rows
+
+    def constant(self, name: str, found: T, origin: str) -> T:
+        """As config.json says it; `found` is the generation's."""
+        value: Any = found
+        if name == "rotary_tables":
+            value = _word(self.text, name, get_args(TableType), "bfloat16")
+        else:
+            value = _real(self.text, "final_logit_softcapping" if name == "softcap" else name, value)
+        return self.noted(name, cast(T, value))
+
+    def noted(self, name: str, value: T) -> T:
+        """Record a constant for those who list them."""
+        if name in self.settable:
+            self.constants[name] = (value, CONFIG)
+        return value
+
+    def sequence_len(self, generation: Generation) -> int:
         """Conversion records it; before it did, and for others, it follows from the longest position."""
         longest = _whole(self.text, "max_position_embeddings", most=CONVERTED_POSITIONS * MOST_POSITIONS)
         ours = (self.directory.path / CERTIFICATE).is_file()
         default = max(1, longest // CONVERTED_POSITIONS) if ours else longest
-        return _whole(self.text, "trained_positions", default, MOST_POSITIONS)
+        return self.noted("sequence_len", _whole(self.text, "trained_positions", default, MOST_POSITIONS))
 
-    def _rope_theta(self, generation: Generation) -> float:
+    def theta(self, generation: Generation) -> float:
         rope = self.text.get("rope_parameters") or self.text.get("rope_scaling") or {}
         if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
             raise ModelError("its rotary positions are stretched (rope_type), which nanochat's are not")
@@ -283,9 +283,9 @@ class _DirectoryClassifier(Classifier):
         theta = _real({"rope_theta": stored}, "rope_theta") if stored is not None else generation.rotary_base
         if not 1 < theta < 1e12:
             raise ModelError(f"config.json says rope_theta is {theta}, not a rotary base")
-        return theta
+        return self.noted("rotary_base", theta)
 
-    def _windows(self, generation: Generation, layers: int) -> tuple[int, ...]:
+    def windows(self, generation: Generation, layers: int, sequence_len: int) -> tuple[int, ...]:
         sizes = self.text.get("window_sizes") or []
         is_sound = isinstance(sizes, list) and all(
             type(size) is int and 0 <= size <= MOST_POSITIONS for size in sizes
@@ -293,17 +293,6 @@ class _DirectoryClassifier(Classifier):
         if not is_sound or len(sizes) not in (0, layers) or (sizes and not generation.windows):
             raise ModelError(f"config.json's window_sizes are not one for each of {layers} layers")
         return tuple(sizes)
-
-    def _remember(self, config: DecoderConfig) -> None:
-        """The constants, for those who list them."""
-        known = {
-            "sequence_len": config.sequence_len,
-            "rotary_base": config.rope_theta,
-            "softcap": config.softcap,
-            **{name: getattr(config, name) for name in ("qk_scale", "gate_scale", "rotary_tables")},
-        }
-        allowed = settable(config.generation)
-        self.constants = {name: (value, CONFIG) for name, value in known.items() if name in allowed}
 
     # --- vision
 
@@ -316,9 +305,7 @@ class _DirectoryClassifier(Classifier):
         num_tokens, hidden = _whole(stored, "num_tokens"), _whole(stored, "proj_hidden")
         heads = _whole(stored, "resampler_heads", 8)
         depth = self._perceiver(tower.width, num_tokens, heads) if mode == "perceiver" else 0
-        projector = {"mlp.0": (hidden, tower.width), "mlp.3": (n_embd, hidden), "mlp.4": (n_embd,)}
-        for name, shape in projector.items():
-            self._layer(f"vision.projector.{name}", shape)
+        self.map_projector("vision.projector", tower.width, hidden, n_embd)
         mean, std = (self._of_channels(stored, name) for name in ("image_mean", "image_std"))
         return VisionConfig(tower, num_tokens, mode, depth, heads, hidden, mean, std)
 
@@ -349,17 +336,8 @@ class _DirectoryClassifier(Classifier):
             self._layer("vision.tower.norm_pre", (W,))
         if family != "clip":
             self._layer("vision.tower.norm_post", (W,))
-        block = {
-            "norm1": (W,),
-            "qkv": (3 * W, W),
-            "proj": (W, W),
-            "norm2": (W,),
-            "fc1": (M, W),
-            "fc2": (W, M),
-        }
         for i in range(layers):
-            for name, shape in block.items():
-                self._layer(f"vision.tower.blocks.{i}.{name}", shape)
+            self.map_block(tower, i, f"vision.tower.blocks.{i}", {name: name for name in TIMM_BLOCK})
         return tower
 
     def _perceiver(self, width: int, num_tokens: int, heads: int) -> int:

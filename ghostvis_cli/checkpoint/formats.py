@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 from ghostvis_cli.errors import ModelError, one_line, printable
 
 HEAD_BYTES = 1024
-LEGACY_TORCH = (
-    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that opens files of torch before 1.6
-)
+LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # begins files of torch before 1.6
 CERTIFICATE, CONFIG = "parity.json", "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "copy it again and compare the sizes"

@@ -40,29 +40,20 @@ ROOTS = (
 WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 
 # Every key of `model_config` that any writer is known to use (format specification, section 2.1).
-KNOWN_CONFIG = frozenset(
-    {
-        *("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size"),
-        *("mlp_type", "rope_theta", "attention_bias", "window_pattern", "image_token_id", "layout"),
-        *("num_experts", "top_k", "num_shared_experts"),
-        *("moe_num_experts", "moe_top_k", "moe_layer_start", "moe_layer_end", "moe_layer_stride"),
-        *(
-            "moe_capacity_factor",
-            "moe_aux_loss_coef",
-            "use_flash_attn",
-            "use_fused_kernels",
-            "use_fused_loss",
-        ),
-        *(
-            "use_gradient_checkpointing",
-            "vision_encoder_name",
-            "vision_encoder_trainable",
-            "vision_image_size",
-        ),
-        *("vision_num_tokens", "vision_resampler_mode", "vision_resampler_depth", "vision_resampler_heads"),
-        *("vision_proj_hidden", "vision_proj_dropout", "vision_encoder_heads"),
-    }
-)
+KNOWN_CONFIG = frozenset((
+    "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size", "mlp_type",
+    "rope_theta", "attention_bias", "window_pattern", "image_token_id", "layout",
+    "num_experts", "top_k", "num_shared_experts", "moe_num_experts", "moe_top_k", "moe_layer_start",
+    "moe_layer_end", "moe_layer_stride", "moe_capacity_factor", "moe_aux_loss_coef",
+    "use_flash_attn", "use_fused_kernels", "use_fused_loss", "use_gradient_checkpointing",
+    "vision_encoder_name", "vision_encoder_trainable", "vision_encoder_heads", "vision_image_size",
+    "vision_num_tokens", "vision_resampler_mode", "vision_resampler_depth", "vision_resampler_heads",
+    "vision_proj_hidden", "vision_proj_dropout",
+))  # fmt: skip
+# The modules of a tower's block: our name -> that in files of timm, of Hugging Face's CLIP and SigLIP.
+MLP = {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+TIMM_BLOCK = {"norm1": "norm1", "qkv": "attn.qkv", "proj": "attn.proj", "norm2": "norm2", **MLP}
+HF_BLOCK = {"norm1": "layer_norm1", "proj": "self_attn.out_proj", "norm2": "layer_norm2", **MLP}
 MOST_POSITIONS = 10_000_000  # beyond any real model; a hostile meta file must not size our tables
 # Stored by some writers and not needed: CLIP's pooled head, SigLIP's attention head, position numbers.
 UNUSED = re.compile(r"^vision_encoder\.encoder\.(vision_model\.)?(embeddings\.position_ids|head\..*)$")
@@ -241,17 +232,31 @@ class Classifier:
             raise ModelError(
                 f"lm_head.weight has shape {list(self.shape('lm_head.weight'))}, not [{rows}, {width}]"
             )
-        wte = self.tensors["transformer.wte.weight"].dtype
         generation = self.generation()
         layers = self.count(r"transformer\.h\.(\d+)\.")
-        heads, kv_heads = self.heads(generation, layers, width)
-        mlp_type, gate_up = self.mlp_names()
-        if generation is not PLAIN and (mlp_type != "relu2" or self.biased):
+        config = self.map_all(generation, rows, width, layers)
+        if generation is not PLAIN and (config.mlp_type != "relu2" or self.biased):
             raise ModelError(
                 f"it is a fork of nanochat: {generation.words} with "
                 + ("attention biases" if self.biased else "a swiglu MLP")
             )
+        wte = self.tensors["transformer.wte.weight"].dtype
+        if generation is N5 and wte == "float32" and "rotary_tables" not in self.chosen:
+            self.notices.append(
+                "it was trained without a GPU in March 2026: rotary tables were bfloat16 until the 4th, float32 "
+                "after, and no file says which: taking bfloat16 (--set model.rotary_tables=float32)"
+            )
+        for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size", "mlp_type"):
+            self.compare(name, getattr(config, name))
+        self.compare("attention_bias", self.biased)
+        return config
+
+    def map_all(self, generation: Generation, rows: int, width: int, layers: int) -> DecoderConfig:
+        """The decoder's configuration, and its tensors mapped. What tensors do not say, each kind of file says."""
+        heads, kv_heads = self.heads(generation, layers, width)
+        mlp_type, gate_up = self.mlp_names()
         sequence_len = self.sequence_len(generation)
+        tables = generation.rotary_tables(self.tensors["transformer.wte.weight"].dtype)
         config = DecoderConfig(
             sequence_len=sequence_len,
             vocab_size=self.vocabulary(rows),
@@ -270,18 +275,10 @@ class Classifier:
             windows=self.windows(generation, layers, sequence_len),
             rotary_tables=self.constant(
                 "rotary_tables",
-                generation.rotary_tables(wte),
+                tables,
                 "the embedding's dtype" if generation.tables_as_stored else self.origin,
             ),
         )
-        if generation is N5 and wte == "float32" and "rotary_tables" not in self.chosen:
-            self.notices.append(
-                "it was trained without a GPU in March 2026: rotary tables were bfloat16 until the 4th, float32 "
-                "after, and no file says which: taking bfloat16 (--set model.rotary_tables=float32)"
-            )
-        for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size", "mlp_type"):
-            self.compare(name, getattr(config, name))
-        self.compare("attention_bias", self.biased)
         self.map_decoder(config, rows, gate_up)
         self.map_generation(config, rows)
         return config
@@ -350,12 +347,8 @@ class Classifier:
             )
         head_dim = width // heads
         kv_heads = kv_rows // head_dim
-        if (
-            kv_rows % head_dim
-            or not kv_heads
-            or heads % kv_heads
-            or self.number("n_kv_head", kv_heads) != kv_heads
-        ):
+        misfit = kv_rows % head_dim or not kv_heads or heads % kv_heads
+        if misfit or self.number("n_kv_head", kv_heads) != kv_heads:
             raise ModelError(
                 f"n_head = {heads} in the meta file does not fit the key projection's {kv_rows} rows",
                 hint="n_head and n_kv_head in the meta file must be those it was trained with",
@@ -425,11 +418,7 @@ class Classifier:
 
     def map_decoder(self, config: DecoderConfig, rows: int, gate_up: tuple[str, ...]) -> None:
         D, width = config.n_embd, config.intermediate_size
-        sizes = {
-            "c_q": D,
-            "c_k": config.n_kv_head * config.head_dim,
-            "c_v": config.n_kv_head * config.head_dim,
-        }
+        sizes = {"c_q": D, "c_k": config.kv_width, "c_v": config.kv_width}
         for ours, theirs in (("wte", "transformer.wte"), ("lm_head", "lm_head")):
             self.place(f"decoder.{ours}.weight", {f"{theirs}.weight": (rows, D)}, config.vocab_size)
         for i in range(config.n_layer):
@@ -457,9 +446,7 @@ class Classifier:
         if mode == "perceiver" and tower.width % heads:
             raise ModelError(f"{heads} resampler heads do not divide its width of {tower.width}")
         hidden = self.shape("vision_projector.mlp.0.weight")[0]
-        projector = {"mlp.0": (hidden, tower.width), "mlp.3": (n_embd, hidden), "mlp.4": (n_embd,)}
-        for name, shape in projector.items():
-            self.layer(f"vision.projector.{name}", f"vision_projector.{name}", shape)
+        self.map_projector("vision_projector", tower.width, hidden, n_embd)
         encoder = self.stored.get("vision_encoder_name")
         mean, std = normalisation(str(encoder or ""))
         if tower.family == "clip" and "clip" not in str(encoder):
@@ -480,22 +467,16 @@ class Classifier:
             return "avgpool", self.number("vision_num_tokens", 64), 0
         self.compare("vision_resampler_mode", "perceiver")
         num_tokens = self.shape("vision_resampler.queries", 3)[1]
-        W = width
-        self.place("vision.resampler.queries", {"vision_resampler.queries": (1, num_tokens, W)})
+        self.place("vision.resampler.queries", {"vision_resampler.queries": (1, num_tokens, width)})
         depth = self.count(r"vision_resampler\.layers\.(\d+)\.")
-        self.map_perceiver("vision_resampler", depth, W)
+        self.map_perceiver("vision_resampler", depth, width)
         return "perceiver", num_tokens, depth
 
     def map_perceiver(self, root: str, depth: int, width: int) -> None:
         """Its layers below `root` in the file."""
         W = width
-        layers = {
-            "norm1": (W,),
-            "norm2": (W,),
-            "cross_attn.out_proj": (W, W),
-            "mlp.0": (4 * W, W),
-            "mlp.2": (W, 4 * W),
-        }
+        layers = {"norm1": (W,), "norm2": (W,), "cross_attn.out_proj": (W, W)}
+        layers |= {"mlp.0": (4 * W, W), "mlp.2": (W, 4 * W)}
         for i in range(depth):
             ours, theirs = f"vision.resampler.layers.{i}", f"{root}.layers.{i}"
             for name, shape in layers.items():
@@ -503,6 +484,10 @@ class Classifier:
             attn = "cross_attn.in_proj"  # one matrix for q, k and v, and no dot before its kind
             self.place(f"{ours}.{attn}_weight", {f"{theirs}.{attn}_weight": (3 * W, W)})
             self.place(f"{ours}.{attn}_bias", {f"{theirs}.{attn}_bias": (3 * W,)})
+
+    def map_projector(self, root: str, width: int, hidden: int, n_embd: int) -> None:
+        for name, shape in {"mlp.0": (hidden, width), "mlp.3": (n_embd, hidden), "mlp.4": (n_embd,)}.items():
+            self.layer(f"vision.projector.{name}", f"{root}.{name}", shape)
 
     def tower(self) -> TowerConfig:
         root = "vision_encoder.encoder."
@@ -512,9 +497,8 @@ class Classifier:
             root += "vision_model."
         if f"{root}embeddings.patch_embedding.weight" not in self.tensors:
             raise ModelError("its vision tower is none of HF CLIP, HF SigLIP and timm")
-        return self.hf_tower(
-            root, "clip" if f"{root}embeddings.class_embedding" in self.tensors else "siglip"
-        )
+        is_clip = f"{root}embeddings.class_embedding" in self.tensors
+        return self.hf_tower(root, "clip" if is_clip else "siglip")
 
     def tower_config(
         self, family: TowerFamily, patch_key: str, rows: int, layers: int, mlp_width: int
@@ -539,21 +523,14 @@ class Classifier:
             self.count(re.escape(root) + r"blocks\.(\d+)\."),
             self.shape(f"{root}blocks.0.mlp.fc1.weight")[0],
         )
-        W, M, patch = tower.width, tower.mlp_width, tower.patch_size
-        ours = "vision.tower"
+        W, patch, ours = tower.width, tower.patch_size, "vision.tower"
         self.place(f"{ours}.patch.weight", {f"{root}patch_embed.proj.weight": (W, 3, patch, patch)})
         self.place(f"{ours}.class_token", {f"{root}cls_token": (1, 1, W)})
         self.place(f"{ours}.position", {f"{root}pos_embed": (1, rows, W)})
         self.layer(f"{ours}.norm_pre", f"{root}norm_pre", (W,))
         self.layer(f"{ours}.norm_post", f"{root}norm", (W,))
         for i in range(tower.layers):
-            mine, theirs = f"{ours}.blocks.{i}", f"{root}blocks.{i}"
-            self.layer(f"{mine}.norm1", f"{theirs}.norm1", (W,))
-            self.layer(f"{mine}.qkv", f"{theirs}.attn.qkv", (3 * W, W))
-            self.layer(f"{mine}.proj", f"{theirs}.attn.proj", (W, W))
-            self.layer(f"{mine}.norm2", f"{theirs}.norm2", (W,))
-            self.layer(f"{mine}.fc1", f"{theirs}.mlp.fc1", (M, W))
-            self.layer(f"{mine}.fc2", f"{theirs}.mlp.fc2", (W, M))
+            self.map_block(tower, i, f"{root}blocks.{i}", TIMM_BLOCK)
         return tower
 
     def hf_tower(self, root: str, family: TowerFamily) -> TowerConfig:
@@ -565,7 +542,7 @@ class Classifier:
             self.count(re.escape(root) + r"encoder\.layers\.(\d+)\."),
             self.shape(f"{root}encoder.layers.0.mlp.fc1.weight")[0],
         )
-        W, M, patch = tower.width, tower.mlp_width, tower.patch_size
+        W, patch = tower.width, tower.patch_size
         ours, embeddings = "vision.tower", f"{root}embeddings"
         self.place(f"{ours}.patch.weight", {f"{embeddings}.patch_embedding.weight": (W, 3, patch, patch)})
         self.place(f"{ours}.position", {f"{embeddings}.position_embedding.weight": (rows, W)})
@@ -580,12 +557,15 @@ class Classifier:
             attn = [f"{theirs}.self_attn.{name}_proj" for name in "qkv"]
             self.place(f"{mine}.qkv.weight", {f"{key}.weight": (W, W) for key in attn})
             self.place(f"{mine}.qkv.bias", {f"{key}.bias": (W,) for key in attn})
-            self.layer(f"{mine}.norm1", f"{theirs}.layer_norm1", (W,))
-            self.layer(f"{mine}.proj", f"{theirs}.self_attn.out_proj", (W, W))
-            self.layer(f"{mine}.norm2", f"{theirs}.layer_norm2", (W,))
-            self.layer(f"{mine}.fc1", f"{theirs}.mlp.fc1", (M, W))
-            self.layer(f"{mine}.fc2", f"{theirs}.mlp.fc2", (W, M))
+            self.map_block(tower, i, theirs, HF_BLOCK)
         return tower
+
+    def map_block(self, tower: TowerConfig, i: int, root: str, names: Mapping[str, str]) -> None:
+        """Block `i` of the tower, whose modules stand below `root` in the file under these names."""
+        W, M = tower.width, tower.mlp_width
+        shapes = {"qkv": (3 * W, W), "proj": (W, W), "fc1": (M, W), "fc2": (W, M)}
+        for ours, theirs in names.items():
+            self.layer(f"vision.tower.blocks.{i}.{ours}", f"{root}.{theirs}", shapes.get(ours, (W,)))
 
     # --- the end
 
@@ -598,15 +578,17 @@ class Classifier:
             if key not in self.shapes and not UNUSED.match(key) and not (clip and UNUSED_IN_CLIP.match(key))
         ]
         missing = sorted(self.shapes.keys() - self.tensors.keys())
-        faults = [f"lacks {_some(list(map(self.spelled, missing)))}"] if missing else []
-        faults += (
-            [f"has {_some(list(map(self.spelled, surplus)))}, which no known model uses"] if surplus else []
-        )
+        faults = [f"lacks {self.some(missing)}"] if missing else []
+        faults += [f"has {self.some(surplus)}, which no known model uses"] if surplus else []
         faults += [self.misshapen()] if self.misshapen() else []
         if faults:
             raise ModelError("it " + " and ".join(faults))
         if unknown := sorted(self.stored.keys() - KNOWN_CONFIG):
             self.notices.append(f"the meta file's {_some(unknown)} is not known here and was ignored")
+
+    def some(self, keys: list[str]) -> str:
+        """The first few keys, as the file spells them."""
+        return _some(list(map(self.spelled, keys)))
 
     def misshapen(self) -> str:
         """What is wrong with the tensors that are there, in words; empty where nothing is."""

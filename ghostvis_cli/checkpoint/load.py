@@ -68,12 +68,7 @@ def inspect(checkpoint: Checkpoint) -> Classified:
         return classify(clean_names(header), meta, checkpoint.constants, base)
     except ModelError as error:
         raise _named(checkpoint.path, error) from None
-    except (
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:  # malformed in a way that is not checked for
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # malformed in an unchecked way
         raise ModelError(f"{checkpoint.path} makes no sense: {one_line(error)}") from error
 
 

@@ -25,17 +25,9 @@ if TYPE_CHECKING:
     import typer
 
 GRACE_S = 1.0  # longer than a step of a small model, and short for a person who waits
-TWICE_S = (
-    0.5  # `timeout` signals a process and then its group: one signal that comes twice is not a second one
-)
-NOT_THE_JOB = (
-    "timeout",
-    "lock",
-    "log_file",
-    "quiet",
-    "verbose",
-    "color",
-)  # options that leave the work as it is
+# `timeout` signals a process and then its group: one signal that comes twice is not a second one.
+TWICE_S = 0.5
+NOT_THE_JOB = ("timeout", "lock", "log_file", "quiet", "verbose", "color")  # they leave the work as it is
 
 
 class _State:

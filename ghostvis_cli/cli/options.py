@@ -207,8 +207,7 @@ def resolve_profile(
     what runs the model, or runs none, gives () for the readers and calls `heed` itself.
     """
     resolved = read_profile(ctx, several=several)
-    for line in resolved.notices:
-        output.notice(line)
+    output.notices(resolved.notices)
     for file in resolved.files:
         output.detail(f"profile read from {file}")
     heed(resolved, (resolved.profile.engine.chosen_kind,) if readers is None else readers)
@@ -220,8 +219,7 @@ def heed(resolved: "Resolved", readers: "Iterable[Reader]", *, option: str = "--
     from ghostvis_cli.profile.readers import heeded
 
     if readers := tuple(readers):
-        for line in heeded(resolved, readers, option=option).notices[len(resolved.notices) :]:
-            output.notice(line)
+        output.notices(heeded(resolved, readers, option=option).notices[len(resolved.notices) :])
 
 
 def _talk(quiet: bool, verbose: bool, color: str) -> None:

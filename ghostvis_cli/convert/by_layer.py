@@ -222,8 +222,7 @@ class _LayeredCheckpoint:
             value = self._value(index, case.ids)
             value = None if value is None else value.expand(2, -1, -1)
             x = self._decoder.blend(case.expected, case.first[0], index)
-            out: Tensor = block(x, case.step, None, index, value)
-            return out
+            return block(x, case.step, None, index, value)
 
         return run
 
@@ -274,8 +273,7 @@ class _Converted:
         """A copy, since a view of the mapped file would keep its pages in memory."""
         with safe_open(self._files[name], "pt") as file:
             tensor = file.get_tensor(name)[which]
-        rows: Tensor = tensor.to(torch.float32, copy=True)
-        return rows
+        return tensor.to(torch.float32, copy=True)
 
     def answers(self, fixed: list[Case], check: Callable[[], None]) -> list[Observation]:
         """Ids as the directory renders them, and image rows."""
@@ -318,8 +316,7 @@ class _Stock:
 
     def begin(self, x: Tensor) -> Tensor:
         # NanoChat normalises its embeddings, and its norm has no weights.
-        out: Tensor = self._base.norm(x) if type(self._base).__name__ == "NanoChatModel" else x
-        return out
+        return self._base.norm(x) if type(self._base).__name__ == "NanoChatModel" else x
 
     def layer(self, index: int) -> Callable[[_Case], Tensor]:
         """All are of one shape, and take the first one's place."""
@@ -327,13 +324,9 @@ class _Stock:
 
         def run(case: _Case) -> Tensor:
             positions = torch.arange(case.got.size(1))[None]
-            out: Tensor = layer(
-                case.got,
-                attention_mask=None,  # one whole sequence: causal without one
-                position_ids=positions,
-                position_embeddings=self._rotary(case.got, positions),
-            )
-            return out
+            turn = self._rotary(case.got, positions)
+            # One whole sequence: causal without a mask.
+            return layer(case.got, attention_mask=None, position_ids=positions, position_embeddings=turn)
 
         return run
 
@@ -353,8 +346,7 @@ class _NanoChat:
 
     def begin(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.size(1))[None]
-        out: Tensor = self._base.smear(rms(x), positions, None) if self._base.config.smear else rms(x)
-        return out
+        return self._base.smear(rms(x), positions, None) if self._base.config.smear else rms(x)
 
     def layer(self, index: int) -> Callable[[_Case], Tensor]:
         """Those of one shape take the first one's place."""
@@ -366,8 +358,7 @@ class _NanoChat:
             T = case.got.size(1)
             mask = base.masks(None, 0, T, case.got.device)[base.window(index)]
             x, turn = base.blend(case.got, case.first[1], index), base.turn(torch.arange(T)[None])
-            out: Tensor = layer(x, case.ids[None], mask, turn)
-            return out
+            return layer(x, case.ids[None], mask, turn)
 
         return run
 

@@ -140,9 +140,7 @@ def _name(checkpoint: Checkpoint, dtype: str, layout: Layout | None, known: Know
     except OSError as error:
         _plan(checkpoint, "bfloat16", layout)  # says better what is missing
         raise ModelError(f"{checkpoint.path} can't be read: {one_line(error)}") from error
-    constants = load.inspect(
-        checkpoint
-    ).constants  # some are settings, one may lie in another stage's meta file
+    constants = load.inspect(checkpoint).constants  # some are settings, one may be in another meta file
     key = sha256(json.dumps([*inputs, dtype, layout, constants, _converter()]).encode()).hexdigest()
     return f"{checkpoint.tag or checkpoint.path.stem}-{key[:KEY_CHARS]}"
 

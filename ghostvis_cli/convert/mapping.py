@@ -77,10 +77,7 @@ def _decoder(classified: Classified, root: str) -> Iterator[TargetTensor]:
     table = (config.vocab_size, config.n_embd)
     qwen = config.mlp_type == "swiglu"
     yield TargetTensor(
-        f"{root}embed_tokens.weight",
-        table,
-        parts["decoder.wte.weight"].keys,
-        "rms" if qwen else "copy",
+        f"{root}embed_tokens.weight", table, parts["decoder.wte.weight"].keys, "rms" if qwen else "copy"
     )
     for i in range(config.n_layer):
         yield from _attention(classified, i, f"{root}layers.{i}.self_attn")

@@ -51,9 +51,8 @@ def verification_bytes_by_layer(config: GhostVisConfig, parameters: int) -> int:
     vision = parameters - decoder.n_layer * layer - tables
     part = max(layer + table if decoder.value_layers else layer, vision if config.vision else 0)
     rows = 4 * 4 * _fixed_positions(config) * (width + decoder.intermediate_size)
-    return (
-        3 * 4 * part + rows + 1_500_000_000
-    )  # libraries, the tokenizers, slices of the head, pages of the files
+    # The last term: libraries, the tokenizers, slices of the head, pages of the files.
+    return 3 * 4 * part + rows + 1_500_000_000
 
 
 def _fixed_positions(config: GhostVisConfig) -> int:

@@ -34,9 +34,7 @@ class Observation:
     ids: list[int]
     greedy: list[int]
     logits: Tensor  # (T, V) float32
-    layers: list[Tensor] = field(
-        default_factory=list
-    )  # (T, D) normalised: the first's input, each one's output
+    layers: list[Tensor] = field(default_factory=list)  # (T, D), normalised: first input, then each output
     logits_unrounded: Tensor | None = None  # the source's, had its rotary tables not been rounded to bfloat16
     pixels: Tensor | None = None  # (images, 3, S, S)
     rows: Tensor | None = None  # (images, N, D)
@@ -54,9 +52,7 @@ class CheckpointOutputs:
     checkpoint: Checkpoint
     dtype: torch.dtype
     layout: Layout | None
-    answers: dict[str, Observation] = field(
-        default_factory=dict
-    )  # of the cases that fit the model's positions
+    answers: dict[str, Observation] = field(default_factory=dict)  # of the cases that fit the positions
 
     @torch.inference_mode()
     def answer(self, cases: Sequence[Case], check: Callable[[], None]) -> None:
@@ -220,10 +216,5 @@ class Converted:
             logits = cap * torch.tanh(logits / cap)
         rows = None if pixels is None else self.model.get_image_features(pixels)
         return Observation(
-            ids,
-            logits[len(ids) - 1 :].argmax(-1).tolist(),
-            logits,
-            layers(),
-            pixels=pixels,
-            rows=rows,
+            ids, logits[len(ids) - 1 :].argmax(-1).tolist(), logits, layers(), pixels=pixels, rows=rows
         )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ghostvis_cli import sizes
-from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import hf_files as files
 from ghostvis_cli.convert import remote_code, shards, staging
 from ghostvis_cli.convert import tokenizer as tokenizer_files
@@ -114,8 +113,9 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
     """All files but the certificate; its beginning, with the hashes of everything read and written."""
     from ghostvis_cli.convert.tensors import CheckpointTensors, one_thread
 
-    inputs = [plan.checkpoint.path, plan.checkpoint.meta_path, plan.checkpoint.tokenizer_path]
-    source = CheckpointTensors(plan.checkpoint.path)
+    checkpoint = plan.checkpoint
+    inputs = [checkpoint.path, checkpoint.meta_path, checkpoint.tokenizer_path]
+    source = CheckpointTensors(checkpoint.path)
     outputs: dict[str, str] = {}
     with one_thread(), ThreadPoolExecutor(1) as other_core:
         hashes = [other_core.submit(_sha256, path) for path in inputs]
@@ -132,10 +132,15 @@ def _write(plan: Plan, directory: Path, progress: Progress) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "made_by": f"{MADE_BY} {__version__}",
         "architecture": plan.architecture,
-        "source": _described(plan.checkpoint),
+        "source": {
+            "path": str(checkpoint.path),
+            "source": checkpoint.source,
+            "tag": checkpoint.tag,
+            "step": checkpoint.step,
+        },
         "dtype": plan.settings.dtype,
         "layout": plan.layout,
-        "constants": plan.checkpoint.constants.chosen,  # that the user set
+        "constants": checkpoint.constants.chosen,  # that the user set
         "weights_bytes": plan.weights_bytes,
         "inputs": read,
         "outputs": outputs,
@@ -165,15 +170,6 @@ def small_files(plan: Plan) -> dict[str, Mapping[str, Any] | str]:
     if len(plan.shards) > 1:
         found[INDEX] = shards.index(plan.shards, plan.settings.dtype)
     return found
-
-
-def _described(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "path": str(checkpoint.path),
-        "source": checkpoint.source,
-        "tag": checkpoint.tag,
-        "step": checkpoint.step,
-    }
 
 
 def _sha256(path: Path) -> str:

@@ -4,7 +4,6 @@ Killed at any moment, the place holds what it held before or all of what is new.
 is cleared away by the next one for a place beside it.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TypeAlias
 
-from ghostvis_cli import files, sizes
+from ghostvis_cli import files, scratch, sizes
 from ghostvis_cli.convert.directory import certificate_of, foreign_names, is_ours
 from ghostvis_cli.endings import held_up, undone
 from ghostvis_cli.errors import GhostvisError, OutputError, UsageError, printable
@@ -49,11 +48,10 @@ def replaceable(place: Path, *, force: bool) -> Identity | None:
 
 
 def _not_ours(place: Path, names: Sequence[str]) -> UsageError:
-    shown = ", ".join(map(printable, names[:NAMED])) + f" and {len(names) - NAMED} more" * (
-        len(names) > NAMED
-    )
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    shown = ", ".join(map(printable, names[:NAMED]))
     return UsageError(
-        f"{place} holds what ghostvis convert did not make, and --force would remove it: {shown}",
+        f"{place} holds what ghostvis convert did not make, and --force would remove it: {shown}{more}",
         hint=f"move it away: mv {quote(printable(str(place / names[0])))} ELSEWHERE, or choose another --out",
     )
 
@@ -177,27 +175,13 @@ def _clear_leftovers(place: Path) -> None:
 def clear_unfinished(folder: Path) -> None:
     """Remove what killed conversions left in the folder, whatever their target was."""
     for directory in folder.glob(f".*{UNFINISHED}*"):
-        lock = _locked(directory)
+        lock = scratch.locked(directory)
         if lock is None:  # a run is writing it
             continue
         # Killed in _replace, it is the previous directory, which may hold files of the user's.
         if not (certificate_of(directory) and foreign_names(directory)):
             shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
-
-
-def _locked(directory: Path) -> int | None:
-    """Hold a directory until the descriptor is closed, or the process ends; None where another one does."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _prefix(place: Path) -> str:

@@ -158,9 +158,8 @@ def chat_template(layout: Layout | None) -> str:
     )
 
 
-_ESCAPED = "".join(
-    f"|replace({plain!a}, {marked!a})" for plain, marked in MARKS
-)  # Jinja reads the escapes as Python does
+# Jinja reads the escapes as Python does.
+_ESCAPED = "".join(f"|replace({plain!a}, {marked!a})" for plain, marked in MARKS)
 _REFUSAL = "{{ raise_exception('this model reads text only') }}"
 _AHEAD = """\
 {%- for message in messages %}{% if message.content is not string %}

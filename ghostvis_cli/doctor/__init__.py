@@ -18,11 +18,7 @@ ALL = 1.0
 
 
 def diagnose(
-    chosen: Resolved | UsageError,
-    *,
-    run: bool,
-    limit_s: float,
-    on_crash: Callable[[BaseException], None],
+    chosen: Resolved | UsageError, *, run: bool, limit_s: float, on_crash: Callable[[BaseException], None]
 ) -> Iterator[Finding]:
     """Every finding as it comes. `chosen` is the profile of this run, or why there is none.
 

@@ -41,20 +41,18 @@ def checkpoints(resolved: Resolved | None) -> Iterator[Finding]:
 
 
 def _base(base: Path, *, asked: bool) -> Finding:
-    fix = "--base-dir DIR or NANOCHAT_BASE_DIR, where training wrote"
+    status: Status = "warning"
     try:
         if not base.exists():
-            status: Status = "warning" if asked else "note"
-            return Finding("checkpoints", "base dir", status, f"{base} does not exist", fix)
-        if not base.is_dir() or not os.access(base, os.R_OK | os.X_OK):
-            return Finding(
-                "checkpoints", "base dir", "warning", f"{base} is no directory that can be read", fix
-            )
+            status, message = "warning" if asked else "note", f"{base} does not exist"
+        elif base.is_dir() and os.access(base, os.R_OK | os.X_OK):
+            return Finding("checkpoints", "base dir", "ok", str(base))
+        else:
+            message = f"{base} is no directory that can be read"
     except OSError as error:
-        return Finding(
-            "checkpoints", "base dir", "warning", f"{base} can't be reached: {error.strerror}", fix
-        )
-    return Finding("checkpoints", "base dir", "ok", str(base))
+        message = f"{base} can't be reached: {error.strerror}"
+    fix = "--base-dir DIR or NANOCHAT_BASE_DIR, where training wrote"
+    return Finding("checkpoints", "base dir", status, message, fix)
 
 
 # --- all
@@ -118,11 +116,10 @@ def _fits(parameters: int, engine: EngineSettings) -> Iterator[Finding]:
     shown = f"the weights take {_size(size)}, {memory.available_bytes / GIB:.1f} GiB are available"
     if size <= memory.available_bytes:
         yield Finding("memory", "model", "ok", shown)
-        return
-    status: Status = "error" if size > memory.total_bytes else "warning"
-    yield Finding(
-        "memory", "model", status, shown, "--dtype bfloat16, or another machine with --base-url URL"
-    )
+    else:
+        status: Status = "error" if size > memory.total_bytes else "warning"
+        fix = "--dtype bfloat16, or another machine with --base-url URL"
+        yield Finding("memory", "model", status, shown, fix)
 
 
 def _size(size_bytes: int) -> str:

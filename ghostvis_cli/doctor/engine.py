@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 PROBE_S = 10.0
 LOOK_S = 0.5
-NAMES = {
-    "sglang": "SGLang",
-    "ghostvis": "ghostvis serve",
-    "vllm": "vLLM",
-    "openai": "a server with OpenAI's routes",
-}
+NAMES = {"sglang": "SGLang", "ghostvis": "ghostvis serve", "vllm": "vLLM"}
 REPORT = "start the server with --enable-cache-report"
 
 
@@ -46,9 +41,8 @@ async def local(profile: "Profile", request_s: float) -> AsyncGenerator[Finding,
         return
     async with engine:
         info, took_s = engine.info, time.perf_counter() - started_s
-        yield Finding(
-            "model", "load", "ok", f"{info.model} on {info.device}, {info.dtype}, in {took_s:.1f} s"
-        )
+        loaded = f"{info.model} on {info.device}, {info.dtype}, in {took_s:.1f} s"
+        yield Finding("model", "load", "ok", loaded)
         if info.device.startswith("cuda") and profile.engine.max_batch is None and info.max_batch:
             message = f"{info.max_batch} sequences in one step, for the memory that is free"
             yield Finding("model", "batch", "ok", f"{message}; engine.max_batch sets it")
@@ -111,19 +105,14 @@ def _way(engine: "EngineSettings") -> Iterator[Finding]:
 def _identity(engine: "RemoteEngine") -> Iterator[Finding]:
     wanted, server, info = engine.settings, engine.server, engine.info
     if wanted.base_url.startswith("https:"):
-        trusted = (
-            f"the system's certificates and {wanted.ca_file}"
-            if wanted.ca_file
-            else "the system's certificates"
-        )
-        yield Finding("server", "tls", "ok", f"https, verified with {trusted}")
-    name = NAMES[server.kind] + (f" {server.version}" if server.version else "")
+        more = f" and {wanted.ca_file}" if wanted.ca_file else ""
+        yield Finding("server", "tls", "ok", f"https, verified with the system's certificates{more}")
+    name = NAMES.get(server.kind, "a server with OpenAI's routes")
+    name += f" {server.version}" if server.version else ""
     yield Finding("server", "identity", "ok", name)
     if server.kind == "openai":
-        message = (
-            "top_k, min_p, repetition_penalty and ignore_eos are not sent: they are no fields of OpenAI's"
-        )
-        yield Finding("server", "sampling", "note", message)
+        names = "top_k, min_p, repetition_penalty and ignore_eos"
+        yield Finding("server", "sampling", "note", f"{names} are not sent: they are no fields of OpenAI's")
     yield Finding("server", "model", "ok", info.model)
     if info.context_tokens is None:
         yield Finding("server", "context", "note", "the server does not tell its context length")

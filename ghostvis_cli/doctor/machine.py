@@ -62,9 +62,8 @@ def of_extra(
     for each in group:
         if each not in here:
             message = f"{each.name} is not for {platform.system()} on {platform.machine()} (for {purpose})"
-            yield Finding(
-                "packages", extra or "core", status, message, "--base-url URL of a machine it is for"
-            )
+            fix = "--base-url URL of a machine it is for"
+            yield Finding("packages", extra or "core", status, message, fix)
 
 
 def _extra(requirement: "Requirement") -> str:
@@ -122,10 +121,9 @@ def torch_and_devices(engine: "EngineSettings | None") -> Iterator[Finding]:
         if wanted:
             import_module("torch")
     except (metadata.PackageNotFoundError, ModuleNotFoundError):
-        message = "not installed" + (
-            ", and the local engine needs it" if wanted else ": no local engine here"
-        )
-        yield Finding("torch", "version", "error" if wanted else "note", message, INSTALL_LOCAL)
+        lacks = ", and the local engine needs it" if wanted else ": no local engine here"
+        status: Status = "error" if wanted else "note"
+        yield Finding("torch", "version", status, f"not installed{lacks}", INSTALL_LOCAL)
         return
     except (ImportError, OSError) as error:  # a library of another CUDA, a broken download
         fix = f"pip install --force-reinstall torch=={version}"
@@ -143,9 +141,8 @@ def _devices() -> Iterator[Finding]:
     yield Finding("torch", "cpu", "ok", f"{torch.get_num_threads()} threads on {os.cpu_count()} cores")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        message = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-        yield Finding("torch", f"cuda:{index}", "ok", message)
+        room = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        yield Finding("torch", f"cuda:{index}", "ok", f"{torch.cuda.get_device_name(index)}, {room}")
     if torch.version.cuda and not torch.cuda.is_available():
         message = f"torch is built for CUDA {torch.version.cuda}, and there is no usable GPU"
         yield Finding("torch", "cuda", "note", message, "nvidia-smi, to see driver and GPU")
@@ -193,10 +190,9 @@ def _converted() -> Iterator[Finding]:
     from ghostvis_cli.convert import cache
 
     if size_bytes := cache.size_bytes():
-        message = f"{sizes.shown(size_bytes)} of models converted for SGLang in {cache.default_base()}"
-        yield Finding(
-            "directories", "converted", "note", message, f"rm -r {cache.default_base()}, to have it back"
-        )
+        base = cache.default_base()
+        message = f"{sizes.shown(size_bytes)} of models converted for SGLang in {base}"
+        yield Finding("directories", "converted", "note", message, f"rm -r {base}, to have it back")
 
 
 def _directory(name: Kind, place: Path | None) -> Finding:
@@ -205,12 +201,10 @@ def _directory(name: Kind, place: Path | None) -> Finding:
         return Finding("directories", name, "note", "there is none without a home directory", fix)
     try:
         nearest = next(parent for parent in (place, *place.parents) if parent.exists())
+        if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+            made = "" if nearest == place else " (made when needed)"
+            return Finding("directories", name, "ok", f"{place}{made}")
+        fault = f"{place} can't be written" if nearest.is_dir() else f"{nearest} is not a directory"
     except OSError as error:
-        return Finding("directories", name, "warning", f"{place} can't be reached: {error.strerror}", fix)
-    if not nearest.is_dir():
-        return Finding("directories", name, "warning", f"{nearest} is not a directory", fix)
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return Finding("directories", name, "warning", f"{place} can't be written", fix)
-    return Finding(
-        "directories", name, "ok", f"{place}" + ("" if nearest == place else " (made when needed)")
-    )
+        fault = f"{place} can't be reached: {error.strerror}"
+    return Finding("directories", name, "warning", fault, fix)

@@ -79,17 +79,13 @@ class Trips:
     def counted(self, text: "TimedAnswer", seen: "TimedAnswer") -> Finding:
         before, after = text.completion.usage, seen.completion.usage
         if not before.prompt_tokens or not after.prompt_tokens:
-            return Finding(
-                "trip", "picture", "note", "the server counts no tokens: whether it looked is not known"
-            )
+            message = "the server counts no tokens: whether it looked is not known"
+            return Finding("trip", "picture", "note", message)
         added = after.image_tokens or after.prompt_tokens - before.prompt_tokens
         if after.prompt_tokens <= before.prompt_tokens:
-            message = (
-                f"{after.prompt_tokens} prompt tokens with an image as without: the server ignores images"
-            )
-            return Finding(
-                "trip", "picture", "error", message, "serve a vision model, and its processor with it"
-            )
+            same = f"{after.prompt_tokens} prompt tokens with an image as without"
+            fix = "serve a vision model, and its processor with it"
+            return Finding("trip", "picture", "error", f"{same}: the server ignores images", fix)
         return Finding("trip", "picture", "ok", f"{added} tokens for the image, {_speed(seen)}")
 
     def orientation(self, seen: "TimedAnswer", turned: "TimedAnswer") -> Finding:
@@ -100,10 +96,9 @@ class Trips:
         if self.engine.info.tag == demo.MODEL_TAG:
             fix = "ghostvis generate --source demo -i IMAGE, and report what it says"
             return Finding("trip", "orientation", "error", f"the demo model sees it wrongly: {words}", fix)
+        known = "not proven: the same answer to both"
         if seen.text != turned.text:
             known = "its answers differ, so the pixels arrive; that they arrive upright its words don't tell"
-        else:
-            known = "not proven: the same answer to both"
         return Finding("trip", "orientation", "note", f"{known} ({words})")
 
     def cached(self, again: "TimedAnswer") -> Finding:
@@ -114,10 +109,9 @@ class Trips:
         if usage.cached_tokens == 0:
             message = "nothing was reused when the same image and question came again"
             return Finding("trip", "cache", "warning", message, self.reuse_fix)
-        share = f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens"
-        return Finding(
-            "trip", "cache", "ok", f"{share} reused when the same question came again, {_speed(again)}"
-        )
+        reused = f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens reused"
+        message = f"{reused} when the same question came again, {_speed(again)}"
+        return Finding("trip", "cache", "ok", message)
 
 
 def _text(answer: "TimedAnswer") -> Finding:

@@ -1,6 +1,6 @@
-"""The engine protocol: what every way of running a model takes and gives. Text and encoded images, no tensors.
+"""The engine protocol: requests and answers of every way to run a model. Text and encoded images, no tensors.
 
-Token counts come from the engine; times are the caller's, from its own clock.
+Token counts come from the engine; times are measured by the caller.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ CHAT_MAX_TOKENS = 200  # chat's default: replies may be longer than single answe
 
 
 class GrammarError(InputError):
-    """A JSON schema or a regular expression that can't be followed."""
+    """A JSON schema or a regular expression that is not supported."""
 
 
 EngineKind: TypeAlias = Literal["local", "sglang", "remote", "fake"]
@@ -35,9 +35,9 @@ FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 class GenerateRequest:
     """Messages to answer, or a raw `prompt` to continue, as text or as ids (exactly one of the three).
 
-    `fit`: max_tokens is only an upper bound, and the engine lowers it to the rest of its context.
-    `prompt_logprobs` asks for the probabilities of the prompt's own tokens, with that many alternatives; without
-    `answer` that is all. Ids are taken as they are, text gets a BOS.
+    `fit`: max_tokens is only an upper bound, which the engine lowers to the rest of its context.
+    `prompt_logprobs` asks for log probabilities of the prompt's own tokens, with that many alternatives; without
+    `answer` nothing is generated. Ids are used unchanged, text gets a BOS.
     """
 
     messages: tuple[Message, ...] = ()
@@ -55,12 +55,12 @@ class GenerateRequest:
             well_formed(self.prompt, "the prompt")
 
     def refuse_scoring(self) -> None:
-        """RequestError for what evaluation asks of the local engine alone."""
+        """RequestError for requests of evaluation, which only the local engine supports."""
         if self.prompt_ids is not None or self.prompt_logprobs is not None or not self.answer:
             raise RequestError("only the local engine takes ids and tells probabilities of a prompt")
 
     def fitted(self, prompt_tokens: int, context_tokens: int, image_tokens: int = 0) -> Sampling:
-        """The sampling for a prompt of this length. ContextLengthError where the two do not fit."""
+        """The sampling for a prompt of this length. ContextLengthError where they exceed the context."""
         left = context_tokens - prompt_tokens
         asked = self.sampling.max_tokens if self.answer else 0
         if left < (1 if self.fit else asked):
@@ -75,7 +75,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request. `cached_tokens` None: the server does not report it, which is not 0."""
+    """Token counts of one request. `cached_tokens` None: not reported, which is not 0."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -85,7 +85,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural log of the probability of the token chosen, and of the likeliest ones, before any filter."""
+    """Log probabilities (natural) of the chosen token and of the likeliest ones, before temperature and filters."""
 
     token_id: int
     logprob: float
@@ -94,7 +94,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function that a server's model wants called, or a piece of that; pieces of one index belong together."""
+    """A function call in an answer, or a piece of one; pieces with the same index belong together."""
 
     index: int = 0
     id: str = ""
@@ -107,7 +107,7 @@ class Chunk:
     """A piece of an answer. The last one has a finish reason and the usage, and may have no text.
 
     Servers may send more than text: `reasoning` before it, a `refusal` or `tool_calls` in its place.
-    `reasoning_tokens` comes with the usage; None: the server does not report it.
+    `reasoning_tokens` comes with the usage; None: not reported.
     """
 
     text: str = ""
@@ -119,17 +119,17 @@ class Chunk:
     refusal: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning_tokens: int | None = None
-    prompt: tuple[TokenLogprob, ...] = ()  # where the request asks for them, before anything else
+    prompt: tuple[TokenLogprob, ...] = ()  # where requested, before anything else
 
     @property
     def generated(self) -> bool:
-        """Whether the model made any of it: a first token is one of any kind."""
+        """Whether it holds generated output of any kind, for the time to the first token."""
         return bool(self.text or self.token_ids or self.reasoning or self.refusal or self.tool_calls)
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What an answer holds besides its text."""
+    """The parts of an answer besides its text."""
 
     reasoning: str = ""
     refusal: str = ""
@@ -140,12 +140,8 @@ class Beside:
         calls: dict[int, ToolCall] = {}
         for piece in (piece for chunk in chunks for piece in chunk.tool_calls):
             so_far = calls.get(piece.index, ToolCall(piece.index))
-            calls[piece.index] = ToolCall(
-                piece.index,
-                so_far.id or piece.id,
-                so_far.name + piece.name,
-                so_far.arguments + piece.arguments,
-            )
+            name, arguments = so_far.name + piece.name, so_far.arguments + piece.arguments
+            calls[piece.index] = ToolCall(piece.index, so_far.id or piece.id, name, arguments)
         return cls(
             "".join(chunk.reasoning for chunk in chunks),
             "".join(chunk.refusal for chunk in chunks),
@@ -153,12 +149,11 @@ class Beside:
         )
 
     def notice(self, text: str, finish_reason: FinishReason) -> str | None:
-        """A line for people where there is no text, or none that can be seen."""
+        """A line to show where there is no visible text."""
         if text.strip():
             return None
-        return (
-            f"the answer has no text: {self._instead(finish_reason, 'only white space came' if text else '')}"
-        )
+        blank = "only white space came" if text else ""
+        return f"the answer has no text: {self._instead(finish_reason, blank)}"
 
     def _instead(self, finish_reason: FinishReason, blank: str) -> str:
         if self.refusal:
@@ -173,7 +168,7 @@ class Beside:
         return blank or "the model ended it at once"
 
     def record(self) -> dict[str, Any]:
-        """Fields of a JSON record: what there is of it."""
+        """The parts that are present, as fields of a JSON record."""
         calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in self.tool_calls]
         fields = {"reasoning": self.reasoning, "refusal": self.refusal, "tool_calls": calls}
         return {name: value for name, value in fields.items() if value}
@@ -181,7 +176,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What is running. `context_tokens` is the hard limit, `trained_tokens` what the model learnt on."""
+    """What is running. `context_tokens` is the hard limit, `trained_tokens` the length in training."""
 
     kind: EngineKind
     model: str
@@ -189,7 +184,7 @@ class EngineInfo:
     dtype: str
     context_tokens: int | None
     trained_tokens: int | None = None
-    image_tokens: int = 0  # rows an image takes; 0 for a text model
+    image_tokens: int = 0  # rows of an image; 0 for a text model
     layout: str | None = None
     source: str | None = None
     tag: str | None = None
@@ -197,25 +192,25 @@ class EngineInfo:
     notices: tuple[str, ...] = ()
     max_batch: int | None = None  # sequences in one step; None: not known
     kv_token_bytes: int | None = None  # keys and values of one position; None: not known
-    image_pixels: int | None = None  # a side of the square that the vision tower sees; None: not known
-    checkpoint: "Checkpoint | None" = None  # what was loaded into this process, its tokenizer included
+    image_pixels: int | None = None  # side of the vision tower's square input; None: not known
+    checkpoint: "Checkpoint | None" = None  # loaded into this process, its tokenizer included
 
 
 @dataclass(frozen=True)
 class Server:
-    """The server at the other end. Known kinds are sent fields beyond OpenAI's."""
+    """The server at the other end. Kinds other than openai get fields beyond OpenAI's."""
 
     kind: Literal["sglang", "ghostvis", "vllm", "openai"] = "openai"
     version: str | None = None
-    cache_report: bool | None = None  # whether it counts cached tokens; None: it does not say
+    cache_report: bool | None = None  # whether it counts cached tokens; None: not known
 
 
 class Closing(ABC):
-    """What `async with` closes at its end."""
+    """A base class: `async with` closes it at the end."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close it, once or more often."""
+        """Close it. May be called again."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,9 +222,9 @@ class Closing(ABC):
 class Engine(Protocol):
     """A loaded model or a connection to one.
 
-    Any number of `generate` calls may run at once on one event loop; that is what batches them. Closing or
-    cancelling the generator aborts the request and gives its cache back. What an engine can't do it refuses
-    with a RequestError.
+    Any number of `generate` calls may run at once on one event loop, and are batched. Closing or cancelling
+    the generator aborts the request and frees its cache. What an engine does not support it refuses with a
+    RequestError.
     """
 
     @property
@@ -265,12 +260,12 @@ class Completion:
 
     @property
     def notice(self) -> str | None:
-        """A line for people about an answer without text."""
+        """A line to show for an answer without text."""
         return self.beside.notice(self.text, self.finish_reason)
 
 
 def gather(chunks: Sequence[Chunk]) -> Completion:
-    """The whole answer that a finished stream of chunks adds up to."""
+    """The whole answer, from a finished stream of chunks."""
     last = chunks[-1]
     assert last.finish_reason is not None and last.usage is not None, "an engine ended without saying why"
     return Completion(

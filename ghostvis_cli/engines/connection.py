@@ -1,6 +1,6 @@
-"""One HTTP server: how it is reached, when a request is repeated, what its failures are called.
+"""A connection to one HTTP server: its client, retries, and error messages.
 
-Knows addresses, proxies, certificates and streams of events; nothing of models, messages or tokens.
+Knows addresses, proxies, certificates and event streams; nothing of models, messages or tokens.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from ghostvis_cli.version import __version__
 DONE = "[DONE]"  # the event that ends a stream
 RETRY_S = 0.2  # before the first repeat, doubled for each further one
 DRAIN_S = 0.1  # for the end of the body after [DONE]; with it the connection can be used again
-KEEPALIVE_S = 2.0  # uvicorn closes idle connections after 5 s: use none that may be closing just now
-KEEPALIVE_MOST = 100  # through a proxy: httpx2 looks at every idle one at each request
-WORDS_BYTES, WORDS_CHARS, WORDS_S = 65_536, 500, 5.0  # what is read and shown of a refusal
+KEEPALIVE_S = 2.0  # uvicorn closes idle connections after 5 s: don't use one that may be closing
+KEEPALIVE_MOST = 100  # through a proxy: httpx2 checks every idle one at each request
+REFUSAL_BYTES, REFUSAL_CHARS, REFUSAL_S = 65_536, 500, 5.0  # limits of what is read and shown of a refusal
 BODY_BYTES = 1 << 22
 NO_HEADERS: Mapping[str, str] = {}
 SPARE_FILES = 64  # file descriptors left to the rest of the process
@@ -42,7 +42,7 @@ SPARE_FILES = 64  # file descriptors left to the rest of the process
 class RemoteSettings:
     """Where the server is and how long to wait. `ca_file` is trusted besides the system's certificates.
 
-    `many_connections` is for thousands of answers open at once, which httpx2's pool can't carry (see `http1`).
+    `many_connections` is for thousands of open answers, for which httpx2's pool is too slow (see `http1`).
     """
 
     base_url: str
@@ -50,7 +50,7 @@ class RemoteSettings:
     api_key: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     connect_timeout_s: float = 5.0
-    timeout_s: float = 600.0  # for one request, from its start to its last byte
+    timeout_s: float = 600.0  # for one request, from start to last byte
     retries: int = 3
     many_connections: bool = False
 
@@ -77,7 +77,7 @@ class BrokenOffError(EngineError):
 
 
 class _TemporaryError(Exception):
-    """The server did not take the request, and a retry may succeed."""
+    """The server did not accept the request, and a retry may succeed."""
 
     def __init__(self, failure: GhostvisError, after_s: float = 0.0) -> None:
         super().__init__(failure.message)
@@ -85,7 +85,7 @@ class _TemporaryError(Exception):
 
 
 class Connection:
-    """A pool of connections to one server: at `root`, its address without /v1; called `where` in messages."""
+    """A pool of connections to one server at `root`, its address without /v1. Messages call it `where`."""
 
     def __init__(self, settings: RemoteSettings) -> None:
         self.settings = settings
@@ -117,16 +117,16 @@ class Connection:
     async def open(
         self, method: str, path: str, content: bytes, deadline: float, headers: Mapping[str, str] = NO_HEADERS
     ) -> httpx2.Response:
-        """The head of a 200, its body to come. Repeats only what the server has not taken.
+        """A response with status 200, its body unread. Retries only requests that the server did not accept.
 
-        `deadline` is a time of the running loop's clock. RefusedError or EngineError when there is none.
+        `deadline` is a time of the running loop's clock. Else RefusedError or EngineError.
         """
         attempt = 0
         while True:
             try:
                 return await self._try(method, path, content, deadline, headers)
             except _TemporaryError as temporary:
-                # Spread out, so that many requests refused together don't come back together.
+                # Jitter, so that many requests refused together don't return together.
                 wait_s = temporary.after_s + RETRY_S * 2**attempt * random.uniform(0.5, 1)
                 if attempt == self.settings.retries or now() + wait_s >= deadline:
                     raise temporary.failure from temporary.__cause__
@@ -134,12 +134,12 @@ class Connection:
             attempt += 1
 
     async def events(self, response: httpx2.Response, deadline: float) -> AsyncGenerator[str, None]:
-        """The data of each event, up to and with [DONE], or to a well-formed end without it."""
+        """The data of each event, up to and including [DONE], or to a well-formed end without it."""
         parser, heard, done = SSEParser(), now(), False
         async with aclosing(response.aiter_bytes()) as pieces:
             while True:
                 try:
-                    # Not around the whole loop: nothing may time out while the caller holds an event.
+                    # Not around the whole loop: the caller's own time must not count.
                     async with asyncio.timeout_at(deadline):
                         piece = await anext(pieces, None)
                     events = [] if done or piece is None else parser.feed(piece)
@@ -170,7 +170,7 @@ class Connection:
         body = bytearray()
         try:
             with suppress(TimeoutError, httpx2.TransportError):
-                await _read_into(body, response, WORDS_BYTES, now() + WORDS_S)
+                await _read_into(body, response, REFUSAL_BYTES, now() + REFUSAL_S)
         finally:
             await response.aclose()
         text = body.decode("utf-8", errors="replace")
@@ -179,11 +179,11 @@ class Connection:
         return self.plain(response.headers.get("location") or text or response.reason_phrase)
 
     def plain(self, text: str) -> str:
-        """The server's text in one line of ours: bounded, without control characters, never with our key."""
+        """The server's text for a message: one line of bounded length, without control characters or our key."""
         if self.settings.api_key is not None:
             text = text.replace(self.settings.api_key, "***")
         line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        return line if len(line) <= WORDS_CHARS else f"{line[: WORDS_CHARS - 1]}…"
+        return line if len(line) <= REFUSAL_CHARS else f"{line[: REFUSAL_CHARS - 1]}…"
 
     async def aclose(self) -> None:
         self._closed = True
@@ -213,7 +213,7 @@ class Connection:
         raise failure
 
     def _http(self) -> httpx2.AsyncClient:
-        """The client, made on first use, so that it belongs to the loop that uses it."""
+        """The HTTP client, made on first use, inside the loop that uses it."""
         if self._closed:
             raise RequestError("the engine is closed")
         if self._client is None:
@@ -227,7 +227,7 @@ class Connection:
                 self._client = httpx2.AsyncClient(
                     headers={
                         "User-Agent": f"ghostvis/{__version__}",
-                        "Accept-Encoding": "identity",  # compression would hold tokens back
+                        "Accept-Encoding": "identity",  # compression would delay tokens
                         **({} if key is None else {"Authorization": f"Bearer {key}"}),
                     },
                     verify=certificates,
@@ -241,7 +241,7 @@ class Connection:
                         keepalive_expiry=KEEPALIVE_S,
                     ),
                 )
-            except (ImportError, ValueError) as error:  # SOCKS without its package; an unknown kind of proxy
+            except (ImportError, ValueError) as error:  # SOCKS without its package, or an unknown proxy
                 host = urlsplit(self.root).hostname
                 raise EngineError(
                     f"can't go through the proxy {self.proxy}",
@@ -251,9 +251,8 @@ class Connection:
 
     def _certificates(self) -> ssl.SSLContext:
         if not self.root.startswith("https:"):
-            return ssl.SSLContext(
-                ssl.PROTOCOL_TLS_CLIENT
-            )  # plain HTTP needs no certificates, and reading them takes 50 ms
+            # Plain HTTP needs no certificates, and reading them takes 50 ms.
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context, ca_file = httpx2.create_ssl_context(), self.settings.ca_file
         if ca_file is not None:
             try:
@@ -288,7 +287,7 @@ class Connection:
         if self.proxy is not None:
             hint = f"export NO_PROXY={urlsplit(self.root).hostname}, if the server is to be reached directly"
         message = f"can't reach {self.where}: {reason}"
-        if "CERTIFICATE" in str(error):  # another try would meet the same certificate
+        if "CERTIFICATE" in str(error):  # a retry would get the same certificate
             return EngineError(message, hint="--set engine.ca_file=/path/to/ca.pem")
         return _TemporaryError(EngineError(message, hint=hint))
 
@@ -302,12 +301,12 @@ class Connection:
 
 
 def now() -> float:
-    """Seconds by the running event loop's clock, which deadlines are in."""
+    """Seconds on the running event loop's clock, as deadlines use it."""
     return asyncio.get_running_loop().time()
 
 
 def said(body: Any) -> str:
-    """The message in an error: SGLang's flat shape, OpenAI's nested one, FastAPI's `detail`, or all of it."""
+    """The message in an error: SGLang's flat form, OpenAI's nested one, FastAPI's `detail`, or the whole body."""
     while isinstance(body, dict):
         inner = body.get("error") or body.get("message") or body.get("detail")
         if inner is None:
@@ -325,7 +324,7 @@ async def _read_into(body: bytearray, response: httpx2.Response, limit: int, dea
 
 
 def _retry_after_s(header: str) -> float:
-    """Seconds that a Retry-After header asks for, in either of its forms."""
+    """Seconds in a Retry-After header, in either of its forms."""
     if re.fullmatch(r"\d{1,9}(\.\d+)?", header):
         return float(header)
     with suppress(ValueError):
@@ -335,7 +334,7 @@ def _retry_after_s(header: str) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words, from the bottom of a chain of wrapped errors."""
+    """The system's own message, from the innermost of wrapped errors."""
     text = str(error) or type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
@@ -348,6 +347,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _most_connections() -> int | None:
-    """The limit of connections: what the process may open. Further requests wait for one."""
+    """How many connections the process may open. Further requests wait for one."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else max(8, soft - SPARE_FILES)

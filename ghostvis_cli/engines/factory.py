@@ -1,9 +1,9 @@
 """Profile -> engine. Imports exactly one engine module, the one the profile asks for."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ghostvis_cli import address_space
 from ghostvis_cli.checkpoint.choose import choose_checkpoint
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ghostvis_cli.engines.local import LocalEngine
     from ghostvis_cli.profile import Profile
 
+T = TypeVar("T")
+
 
 async def make_engine(
     profile: "Profile",
@@ -24,10 +26,11 @@ async def make_engine(
     detail: Callable[[str], None] | None = None,
     many_connections: bool = False,
 ) -> Engine:
-    """The engine a profile describes, loaded or connected.
+    """The engine of a profile, loaded or connected.
 
-    report takes lines for the user while that takes long (else they are among the engine's notices); detail takes
-    the log of whatever it starts. many_connections: a server will be asked for thousands of answers at once.
+    report   receives lines for the user meanwhile; without it they become the engine's notices
+    detail   receives the log of a process that is started
+    many_connections   thousands of answers will be open at once
     """
     kind = profile.engine.chosen_kind
     if kind == "local":
@@ -40,7 +43,7 @@ async def make_engine(
 
 
 async def _local(profile: "Profile", report: Callable[[str], None] | None) -> "LocalEngine":
-    # In threads: while a model is fetched, torch imported and weights are read, the loop can be stopped.
+    # In threads, so that the loop can be stopped while a model is fetched, torch imported and weights read.
     checkpoint, notices = await in_daemon_thread(
         partial(choose_checkpoint, profile.model, report=report), "ghostvis-choose"
     )
@@ -53,20 +56,8 @@ def _open_local(checkpoint: "Checkpoint", profile: "Profile") -> "LocalEngine":
     address_space.require_for_torch()
     with installed("the local engine", "local"):
         from ghostvis_cli.engines.local import LocalEngine, LocalSettings
-    settings = profile.engine
     layout = None if profile.model.layout == "auto" else profile.model.layout
-    local = LocalSettings(
-        device=settings.device,
-        dtype=settings.dtype,
-        layout=layout,
-        max_batch=settings.max_batch,
-        prefill_tokens=settings.prefill_tokens,
-        prefix_cache_mb=settings.prefix_cache_mb,
-        graphs=settings.graphs,
-        compile=settings.compile,
-        threads=settings.threads,
-    )
-    return LocalEngine.open(checkpoint, local)
+    return LocalEngine.open(checkpoint, _settings(LocalSettings, profile, layout=layout))
 
 
 async def _remote(profile: "Profile", *, many_connections: bool) -> Engine:
@@ -76,15 +67,11 @@ async def _remote(profile: "Profile", *, many_connections: bool) -> Engine:
     settings = profile.engine
     if settings.base_url is None:
         raise UsageError("a remote engine needs an address", hint="--base-url http://localhost:30000")
-    return await RemoteEngine.connect(
-        RemoteSettings(
-            base_url=settings.base_url,
-            model=settings.model,
-            api_key=read_api_key(settings),
-            ca_file=settings.ca_file,
-            connect_timeout_s=settings.connect_timeout_s,
-            timeout_s=settings.timeout_s,
-            retries=settings.retries,
-            many_connections=many_connections,
-        )
-    )
+    others = {"api_key": read_api_key(settings), "many_connections": many_connections}
+    return await RemoteEngine.connect(_settings(RemoteSettings, profile, **others))
+
+
+def _settings(kind: type[T], profile: "Profile", **others: Any) -> T:
+    """An engine's settings: fields of the same names in the profile's, and others."""
+    same = [each.name for each in fields(kind) if each.name not in others]  # type: ignore[arg-type]
+    return kind(**{name: getattr(profile.engine, name) for name in same}, **others)

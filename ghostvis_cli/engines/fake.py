@@ -1,7 +1,7 @@
-"""An engine without a model: repeats the last message, a word at a time. For tests of everything above it.
+"""An engine without a model: repeats the last message, word by word. For tests of the layers above.
 
-Keeps the protocol's promises (streaming, stop strings, limits, usage, abort), so that a test that passes on it
-says something. One word is one token, whose id is its length.
+Follows the protocol (streaming, stop strings, limits, usage, abort), so that tests with it are meaningful. One word
+is one token, whose id is its length.
 """
 
 import asyncio
@@ -73,5 +73,5 @@ class FakeEngine(Closing):
 
 
 def _until_stop(text: str, stop: tuple[str, ...]) -> str:
-    """Text up to the first place where any of the stop strings begins."""
+    """Text up to the first stop string."""
     return text[: min((text.find(string) for string in stop if string in text), default=len(text))]

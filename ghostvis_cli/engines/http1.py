@@ -1,9 +1,9 @@
-"""HTTP/1.1 straight on asyncio, under httpx2: for `bench`, one client with thousands of answers open at once.
+"""An HTTP/1.1 transport for httpx2, straight on asyncio: for `bench`, with thousands of answers open at once.
 
-Everything else stays with httpx2, whose own transport looks at every connection whenever a request begins or ends,
-so a thousand of them cost it more than the answers do. Here that is one step, whatever their number; many small
-pools of httpx2 needed two thirds more processor and missed the schedule on a busy machine. Direct connections only:
-proxies, HTTP/2 and other event loops stay with httpx2 as well.
+httpx2's own transport checks every connection whenever a request begins or ends, so a thousand of them cost more
+than the answers. Here that is one step, whatever their number; many small pools of httpx2 needed two thirds more
+processor time and missed the schedule on a busy machine. Direct connections only: proxies, HTTP/2 and other event
+loops stay with httpx2.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 import httpx2
 
-HEAD_BYTES, LINE_BYTES = 1 << 17, 1 << 12  # longest head of an answer, and longest line before a chunk
-PAUSE_BYTES = 1 << 20  # of a body that was not fetched yet: beyond it the server has to wait
+HEAD_BYTES, LINE_BYTES = 1 << 17, 1 << 12  # longest head of an answer, and longest line with a chunk's size
+PAUSE_BYTES = 1 << 20  # of a body not yet read: above it, reading from the server pauses
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: ([^\r\n]*))?")
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
 class DirectTransport(httpx2.AsyncBaseTransport):
-    """Connections are used again for `keepalive_s` after an answer's end, the newest first."""
+    """Connections are reused for `keepalive_s` after an answer's end, the newest first."""
 
     def __init__(
         self, *, certificates: ssl.SSLContext, most_connections: int | None, keepalive_s: float
@@ -119,21 +119,21 @@ class _Head:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: one request after the other. `piece` gives what has come of a body, b"" at its end."""
+    """One connection, for one request at a time. `piece` returns what has arrived of a body, b"" at its end."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._lost = False
         self._expect(without_body=False)
-        self.whole = True  # nothing has been asked
+        self.whole = True  # no request is open
 
     def _expect(self, *, without_body: bool) -> None:
         self._buffer = bytearray()
         self._read = self._read_head
         self._head: _Head | None = None
         self._without_body = without_body
-        self._left = 0  # bytes of this chunk, or of a body of known length
+        self._left = 0  # bytes to come of this chunk, or of a body of known length
         self._pieces: list[bytes] = []
         self._held = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -144,7 +144,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """True if another request can be sent: the last answer is at its end, and nothing came behind it."""
+        """True if another request can be sent: the last answer is complete, and nothing followed it."""
         return self.whole and self._keep and not self._lost and not self._buffer and self._error is None
 
     def send(self, content: bytes, *, without_body: bool) -> None:
@@ -172,7 +172,7 @@ class _Connection(asyncio.Protocol):
 
     def close(self) -> None:
         if self._transport is not None:
-            self._transport.abort()  # not close(): that waits until a server that stopped reading reads again
+            self._transport.abort()  # close() would wait for a server that stopped reading
 
     async def _more(self) -> None:
         if self._error is not None:
@@ -226,7 +226,7 @@ class _Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What the bytes are. Each reads one thing and says whether it was there.
+    # Parsing. Each method reads one element and returns whether it was complete.
 
     def _read_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
@@ -239,7 +239,7 @@ class _Connection(asyncio.Protocol):
         found = STATUS_LINE.fullmatch(first)
         if found is None:
             raise httpx2.RemoteProtocolError(f"no HTTP/1.1: {first[:80]!r}")
-        if found[2].startswith(b"1"):  # an interim answer; the real one follows
+        if found[2].startswith(b"1"):  # an interim response; the final one follows
             return True
         headers = []
         for line in lines:
@@ -252,7 +252,7 @@ class _Connection(asyncio.Protocol):
         return True
 
     def _frame(self, headers: dict[bytes, bytes], *, newer: bool) -> None:
-        """Read from the headers how the body will end."""
+        """Find out from the headers how the body ends."""
         assert self._head is not None
         connection = headers.get(b"connection", b"")
         self._keep = b"close" not in connection if newer else b"keep-alive" in connection

@@ -1,7 +1,7 @@
 """A server as an engine: SGLang, `ghostvis serve`, or any other with OpenAI's routes. No torch, no PIL.
 
-Decides what a request looks like on the wire and what the events of an answer mean. Images arrive as bytes
-and leave as `data:` URLs: the server is never given a path or an address to open for us.
+Writes requests and reads the events of answers. Images are sent as `data:` URLs: the server never gets a path or
+an address to open for us.
 """
 
 import hashlib
@@ -45,31 +45,31 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteEngine", "RemoteSettings"]
 
-PROBE_TIMEOUT_S = 30.0  # a server that takes a connection and then says nothing for so long is broken
-# Characters of an answer's events, at most: a token with 20 log probabilities takes some 3,000.
+PROBE_TIMEOUT_S = 30.0  # a server that accepts a connection and is silent for so long is broken
+# Most characters of an answer's events: a token with 20 log probabilities takes some 3,000.
 ANSWER_CHARS, TOKEN_CHARS = 1 << 24, 1 << 14
-MOST_TOKENS = 10**12  # more than any server counts; sums beyond this would fail elsewhere
+MOST_TOKENS = 10**12  # more than any server counts; larger sums would fail elsewhere
 UNKNOWN_TOKEN = -1  # OpenAI's log probabilities name a token by its text, not by its id
-# OpenAI's models that reason have another name for it, and older servers know only this one.
+# OpenAI's reasoning models have another name for it, and older servers know only this one.
 LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
-# Fields beyond OpenAI's, each with the value that changes nothing.
+# Fields beyond OpenAI's, each with its neutral value.
 EXTENSIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False}
-# The thoughts before an answer, by the names that servers have for them.
+# Servers' names for the reasoning before an answer.
 REASONING = ("reasoning_content", "reasoning", "reasoning_details")
-# What the card of `ghostvis serve` tells of its model beyond OpenAI's fields.
+# Fields beyond OpenAI's in the model card of `ghostvis serve`.
 OUR_WORDS = ("dtype", "layout", "source", "tag")
 OUR_NUMBERS = ("image_tokens", "image_pixels", "trained_tokens", "step", "kv_token_bytes")
-# A gateway in front of several servers (smg, sglang-router) sends requests with one key to one of them, whose
-# cache then has the image. 16 bits: enough to spread over any number of servers, far too few to tell by whom
-# or about what a request is, also for who reads the gateway's log and has a guess.
+# A gateway in front of several servers (smg, sglang-router) sends requests with the same key to the same server,
+# whose cache then has the image. 16 bits: enough to spread requests over any number of servers, too few to confirm
+# a guess of a request's user or content from the gateway's log.
 ROUTING_HEADER, ROUTING_DIGITS, ROUTING_BYTES = "X-SMG-Routing-Key", 4, 1 << 16
-IMAGE = uuid4().hex  # stands in a body for an image's base64; random, so that no text holds it
-# Names other than these are ways to stop. A filter cuts an answer short, as an abort does.
+IMAGE = uuid4().hex  # placeholder in a body for an image's base64; random, so that no text contains it
+# All other names mean stop. A content filter cuts an answer short, as an abort does.
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort", "content_filter": "abort"}
 
 
 class RemoteEngine(Closing):
-    """A connection to a server. `connect` asks the server who it is; a bare one is taken for plain OpenAI."""
+    """A connection to a server. `connect` finds out its kind; without it the server counts as plain OpenAI."""
 
     tokenizer = None
 
@@ -83,7 +83,7 @@ class RemoteEngine(Closing):
 
     @classmethod
     async def connect(cls, settings: RemoteSettings) -> Self:
-        """An engine whose server is there, ready and known. EngineError when it is not."""
+        """An engine whose server is reachable, ready and identified; else EngineError."""
         engine = cls(settings)
         try:
             await engine._probe(now() + min(PROBE_TIMEOUT_S, settings.timeout_s))
@@ -107,7 +107,7 @@ class RemoteEngine(Closing):
                         if chunk is not None:
                             yield chunk
             except BrokenOffError:
-                if answer.usage is None:  # it comes last: with it, nothing of the answer is missing
+                if answer.usage is None:  # the usage comes last: with it, the answer is complete
                     raise
             if answer.finish_reason is None:
                 raise BrokenOffError(self._connection.where)
@@ -119,12 +119,12 @@ class RemoteEngine(Closing):
                 reasoning_tokens=answer.reasoning_tokens,
             )
         finally:
-            await response.aclose()  # where the answer is not at its end, the server aborts it
+            await response.aclose()  # where the answer is not complete, the server aborts it
 
     async def aclose(self) -> None:
         await self._connection.aclose()
 
-    # Who is there
+    # Identifying the server
 
     async def _probe(self, deadline: float) -> None:
         cards = await self._models(deadline)
@@ -140,10 +140,10 @@ class RemoteEngine(Closing):
         if owner == "vllm":
             self.server = Server("vllm", _version(await self._ask("version", deadline)))
             return
-        # A gateway in front of SGLang may sign the list of models with its own name.
+        # A gateway in front of SGLang may put its own name into the list of models.
         if owner != "sglang" and "is_generation" not in await self._ask("model_info", deadline):
             return
-        with suppress(RefusedError):  # 0.5.17 has no such route; where there is one, 503 says "not ready"
+        with suppress(RefusedError):  # 0.5.17 lacks this route; later ones answer 503 until ready
             await self._connection.get("/ready", deadline)
         about = await self._ask("server_info", deadline)
         self.server = Server("sglang", _version(about), about.get("enable_cache_report"))
@@ -155,7 +155,7 @@ class RemoteEngine(Closing):
             return [card for card in json.loads(body)["data"] if isinstance(card["id"], str)]
         except RefusedError as error:
             if error.status == 404 and self.settings.model is not None:
-                return []  # a server of few routes; we know the model's name without asking
+                return []  # the server lacks this route; the model's name is given
             raise
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise EngineError(
@@ -178,7 +178,7 @@ class RemoteEngine(Closing):
         return names[0]
 
     async def _ask(self, route: str, deadline: float) -> dict[str, Any]:
-        """The JSON of an optional route of SGLang, else empty. smg only knows the route's older name."""
+        """The JSON of an optional route of SGLang, else empty. smg only has the route under its older name."""
         for path in (f"/{route}", f"/get_{route}"):
             with suppress(GhostvisError, ValueError, RecursionError):
                 found = json.loads(await self._connection.get(path, deadline))
@@ -186,7 +186,7 @@ class RemoteEngine(Closing):
                     return found
         return {}
 
-    # What is sent
+    # Writing requests
 
     def _body(self, request: GenerateRequest) -> tuple[str, dict[str, Any]]:
         """Route and JSON body of a request, with the fields that this server knows."""
@@ -228,7 +228,7 @@ class RemoteEngine(Closing):
             body["regex"] = request.sampling.regex
         for name, no_effect in EXTENSIONS.items():
             value = getattr(request.sampling, name)
-            if self.server.kind != "openai":  # even without effect: the server may have other defaults
+            if self.server.kind != "openai":  # neutral values too: the server may have other defaults
                 body[name] = -1 if name == "top_k" and value == 0 else value
             elif value != no_effect:
                 self._notice(name, f"this server was not sent {name} = {value}: it is no field of OpenAI's")
@@ -238,7 +238,7 @@ class RemoteEngine(Closing):
             body["return_token_ids"] = True
 
     def _notice(self, key: str, line: str) -> None:
-        """Tell the user once for each key, not once for each request."""
+        """Notify the user once for each key, not for each request."""
         if key not in self._noticed:
             self._noticed.add(key)
             self.info = replace(self.info, notices=(*self.info.notices, line))
@@ -251,7 +251,7 @@ class RemoteEngine(Closing):
         deadline: float,
         headers: dict[str, str],
     ) -> httpx2.Response:
-        """The head of the answer. Retries under another name where the server refuses one of a field's names."""
+        """The response, its body unread. Retries with a field's other name where the server refuses the first."""
         sent = body | ({"stream_options": {"include_usage": True}} if self._stream_options else {})
         if self._limit != LIMIT and LIMIT in sent and "messages" in sent:
             sent[self._limit] = sent.pop(LIMIT)
@@ -272,7 +272,7 @@ class RemoteEngine(Closing):
     async def _events(
         self, path: str, response: httpx2.Response, deadline: float
     ) -> AsyncGenerator[str, None]:
-        """The events of a stream. The whole answer of a server that does not stream is one event."""
+        """The events of a stream. The answer of a server that does not stream counts as one event."""
         kind = response.headers.get("content-type", "").lower()
         if kind.startswith("text/event-stream"):
             async with aclosing(self._connection.events(response, deadline)) as events:
@@ -288,14 +288,14 @@ class RemoteEngine(Closing):
             raise RequestError(f"{where} answered {path} with {plain(kind)}, no stream: {plain(text)}")
         yield text
 
-    # What comes back
+    # Reading answers
 
     def _read(self, answer: "_StreamState", event: str) -> Chunk | None:
         if event == DONE:
             answer.finish_reason = answer.finish_reason or "stop"
             return None
         answer.room -= len(event)
-        if answer.room < 0:  # gathering the answer would run out of memory
+        if answer.room < 0:  # the answer would fill the memory
             raise RequestError(f"{self._connection.where} sent far more than was asked for")
         try:
             payload = json.loads(event)
@@ -327,18 +327,18 @@ class RemoteEngine(Closing):
 
 
 def _routing(request: GenerateRequest) -> dict[str, str]:
-    """A header, the same for all requests that begin with the same image, or, without one, the same words."""
+    """A header with the same value for all requests that begin with the same image, or else the same text."""
     images = (image.data for message in request.messages for image in message.images)
     words = (message.text.encode() for message in request.messages if message.role == "user")
     first = next(images, None) or next(words, None)
     if first is None:
         return {}
-    digest = hashlib.sha256(first[:ROUTING_BYTES])  # more would take a millisecond for each megabyte
+    digest = hashlib.sha256(first[:ROUTING_BYTES])  # hashing takes a millisecond for each megabyte
     return {ROUTING_HEADER: digest.hexdigest()[:ROUTING_DIGITS]}
 
 
 def _written(body: dict[str, Any], images: "Sequence[EncodedImage]") -> bytes:
-    """The body as JSON, with its images. They are put in as bytes: JSON would read each of their characters."""
+    """The body as JSON. Images are inserted as bytes: the encoder would scan each of their characters."""
     first, *others = json.dumps(body).encode().split(IMAGE.encode())
     parts = [first]
     for image, text in zip(images, others, strict=True):
@@ -347,10 +347,10 @@ def _written(body: dict[str, Any], images: "Sequence[EncodedImage]") -> bytes:
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
-    """OpenAI's form of a turn: plain text, or parts in their order where there is an image.
+    """OpenAI's form of a turn: plain text, or with images a list of parts in order.
 
-    The line break after an image belongs to the template that GhostVis was trained with, and the server's
-    own template puts it there. So one is taken away here: sent as text, it would stand in the prompt twice.
+    GhostVis was trained with a line break after an image, which the server's template adds. It is removed
+    here, since it would be in the prompt twice.
     """
     if message.role == "system" and message.images:
         raise InputError("a system message can't hold an image: attach it to a user message")
@@ -374,14 +374,14 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
 
 
 def _is_name_refused(words: str) -> bool:
-    """Whether a refusal is of max_tokens by this name, and not of its value."""
+    """Whether a refusal is about the name max_tokens, and not about its value."""
     return LIMIT in words and not re.search(
         r"too (large|big|long)|at (most|least)|less|greater|exceed|(must|should) be|context", words
     )
 
 
 def _is_answer(text: str) -> bool:
-    """Whether it is an answer, or the failure in place of one."""
+    """Whether it is an answer, and not an error in place of one."""
     try:
         payload = json.loads(text)
     except (ValueError, RecursionError):
@@ -390,15 +390,14 @@ def _is_answer(text: str) -> bool:
 
 
 def _failure_in(payload: dict[str, Any]) -> str | None:
-    """What went wrong on the server in the middle of an answer, in any of the shapes it is told."""
-    bare = "choices" not in payload and (
-        payload.get("message") or payload.get("detail")
-    )  # of an `event: error`
+    """The server's error in the middle of an answer, in any of its forms."""
+    # The fields of an `event: error`.
+    bare = "choices" not in payload and (payload.get("message") or payload.get("detail"))
     if payload.get("object") == "error" or payload.get("error") or bare:
         return said(payload)
     for choice in payload.get("choices") or ():
         reason = choice.get("finish_reason")
-        # An abort that a client asked for has no status: it is an end, not an error.
+        # An abort on a client's request has no status: it is an end, not an error.
         if isinstance(reason, dict) and reason.get("type") == "abort" and reason.get("status_code"):
             return said(reason)
     return None
@@ -406,7 +405,7 @@ def _failure_in(payload: dict[str, Any]) -> str | None:
 
 @dataclass
 class _StreamState:
-    """What the events of a stream add up to, besides its text. `room` is for characters still to come."""
+    """What is gathered from a stream's events. `room`: how many more characters are accepted."""
 
     room: int
     finish_reason: FinishReason | None = None
@@ -443,7 +442,7 @@ class _StreamState:
         return None
 
     def rest(self) -> Chunk:
-        """The text that was held back until the end."""
+        """The text held back until the end."""
         rest = {name: joiner.finish() for name, joiner in self.joiners.items()}
         text, reasoning, refusal = (rest.pop(name, "") for name in ("text", "reasoning", "refusal"))
         calls = tuple(ToolCall(int(index), arguments=half) for index, half in rest.items() if half)
@@ -463,19 +462,19 @@ class _StreamState:
 
 
 def _first_of(delta: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """The first value that is not empty: servers send the same under two names."""
+    """The first value that is not empty, since servers have several names for the same."""
     value = next(filter(None, map(delta.get, keys)), "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _tool_calls(delta: dict[str, Any]) -> list[dict[str, Any]]:
-    """Tool calls in OpenAI's present form, or in the one before it."""
+    """Tool calls in OpenAI's present form, or in its earlier one."""
     old = delta.get("function_call")
     return delta.get("tool_calls") or ([{"function": old}] if old else [])
 
 
 def _reasoning_tokens(usage: dict[str, Any]) -> int | None:
-    """The count of reasoning tokens, where OpenAI puts it or where SGLang does."""
+    """The count of reasoning tokens, from OpenAI's field or SGLang's."""
     details = usage.get("completion_tokens_details") or {}
     count = details.get("reasoning_tokens", usage.get("reasoning_tokens"))
     return count if _is_count(count) else None
@@ -493,7 +492,7 @@ def _usage(usage: dict[str, Any]) -> Usage:
 
 
 def _count(value: Any) -> int:
-    """A count of tokens; null is 0. ValueError where it can't be one."""
+    """A count of tokens; null is 0. ValueError for what is none."""
     if value is not None and not _is_count(value):
         raise ValueError("a count that is no count")
     return value or 0
@@ -504,20 +503,20 @@ def _is_count(value: Any) -> bool:
 
 
 def _version(about: dict[str, Any]) -> str | None:
-    """A line of text, for reports and terminals, or nothing."""
+    """The version as one printable line, or nothing."""
     value = about.get("version")
     return printable(value) if isinstance(value, str) and value else None
 
 
 def _facts(about: Any) -> dict[str, Any]:
-    """The facts on a model's card that have valid types."""
+    """The known fields of a model's card that have valid types."""
     given = about if isinstance(about, dict) else {}
     words = {name: given[name] for name in OUR_WORDS if isinstance(given.get(name), str)}
     return words | {name: given[name] for name in OUR_NUMBERS if _is_count(given.get(name))}
 
 
 def _logprobs(given: dict[str, Any], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
-    """The chat route lists an object for each token, the completion route has a list for each property."""
+    """The chat route has an object for each token, the completion route a list for each property."""
     if "content" in given:
         entries = given["content"] or []
         chosen = [entry["logprob"] for entry in entries]

@@ -1,4 +1,4 @@
-"""A request -> the prompt's ids, for engines that have the tokenizer. What can't fit is refused with the sums."""
+"""A request -> the prompt's ids, for engines that have the tokenizer. Refuses what exceeds the context."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from ghostvis_cli.checkpoint.tokenizer import Tokenizer
     from ghostvis_cli.model.config import Layout
 
-LONG_TEXT = 20_000  # characters; about 2 ms of splitting
+LONG_TEXT = 20_000  # characters; about 2 ms to tokenize
 
 
 @dataclass
 class Renderer:
-    """`image_tokens` 0 is a model that reads text only. `positions` hold prompt and answer together."""
+    """Renders prompts. `image_tokens` 0: a text model. `positions`: of prompt and answer together."""
 
     tokenizer: "Tokenizer"
     layout: "Layout"
@@ -27,7 +27,7 @@ class Renderer:
     async def prompt(self, request: GenerateRequest) -> tuple[Prompt, Sampling]:
         """The prompt, and the sampling that fits it.
 
-        Long texts are split in a thread: a second on the loop would stop every other request.
+        Long texts are tokenized in a thread: a second on the loop would stop all other requests.
         """
         if not all(0 <= id_ < self.tokenizer.vocab_size for id_ in request.prompt_ids or ()):
             raise InputError(f"the prompt's ids must be within 0 and {self.tokenizer.vocab_size - 1}")

@@ -1,32 +1,32 @@
-"""Server-sent events: bytes in any pieces -> the data of each event. Knows the framing, not the meaning.
+"""Server-sent events: bytes in any pieces -> the data of each event.
 
-Lines are cut while they are bytes: no byte of a multi-byte UTF-8 character is a line end, so a piece may end
-anywhere. Of the fields only `data` is kept; the others are for browsers that reconnect.
+Lines are split as bytes: no byte of a multi-byte UTF-8 character is a line end, so a piece may end anywhere. Only
+the field `data` is kept; the others are for browsers that reconnect.
 """
 
 import re
 
-LARGEST_EVENT_BYTES = 1 << 24  # a server that never ends its line must not fill our memory
+LARGEST_EVENT_BYTES = 1 << 24  # an endless line must not fill the memory
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class SSEParser:
-    """An event that the stream ends within is not given out: half of it may be missing."""
+    """Parses a stream piece by piece. An event cut off by the stream's end is dropped, as half may be missing."""
 
     def __init__(self, limit_bytes: int = LARGEST_EVENT_BYTES) -> None:
         self._limit = limit_bytes
-        self._line: list[bytes] = []  # the pieces of a line whose end has not come
-        self._data: list[str] = []  # the data lines of an event whose end has not come
-        self._size = 0  # bytes since an event ended, give or take a piece
+        self._line: list[bytes] = []  # pieces of an incomplete line
+        self._data: list[str] = []  # data lines of an incomplete event
+        self._size = 0  # bytes since the last event, roughly
         self._first_line = True
         self._after_cr = False
 
     def feed(self, piece: bytes) -> list[str]:
-        """The events that this piece completes. ValueError when one is beyond the limit."""
+        """The events that this piece completes. ValueError for one above the limit."""
         if not piece:
             return []
-        if self._after_cr:  # that CR ended a line already; its LF may come only now
+        if self._after_cr:  # the CR already ended a line; its LF may follow in this piece
             piece = piece.removeprefix(b"\n")
         self._after_cr = piece.endswith(b"\r")
         *ended, rest = _LINE_END.split(piece)

@@ -1,4 +1,4 @@
-"""Pieces in, text out, never half a character and never part of a stop string."""
+"""Turns pieces of an answer into text, never splitting a character or showing part of a stop string."""
 
 import codecs
 import re
@@ -8,10 +8,10 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 class SurrogateJoiner:
-    """Text in the pieces of JSON strings, where a character may be spelled as two halves in two pieces."""
+    """Joins the pieces of JSON strings, where a character's two surrogates may be in different pieces."""
 
     def __init__(self) -> None:
-        self._half = ""  # the first one, whose second may come next
+        self._half = ""  # a high surrogate, whose low one may follow
 
     def push(self, text: str) -> str:
         text, self._half = self._half + text, ""
@@ -22,7 +22,7 @@ class SurrogateJoiner:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
     def finish(self) -> str:
-        """U+FFFD for a half that stayed alone."""
+        """U+FFFD for a surrogate that stayed alone."""
         half, self._half = self._half, ""
         return "\N{REPLACEMENT CHARACTER}" if half else ""
 
@@ -34,10 +34,10 @@ class TextStream:
         self.stop = tuple(stop)
         self.stopped = False
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""  # text that may still turn out to be the beginning of a stop string
+        self._held = ""  # text that may be the beginning of a stop string
 
     def push(self, token: bytes) -> str:
-        """Add one token's bytes; what can be shown now, which may be nothing."""
+        """Add one token's bytes. Returns the text that can be shown now, possibly none."""
         return self._take(self._decoder.decode(token))
 
     def finish(self) -> str:

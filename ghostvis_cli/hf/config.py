@@ -74,10 +74,7 @@ class GhostVisConfig(PreTrainedConfig):
     """`text_config` is a Qwen3Config (swiglu), a NanoChatConfig (relu2), or a later generation's."""
 
     model_type = "ghostvis"
-    sub_configs: ClassVar[dict[str, Any]] = {
-        "text_config": AutoConfig,
-        "vision_config": GhostVisVisionConfig,
-    }
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": GhostVisVisionConfig}
 
     def __init__(
         self,

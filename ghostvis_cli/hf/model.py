@@ -3,13 +3,15 @@
 B rows of a batch, T positions, N rows an image, D width, V vocabulary.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.utils.generic import ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 
 from ghostvis_cli.hf.config import GhostVisConfig
 from ghostvis_cli.hf.nanochat import (
@@ -20,17 +22,6 @@ from ghostvis_cli.hf.nanochat import (
 )
 from ghostvis_cli.model.decoder import rms
 from ghostvis_cli.model.vision import Vision
-
-
-@dataclass
-class GhostVisOutput(ModelOutput):
-    """logits (B, T, V) float32, softly capped."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class GhostVisPreTrainedModel(GhostVisNanoChatPreTrainedModel):
@@ -140,8 +131,8 @@ class GhostVisForConditionalGeneration(WithHead, GhostVisPreTrainedModel, Genera
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> GhostVisOutput:
-        """`generate` reads from this signature what it may pass on."""
+    ) -> CausalLMOutputWithPast:
+        """logits (B, T, V) float32. `generate` reads from this signature what it may pass on."""
         kwargs.pop("return_dict", None)
         outputs = self.model(
             input_ids=input_ids,
@@ -153,18 +144,7 @@ class GhostVisForConditionalGeneration(WithHead, GhostVisPreTrainedModel, Genera
             use_cache=use_cache,
             **kwargs,
         )
-        cap = self.config.text_config.final_logit_softcapping
-        logits = self.scores(outputs.last_hidden_state, logits_to_keep, cap)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size)
-        return GhostVisOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return self.scored(outputs, labels, logits_to_keep)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Images belong to the prompt: once it is in the cache they are not encoded again."""

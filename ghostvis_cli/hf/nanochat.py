@@ -188,9 +188,8 @@ class GhostVisNanoChatPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["GhostVisNanoChatLayer"]  # noqa: RUF012 - the base class declares these so
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = [  # noqa: RUF012 - scalars of the residual stream
-        *("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")
-    ]
+    # Scalars of the residual stream.
+    _keep_in_fp32_modules_strict = ["resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"]  # noqa: RUF012
     _supports_sdpa = True
 
     @property
@@ -241,11 +240,8 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         cache = past_key_values
-        if (
-            cache is None
-            and (self.config.use_cache if use_cache is None else use_cache)
-            and not self.training
-        ):
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if cache is None and use_cache and not self.training:
             cache = DynamicCache()
         T = inputs_embeds.size(1)
         past = 0 if cache is None else cache.get_seq_length()
@@ -322,8 +318,10 @@ class GhostVisNanoChatModel(GhostVisNanoChatPreTrainedModel):
 class WithHead:
     """What a model with a language head has besides its `model` and `lm_head`."""
 
+    config: Any
     model: Any
     lm_head: nn.Module
+    loss_function: Any
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -334,11 +332,22 @@ class WithHead:
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def scores(self, hidden: Tensor, logits_to_keep: int | Tensor, cap: float | None) -> Tensor:
-        """hidden (B, T, D) -> logits (B, T', V) float32 of the positions to keep, softly capped if `cap`."""
+    def scored(
+        self, outputs: Any, labels: Tensor | None, logits_to_keep: int | Tensor
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T', V) float32 of the positions to keep, softly capped; the loss where labels are."""
+        text = self.config.get_text_config()
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits: Tensor = self.lm_head(hidden[:, kept, :]).float()
-        return cap * torch.tanh(logits / cap) if cap else logits
+        logits: Tensor = self.lm_head(outputs.last_hidden_state[:, kept, :]).float()
+        if cap := text.final_logit_softcapping:
+            logits = cap * torch.tanh(logits / cap)
+        return CausalLMOutputWithPast(
+            loss=None if labels is None else self.loss_function(logits, labels, text.vocab_size),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel, GenerationMixin):
@@ -370,13 +379,4 @@ class GhostVisNanoChatForCausalLM(WithHead, GhostVisNanoChatPreTrainedModel, Gen
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.scores(outputs.last_hidden_state, logits_to_keep, self.config.final_logit_softcapping)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-        )
+        return self.scored(outputs, labels, logits_to_keep)

@@ -18,12 +18,7 @@ from ghostvis_cli.model.preprocess import HALF, preprocess
 from ghostvis_cli.transparency import WHITE, on_ground
 
 # What stands in a rendered conversation for each image: its rows' place, and in prepend_slots its slots too.
-MARKS_AN_IMAGE: dict[Layout, int] = {
-    "inline": 1,
-    "prepend": 1,
-    "prepend_slots": 2,
-    "prepend_literal": 1,
-}
+MARKS_AN_IMAGE: dict[Layout, int] = {"inline": 1, "prepend": 1, "prepend_slots": 2, "prepend_literal": 1}
 
 
 class GhostVisImageProcessor(BaseImageProcessor):
@@ -88,11 +83,8 @@ class GhostVisProcessor(ProcessorMixin):
         **_: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.num_image_tokens, self.image_layout, self.image_token = (
-            num_image_tokens,
-            image_layout,
-            image_token,
-        )
+        self.num_image_tokens, self.image_layout = num_image_tokens, image_layout
+        self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
 
     def __call__(

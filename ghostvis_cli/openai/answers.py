@@ -1,4 +1,4 @@
-"""Chunks -> OpenAI's response bodies: the whole answer, or the events of a stream. Pure; sends nothing."""
+"""Chunks -> OpenAI's response bodies: the whole answer, or the events of a stream. Sends nothing itself."""
 
 import time
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob, Usage
 
-Group: TypeAlias = Sequence[tuple[int, Chunk]]  # choices and their chunks, in the order they came
+Group: TypeAlias = Sequence[tuple[int, Chunk]]  # choices and their chunks, in order of arrival
 
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
 
@@ -25,7 +25,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """One API call, checked: what to generate, choice by choice, and how to answer."""
+    """One checked API call: what to generate for each choice, and how to answer."""
 
     kind: Literal["chat", "text"]
     requests: tuple[GenerateRequest, ...]  # prompt by prompt, each with its n choices
@@ -46,7 +46,7 @@ class Call:
 
 
 class Answer(ABC):
-    """One call's answer as it comes in, choice by choice."""
+    """The answer of one call while it is generated, choice by choice."""
 
     prefix: str
     object_whole: str
@@ -70,7 +70,7 @@ class Answer(ABC):
         return {**self.head, "object": self.object_whole, "choices": choices, "usage": self.usage()}
 
     def events(self, group: Group) -> list[dict[str, Any]]:
-        """What a stream says about these chunks: an event for each choice, in which its tokens stand together.
+        """The events for these chunks: one for each choice, with its tokens together.
 
         A choice's role comes first, its finish reason last and alone.
         """
@@ -149,7 +149,7 @@ class Answer(ABC):
         yield from ()
 
     def _echoed(self, index: int) -> str:
-        """The prompt, where it is to stand before the answer."""
+        """The prompt, where `echo` wants it before the answer."""
         return ""
 
     @abstractmethod
@@ -214,7 +214,7 @@ class TextAnswer(Answer):
         offsets = []
         for entry in entries:
             offsets.append(self.offsets[index])
-            # Bytes 10xxxxxx continue a character that an earlier token began. The BOS of a text is none of it.
+            # Bytes 10xxxxxx continue a character that an earlier token began. A BOS is no part of the text.
             if not (isnan(entry.logprob) and self.call.requests[index].prompt is not None):
                 self.offsets[index] += sum(byte & 0xC0 != 0x80 for byte in self._bytes(entry.token_id))
         return {
@@ -231,7 +231,7 @@ class TextAnswer(Answer):
 
 
 def joined(chunks: Sequence[Chunk]) -> Chunk:
-    """Chunks that follow each other as one."""
+    """Consecutive chunks as one."""
     if len(chunks) == 1:
         return chunks[0]
     return Chunk(

@@ -1,4 +1,4 @@
-"""What /openapi.json says: routes, bodies and answers, as OpenAPI 3.1. Bodies are `schema`'s own models."""
+"""/openapi.json: routes, bodies and answers as OpenAPI 3.1. The bodies are the models in `schema`."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -126,7 +126,7 @@ def route(summary: str, content: Json, *, body: type[BaseModel] | None = None, *
 
 
 def probe(summary: str, model: type[BaseModel]) -> Json:
-    """A route for probes, without a key: its body says the state whatever its status."""
+    """A route for probes, without a key: its body has the state, whatever its status."""
     found = route(summary, json_content(model), security=[])
     found["responses"]["5XX"] = {"description": "Not yet, or no more.", "content": json_content(model)}
     return found

@@ -1,8 +1,8 @@
 """OpenAI's request bodies as models: the one reading of them, for the local server, batches and the SGLang plug-in.
 
-A field is read, or it is known to change nothing, or it asks for something that is not done here and is refused
-unless its value asks for nothing. Everything else is refused too: an answer that leaves out what was asked for is
-a wrong answer. null is the same as absent. The models' JSON schema is what /openapi.json says.
+A field is read, or ignored because it changes nothing, or refused: an unsupported one unless its value is neutral,
+an unknown one always. An answer that leaves out what was asked for would be wrong. null is the same as absent.
+/openapi.json has these models' JSON schemas.
 """
 
 import json
@@ -44,15 +44,15 @@ INSTEAD = dict.fromkeys(("tools", "tool_choice", "tool_calls", "functions", "fun
 
 
 class BodyError(InputError):
-    """A body that is none. `param` is the field at fault, with the place it stands in; the message names it."""
+    """An invalid body. `param` is the path of the field at fault; the message names it."""
 
     def __init__(self, message: str, param: str | None = None, api_code: str | None = None) -> None:
         super().__init__(message)
         self.param, self.api_code = param, api_code
 
 
-class Stray(NamedTuple):
-    """A field that can't be accepted, by its name as it may be shown, and why."""
+class BadField(NamedTuple):
+    """A field that can't be accepted, by its name as it may be shown, and the reason."""
 
     name: str
     rule: str
@@ -61,23 +61,23 @@ class Stray(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """The fields that one place of a body may have. `neutral` are values that ask for nothing."""
+    """The fields that one object of a body may have, and the values of some that ask for nothing (`neutral`)."""
 
     read: frozenset[str]
     ignored: frozenset[str] = frozenset()
     neutral: Values = field(default_factory=dict)
 
-    def stray(self, values: Mapping[str, Any]) -> Stray | None:
-        """The first field of `values` that is not among these."""
+    def bad_field(self, values: Mapping[str, Any]) -> BadField | None:
+        """The first field of `values` that can't be accepted."""
         for name, value in values.items():
             if value is None or name in self.read or name in self.ignored:
                 continue
             if name not in self.neutral:
                 rule = f"is not a field that is known here{self._meant(name)}"
-                return Stray(_shown(name), rule, "unknown_parameter")
+                return BadField(_shown(name), rule, "unknown_parameter")
             if not any(_same(value, neutral) for neutral in self.neutral[name]):
                 rule = f"is not supported here{INSTEAD.get(name, '')}"
-                return Stray(name, rule, "unsupported_parameter")
+                return BadField(name, rule, "unsupported_parameter")
         return None
 
     def _meant(self, name: str) -> str:
@@ -86,12 +86,12 @@ class Known:
 
 
 def _same(value: object, other: object) -> bool:
-    """As JSON has it: true is not 1."""
+    """Equal in JSON, where true is not 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _shown(name: str) -> str:
-    """Only a plausible name is repeated: whatever else was sent stays out of answers and logs."""
+    """The name, if it is plausible: nothing else of what was sent gets into answers and logs."""
     return name if re.fullmatch(rf"[\w.-]{{1,{LONGEST_NAME}}}", name, re.ASCII) else "a field"
 
 
@@ -124,7 +124,7 @@ SEVERAL: dict[type, str] = {
 
 
 def read(model: type[M], values: object, place: str = "") -> M:
-    """Parsed JSON as a model. BodyError for the first field at fault, whose name `place` stands before."""
+    """Parsed JSON as a model. BodyError for the first field at fault, its name prefixed by `place`."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -132,7 +132,7 @@ def read(model: type[M], values: object, place: str = "") -> M:
 
 
 def fault(rule: str, *at: str | int, code: str = "field") -> PydanticCustomError:
-    """What a validator raises. `at` is the place within the value that it looks at."""
+    """The error that a validator raises. `at` is the path within the validated value."""
     return PydanticCustomError(code, "{rule}", {"rule": rule, "at": at})
 
 
@@ -174,7 +174,7 @@ def _in_words(value: object) -> str:
 
 
 def _path(place: str, *steps: int | str) -> str:
-    """As JavaScript writes it. Behind the number of a part pydantic names the part's type, which is no place."""
+    """The path as JavaScript writes it, without the type that pydantic puts after a part's number."""
     path = place + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     return TYPE_OF_PART.sub(r"\1", path).removeprefix(".")
 
@@ -183,7 +183,7 @@ def _path(place: str, *steps: int | str) -> str:
 
 
 class Fields(BaseModel):
-    """One JSON object of a body. Its fields are what is read."""
+    """One JSON object of a body. Its fields are those that are read."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     ignored: ClassVar[frozenset[str]] = frozenset()
@@ -200,8 +200,8 @@ class Fields(BaseModel):
     def _only_known(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        if stray := cls.known().stray(values):
-            raise fault(stray.rule, stray.name, code=stray.code)
+        if bad_field := cls.known().bad_field(values):
+            raise fault(bad_field.rule, bad_field.name, code=bad_field.code)
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
@@ -229,7 +229,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _prompts(value: object) -> object:
-    """A prompt or several, each text or ids: as a list of texts and tuples."""
+    """One prompt or several, each text or ids, as a list of texts and tuples."""
     prompts = [value] if isinstance(value, str) or _are_ids(value) else value
     if isinstance(prompts, list):
         if all(isinstance(prompt, str) for prompt in prompts):
@@ -264,7 +264,7 @@ def _linked(value: object) -> object:
 
 
 def ranged(name: str, about: str | None = None, *, low: int | None = None) -> Any:
-    """A field that need not be there, with the range that `Sampling` gives it."""
+    """An optional field, with its range in `Sampling`."""
     least, most = RANGES[name]
     return Rules(None, description=about, ge=least if low is None else low, le=most)
 
@@ -309,7 +309,7 @@ Parts = Annotated[list[Part], Rules(fail_fast=True, min_length=1)]
 
 
 class Message(Fields):
-    """Beside its text a message carries what clients copy from the answer before it, all of it empty."""
+    """A message's text, and the empty fields that clients copy from an earlier answer."""
 
     ignored = frozenset(("name", "id", "cache_control", "reasoning_content", "reasoning"))
     neutral = {
@@ -341,7 +341,7 @@ class Conversation(Fields):
 
 
 class StreamOptions(Fields):
-    """What a stream tells besides text."""
+    """What a stream has besides text."""
 
     ignored = frozenset(("include_obfuscation",))
     neutral = {"continuous_usage_stats": (False,)}
@@ -375,8 +375,8 @@ class ResponseFormat(Fields):
         return json.dumps((self.json_schema and self.json_schema.wanted) or {"type": "object"})
 
 
-# Fields of real clients that mean nothing here: who asks, how it is billed, filed, scheduled or sped up, and how
-# hard a model that does not reason should reason.
+# Fields of real clients without effect here: user, billing, storage, scheduling, speed-ups, and the effort of
+# reasoning for a model that does none.
 _IGNORED = frozenset((
     "user", "metadata", "store", "service_tier", "parallel_tool_calls", "prediction", "reasoning_effort",
     "reasoning", "verbosity", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
@@ -385,7 +385,7 @@ _IGNORED = frozenset((
     "custom_labels",
 ))  # fmt: skip
 
-# Fields that would change the answer and that no engine of ours follows.
+# Fields that would change the answer, and that none of our engines supports.
 _NEUTRAL: Values = {
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "logit_bias": ({},), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (),
@@ -404,7 +404,7 @@ _NEUTRAL: Values = {
 
 
 class Generation(Fields):
-    """What both generating routes take."""
+    """The fields of both generating routes."""
 
     kind: ClassVar[Kind]
     ignored = _IGNORED
@@ -433,7 +433,7 @@ class Generation(Fields):
 
     @property
     def top(self) -> int | None:
-        """How many alternatives a token are reported; None for no log-probabilities at all."""
+        """How many alternatives to report for each token; None for no log-probabilities at all."""
         raise NotImplementedError
 
     @property
@@ -441,14 +441,14 @@ class Generation(Fields):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def sampling(self, default: Sampling) -> Sampling:
-        """What is asked for, and `default` where nothing is."""
+        """The sampling that the body asks for, on top of `default`."""
         asked = {each.name: getattr(self, each.name, None) for each in fields(Sampling)}
         asked |= {
             "max_tokens": self.limit or None,
             "stop": tuple(self.stop or ()) or None,
             "logprobs": self.top,
         }
-        asked["top_k"] = 0 if self.top_k == -1 else self.top_k  # SGLang's way to say: all
+        asked["top_k"] = 0 if self.top_k == -1 else self.top_k  # SGLang writes all so
         asked["json_schema"] = self.response_format and self.response_format.as_text
         try:
             return default.changed(**{name: value for name, value in asked.items() if value is not None})
@@ -482,7 +482,7 @@ class ChatBody(Generation):
 
 
 class TextBody(Generation):
-    """Of /v1/completions."""
+    """The body of /v1/completions."""
 
     kind = "text"
     neutral = {**_NEUTRAL, "continue_final_message": (False,), "add_special_tokens": (True,)}

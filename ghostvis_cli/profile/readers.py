@@ -5,12 +5,12 @@ A value that is the default anyway asks for nothing and is let through.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal, TypeAlias
 
 from ghostvis_cli.errors import UsageError
 from ghostvis_cli.profile.resolve import Resolved, spelled
-from ghostvis_cli.profile.settings import Key, keys
+from ghostvis_cli.profile.settings import Key, ModelSettings, keys
 from ghostvis_cli.profile.show import value_of
 
 Reader: TypeAlias = Literal["local", "sglang", "remote", "local server", "sglang server"]
@@ -28,70 +28,36 @@ SERVERS: tuple[Reader, ...] = ("local server", "sglang server")
 HERE = (*LOCAL, *SGLANG)
 ENGINES: tuple[Reader, ...] = ("local", "sglang", "remote")
 ALL: tuple[Reader, ...] = (*HERE, *REMOTE)
+NOT_SGLANGS_SERVER: tuple[Reader, ...] = (*ENGINES, "local server")
 
-READ_BY: Mapping[str, tuple[Reader, ...]] = {
-    "engine.kind": ALL,
-    "engine.base_url": REMOTE,
-    "engine.api_key_env": (*REMOTE, *SERVERS),
-    "engine.api_key_file": (*REMOTE, *SERVERS),
-    "engine.ca_file": REMOTE,
-    "engine.model": REMOTE,
-    "engine.connect_timeout_s": REMOTE,
-    "engine.timeout_s": REMOTE,
-    "engine.retries": REMOTE,
-    "engine.device": HERE,
-    "engine.dtype": HERE,
-    "engine.max_batch": LOCAL,
-    "engine.prefill_tokens": LOCAL,
-    "engine.prefix_cache_mb": LOCAL,
-    "engine.graphs": LOCAL,
-    "engine.compile": LOCAL,
-    "engine.threads": LOCAL,
-    "engine.tensor_parallel_size": SGLANG,
-    "engine.gpu_memory_utilization": SGLANG,
-    "engine.data_parallel_size": SGLANG,
-    "engine.context_length": SGLANG,
-    "engine.schedule_policy": SGLANG,
-    "engine.attention_backend": SGLANG,
-    "model.base_dir": HERE,
-    "model.source": HERE,
-    "model.model_tag": HERE,
-    "model.step": HERE,
-    "model.checkpoint_path": HERE,
-    "model.hf": HERE,
-    "model.tokenizer_path": HERE,
-    "model.layout": HERE,
-    "model.sequence_len": HERE,
-    "model.window_pattern": HERE,
-    "model.short_window": HERE,
-    "model.rotary_base": HERE,
-    "model.rotary_tables": HERE,
-    "model.qk_scale": HERE,
-    "model.gate_scale": HERE,
-    "model.softcap": HERE,
-    "sampling.max_tokens": ALL,
-    "sampling.temperature": ALL,
-    "sampling.top_p": ALL,
-    "sampling.top_k": ALL,
-    "sampling.min_p": ALL,
-    "sampling.repetition_penalty": ALL,
-    "sampling.seed": ALL,
-    # SGLang's server takes these from each request, and has no place for a default.
-    "sampling.presence_penalty": (*ENGINES, "local server"),
-    "sampling.frequency_penalty": (*ENGINES, "local server"),
-    "sampling.json_schema": (*ENGINES, "local server"),
-    "sampling.regex": (*ENGINES, "local server"),
-    "sampling.stop": (*ENGINES, "local server"),
-    "sampling.ignore_eos": (*ENGINES, "local server"),
-    "sampling.logprobs": ENGINES,
-    "images.max_bytes": (*ENGINES, "local server"),
-    "images.max_pixels": (*ENGINES, "local server"),
-    "images.max_aspect": (*ENGINES, "local server"),
-    "images.timeout_s": (*ENGINES, "local server"),
-    "images.max_redirects": ENGINES,
-    "images.background": (*ENGINES, "local server"),
-    "images.allow_private": (*ENGINES, "local server"),
-    "system": ENGINES,
+# The settings of each section by who reads them.
+_READERS: Mapping[str, Mapping[tuple[Reader, ...], str]] = {
+    "engine": {
+        ALL: "kind",
+        REMOTE: "base_url ca_file model connect_timeout_s timeout_s retries",
+        (*REMOTE, *SERVERS): "api_key_env api_key_file",
+        HERE: "device dtype",
+        LOCAL: "max_batch prefill_tokens prefix_cache_mb graphs compile threads",
+        SGLANG: "tensor_parallel_size gpu_memory_utilization data_parallel_size context_length schedule_policy"
+        " attention_backend",
+    },
+    "model": {HERE: " ".join(each.name for each in fields(ModelSettings))},
+    "sampling": {
+        ALL: "max_tokens temperature top_p top_k min_p repetition_penalty seed",
+        # SGLang's server takes these from each request, and has no place for a default.
+        NOT_SGLANGS_SERVER: "presence_penalty frequency_penalty json_schema regex stop ignore_eos",
+        ENGINES: "logprobs",
+    },
+    "images": {
+        NOT_SGLANGS_SERVER: "max_bytes max_pixels max_aspect timeout_s background allow_private",
+        ENGINES: "max_redirects",
+    },
+}
+READ_BY: Mapping[str, tuple[Reader, ...]] = {"system": ENGINES} | {
+    f"{section}.{name}": readers
+    for section, by_readers in _READERS.items()
+    for readers, names in by_readers.items()
+    for name in names.split()
 }
 
 

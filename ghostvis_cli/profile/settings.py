@@ -9,16 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import (
-    Any,
-    Literal,
-    TypeAlias,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ghostvis_cli.addresses import root_of
 from ghostvis_cli.errors import UsageError
@@ -212,13 +203,7 @@ ENVIRONMENT = "GHOSTVIS_"
 
 
 Kind: TypeAlias = Literal["bool", "int", "float", "str", "choice", "texts"]
-_KINDS: Mapping[Any, Kind] = {
-    bool: "bool",
-    int: "int",
-    float: "float",
-    str: "str",
-    tuple[str, ...]: "texts",
-}
+_KINDS: Mapping[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "str", tuple[str, ...]: "texts"}
 
 
 @dataclass(frozen=True)

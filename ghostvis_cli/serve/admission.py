@@ -1,4 +1,4 @@
-"""Who is let in, and for how long: body limits, the number of requests inside, clients leaving, the end."""
+"""Limits of one server: bodies and their pace, requests at once; and how a request is cut short."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
@@ -12,8 +12,8 @@ from ghostvis_cli.engines.base import Chunk, Engine, GenerateRequest
 from ghostvis_cli.serve.api_errors import ApiError, stopping
 
 T = TypeVar("T")
-LEAST_BYTES_PER_S = 4096  # that a body must come at
-SMALL_BYTES = 2**16  # of a body, that never wait: a question need not queue behind other people's images
+LEAST_BYTES_PER_S = 4096  # the slowest pace of an upload
+SMALL_BYTES = 2**16  # of each body, without waiting: a question need not queue behind images
 
 
 class ClientGoneError(Exception):
@@ -21,7 +21,7 @@ class ClientGoneError(Exception):
 
 
 class ConcurrencyLimit:
-    """Counts the requests inside and can end them all."""
+    """Counts the requests being served, and can end them all."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -46,14 +46,14 @@ class ConcurrencyLimit:
             self.inside.discard(task)
 
     def close(self) -> None:
-        """Cut short what is still inside: there, it looks like an ApiError."""
+        """Cut short every request: each fails with an ApiError."""
         self.closed = True
         for task in self.inside:
             task.cancel()
 
 
 class Bodies:
-    """All bodies that are being received or read. Their sum is bounded: beyond it all but the oldest wait."""
+    """The bodies being received or read. Their sum is bounded: above the bound all but the oldest wait."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
@@ -72,7 +72,7 @@ class Bodies:
             self._changed.set()
 
     async def room(self, body: "Body") -> None:
-        """Wait until `body` may grow. The oldest always may, so that they can't all wait for each other."""
+        """Wait until `body` may grow. The oldest always may, so there is no deadlock."""
         if len(body.content) < SMALL_BYTES:
             return
         while self.held > self.limit and next(iter(self._bodies)) is not body:
@@ -81,16 +81,16 @@ class Bodies:
 
 
 class Body:
-    """One body as it comes."""
+    """One body while it arrives."""
 
     def __init__(self, bodies: Bodies) -> None:
         self.content = bytearray()
         self._bodies = bodies
 
     async def receive(self, headers: Headers, receive: Receive, limit: int, pause_s: float) -> None:
-        """All of it, counted as it comes, for a chunked one declares no length. It may neither pause nor drip.
+        """The whole body. Counted on arrival, since a chunked one declares no length; too slow a one is refused.
 
-        What came fast buys no more than one pause: a large body could stand in everyone's way for hours.
+        A fast beginning earns no more than one pause, or a large body could block the others for hours.
         """
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:
@@ -127,7 +127,7 @@ def _too_large(limit: int) -> ApiError:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; when the client leaves first, `work` is cancelled and ClientGoneError raised."""
+    """The result of `work`. If the client leaves first, `work` is cancelled and ClientGoneError raised."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -149,9 +149,9 @@ async def interleaved(
     saw: Callable[[int, Chunk], None],
     pause_s: Callable[[], float],
 ) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
-    """(choice, chunk) of all requests, in groups of what came within `pause_s` of the group before.
+    """(choice, chunk) of all requests, grouped: at most one group in `pause_s`.
 
-    The first chunk of all and the last of each choice do not wait. `saw` is called with each as it comes. Closing
+    The very first chunk and the last of each choice do not wait. `saw` is called with each on arrival. Closing
     this aborts the requests that still run.
     """
     loop, wake = asyncio.get_running_loop(), asyncio.Event()

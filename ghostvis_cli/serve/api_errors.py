@@ -21,7 +21,7 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_e
 
 
 class ApiError(Exception):
-    """An answer that is a refusal. Messages say what is wrong and never repeat what was sent."""
+    """A failure and its status. The message says what is wrong, and never repeats what was sent."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ def stopping() -> ApiError:
 
 
 def as_api_error(error: Exception, request_id: str) -> ApiError:
-    """What the client is told. A bug hides its message, and leaves it in the log under the request's id."""
+    """The failure as the client sees it. A bug's message stays in the log, under the request's id."""
     match error:
         case ApiError():
             return error

@@ -1,11 +1,12 @@
 """Which browser requests are allowed, and their CORS headers. The same for the local server and SGLang.
 
-A page in the user's browser can send requests to this machine. Where no key stops it, its `Origin` must be
-of this machine or allowed, and so must its `Host`: a name that the page controls can lead here, too (DNS
-rebinding), and its requests then have no telling origin.
+A page in the user's browser can send requests to this machine. Without a key, its `Origin` must be this
+machine's or an allowed one. So must its `Host`: a page can point a name of its own here (DNS rebinding), and
+its requests then look as if of the same origin.
 """
 
 from dataclasses import dataclass
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -13,6 +14,7 @@ from starlette.types import Scope
 
 from ghostvis_cli.addresses import as_number, is_loopback
 from ghostvis_cli.serve.api_errors import ApiError
+from ghostvis_cli.serve.settings import ServerSettings
 
 EXPOSED = "x-request-id, retry-after"
 KEPT_S = 600  # how long a browser may remember a preflight's answer
@@ -28,8 +30,13 @@ class Door:
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, settings: ServerSettings, **more: Any) -> Self:
+        same = (settings.host, settings.allowed_hosts, settings.cors_origins)
+        return cls(settings.api_key is None, *same, **more)
+
     def check(self, headers: Headers) -> None:
-        """ApiError for a request that may not come in."""
+        """ApiError for a request that is not allowed."""
         if self.keyless or self.allowed_hosts:
             named = headers.getlist("host")
             if not named or not all(self._is_ours(host) for host in named):
@@ -38,18 +45,18 @@ class Door:
                     "the Host header names no host of this server (ghostvis serve --allowed-host NAME)",
                     code="forbidden_host",
                 )
-        if self.keyless and self._is_strange(headers):
+        if self.keyless and self._is_foreign(headers):
             message = (
                 "requests from web pages of other hosts need an API key, or ghostvis serve --cors-origin"
             )
             raise ApiError(403, message, code="forbidden_origin")
 
     def cors(self, headers: Headers) -> dict[str, str]:
-        """What an answer tells the browser: whether the page may read it."""
+        """The headers that let the page read an answer, if it may."""
         origin = headers.get("origin")
         if origin is None:
             return {}
-        if not self._lets_in(origin):
+        if not self._allows(origin):
             return {"vary": "Origin"}
         return {
             "vary": "Origin",
@@ -58,10 +65,10 @@ class Door:
         }
 
     def preflight(self, method: str, headers: Headers) -> dict[str, str] | None:
-        """The headers of the answer to a browser's question before its request; None for any other request."""
+        """The headers that answer a preflight; None for any other request."""
         if method != "OPTIONS" or "origin" not in headers or "access-control-request-method" not in headers:
             return None
-        if not self._lets_in(headers["origin"]):
+        if not self._allows(headers["origin"]):
             raise ApiError(403, "pages of this origin are not let in", code="forbidden_origin")
         found = {"access-control-allow-methods": METHODS, "access-control-max-age": str(KEPT_S)}
         if (wanted := headers.get("access-control-request-headers")) is not None:
@@ -70,14 +77,14 @@ class Door:
             found["access-control-allow-private-network"] = "true"
         return found
 
-    def _is_strange(self, headers: Headers) -> bool:
-        """From a page that is not let in. An image's or a link's request has no origin, and tells so much."""
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a page that is not allowed sent it. Images and links send no origin, but Sec-Fetch-Site."""
         if (origin := headers.get("origin")) is not None:
-            return not self._lets_in(origin)
+            return not self._allows(origin)
         return headers.get("sec-fetch-site") == "cross-site"
 
     def _is_ours(self, host: str) -> bool:
-        """Not the machine's own name: what it resolves to is up to the network."""
+        """Whether it names this server. The machine's own name does not: the network decides where it leads."""
         name = _hostname(f"//{host}")
         ours = map(str.lower, (self.host, *self.allowed_hosts))
         number = as_number(name)
@@ -85,7 +92,7 @@ class Door:
             is_loopback(name) or name in ours or (number is not None and number.is_unspecified)
         )
 
-    def _lets_in(self, origin: str) -> bool:
+    def _allows(self, origin: str) -> bool:
         return (
             is_loopback(_hostname(origin))
             or "*" in self.cors_origins

@@ -1,15 +1,15 @@
-"""Where a server listens: the socket is bound before anything costly starts; which process holds a taken port."""
+"""Where a server listens: binding its port, finding a free one, and naming the process that holds a taken one."""
 
 import errno
 import random
 import socket
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ghostvis_cli.addresses import is_loopback
 from ghostvis_cli.errors import EngineError, UsageError
+from ghostvis_cli.processor_use import PROC, listeners
 from ghostvis_cli.serve.settings import ServerSettings
 
 QUIET_PORTS, TRIES = (20_000, 32_000), 20  # Linux gives connections 32768 and up, others 49152 and up
@@ -24,7 +24,7 @@ def bind(settings: ServerSettings) -> socket.socket:
             f"{host or 'every interface'} can be reached from other machines, and there is no API key",
             hint=settings.key_hint,
         )
-    # localhost can be both ::1 and 127.0.0.1: take what most clients try.
+    # localhost can be both ::1 and 127.0.0.1: take the one that most clients try.
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     listener = socket.socket(family, kind, protocol)
     try:
@@ -53,9 +53,9 @@ def _resolved(settings: ServerSettings) -> list[Any]:
 
 
 def free_port(settings: ServerSettings) -> int:
-    """The port, proven to be free a moment ago; for a server that binds it itself, perhaps half a minute later.
+    """A port that is free now, for a server that binds it itself, perhaps half a minute later.
 
-    For port 0 one below those that systems give to connections, any of which might take the number meanwhile.
+    For port 0, one that the system does not give to outgoing connections, which could take it meanwhile.
     """
     for _ in range(TRIES if settings.port == 0 else 0):
         with suppress(EngineError):
@@ -65,12 +65,12 @@ def free_port(settings: ServerSettings) -> int:
 
 
 def base_url(settings: ServerSettings, listener: socket.socket) -> str:
-    """The address that clients use, with the port that was taken."""
+    """The address for clients, with the port that was bound."""
     return url_of(settings.host, listener.getsockname()[1])
 
 
 def url_of(host: str, port: int) -> str:
-    """The address that clients type; a host of IPv6 gets its brackets."""
+    """The address that clients type; an IPv6 host gets brackets."""
     host = host or "0.0.0.0"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -84,19 +84,7 @@ def _not_bound(host: str, port: int, error: OSError) -> EngineError:
 
 def _port_holder(port: int) -> str:
     """ " by process 123 (python3)" where /proc tells, which it does for one's own processes; else nothing."""
-    with suppress(OSError, ValueError, IndexError):
-        rows = [
-            line.split()
-            for table in ("tcp", "tcp6")
-            if (path := Path("/proc/net", table)).exists()
-            for line in path.read_text().splitlines()[1:]
-        ]
-        # Columns: 1 address:port in hexadecimal, 3 state (0A listens), 9 inode of the socket.
-        listening = {
-            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port
-        }
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if any(str(fd.readlink()) in listening for fd in (process / "fd").iterdir()):
-                    return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
+    for pid in listeners(port):
+        with suppress(OSError):
+            return f" by process {pid} ({(PROC / str(pid) / 'comm').read_text().strip()})"
     return ""

@@ -14,7 +14,7 @@ from ghostvis_cli.serve.wire import Config, Server
 
 log = logging.getLogger("ghostvis.serve")
 
-CUT_S = 5.0  # what requests get to say their last word once the drain is over
+CUT_S = 5.0  # for requests to send their last event after the drain
 
 
 async def serve(
@@ -26,10 +26,10 @@ async def serve(
 ) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code.
 
-    `on_bound` gets the base URL as soon as the port is ours, `on_ready` URL and model once it has generated a
-    token. `load_engine` must not block the loop: /healthz answers meanwhile, the rest says 503. What it
-    raises ends the server. The first signal drains; a second one ends the process at once, with 128 plus its
-    number. Cancelling drains too.
+    `on_bound` gets the base URL once the port is bound, `on_ready` URL and model once a token has been generated.
+    `load_engine` must not block the loop: meanwhile /healthz answers, and all else says 503. What it raises ends
+    the server. The first signal drains; a second one ends the process at once, with 128 plus its number.
+    Cancelling drains too.
     """
     listener = bind(settings)
     state = ServerState(settings)
@@ -57,7 +57,7 @@ async def serve(
 
 
 async def _open(load_engine: Callable[[], Awaitable[Served]]) -> Served:
-    """Load, then generate one token: what is built on first use is built before anyone waits for it."""
+    """Load, then generate one token, so that what is built on first use is there before the first request."""
     served = await load_engine()
     try:
         warm_up = GenerateRequest(prompt="Hello", sampling=Sampling(max_tokens=1, temperature=0))
@@ -76,7 +76,7 @@ async def _close(loading: asyncio.Task[Served]) -> None:
 
 
 async def _drain(server: Server, state: ServerState, serving: asyncio.Task[None]) -> None:
-    """Take in nothing more, let what runs finish within the time allowed, cut the rest short."""
+    """Accept nothing more, let requests finish within the time allowed, cut the rest short."""
     state.draining = True
     server.should_exit = True
     if state.limit.inside:

@@ -1,4 +1,4 @@
-"""Prometheus metrics, named as SGLang names them where they mean the same, so that its dashboards work."""
+"""Prometheus metrics, under SGLang's names where they mean the same, so that its dashboards work."""
 
 import time
 from collections.abc import Iterator
@@ -73,14 +73,14 @@ class Metrics:
 
 
 class RequestMetrics:
-    """One request on its way: queued, then running, then gone."""
+    """The metrics of one request: queued, running, finished."""
 
     def __init__(self, metrics: Metrics, streaming: bool) -> None:
         self.metrics, self.model = metrics, metrics.model
         self.streaming = "true" if streaming else "false"
         self.started_s = time.perf_counter()
         self.last_token_s: dict[int, float] = {}
-        self.token_gap_s = metrics.token_gap_s.labels(self.model)  # looked up once, not once a token
+        self.token_gap_s = metrics.token_gap_s.labels(self.model)  # looked up once, not for each token
         self.place = metrics.queued.labels(self.model)
         self.place.inc()
 

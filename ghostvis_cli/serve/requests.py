@@ -1,4 +1,4 @@
-"""A body -> what the engine is asked for, for one model and within what one request may cost."""
+"""A request's body -> requests for the engine, within the limits of one request."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from ghostvis_cli.serve.api_errors import ApiError, too_long
 from ghostvis_cli.serve.settings import Served, ServerSettings
 
 PIXELS_PER_REQUEST = 4  # times the limit of one image, so that many small files can't fill the memory
-# Of text: what any body may have, and what a token may stand for, escaped as JSON can.
+# Bytes of text: what any body may have, and the most for each token, JSON's escapes included.
 SMALL_TEXT_BYTES, TOKEN_BYTES = 2**20, 128
 IMAGE = re.compile(rb'"data:[^"]{256,}"')
 
@@ -74,10 +74,10 @@ class RequestReader:
         return asked.prompt
 
     def _parsed(self, body: bytes | bytearray) -> object:
-        """Strict JSON. Python's parser by itself takes NaN too, and dies of depth and length in its own ways.
+        """Strict JSON: no NaN, and one error for whatever Python's parser fails on.
 
-        It also takes seconds and gigabytes for a body of millions of small things, which no model could be asked:
-        what is more text than fits the context is refused unread. Images are not counted.
+        It takes seconds and gigabytes for a body of millions of small values, so more text than fits the context
+        is refused unparsed. Images are not counted.
         """
         if self._context is not None:
             text_bytes = len(body) - sum(found.end() - found.start() for found in IMAGE.finditer(body))
@@ -95,7 +95,7 @@ class RequestReader:
         return values
 
     def _check_number(self, values: object) -> None:
-        """Each message and part takes a position at least, so many can be refused before any is looked at."""
+        """Refuse more messages and parts than the context has positions, before looking at any."""
         messages = values.get("messages") if isinstance(values, dict) else None
         if not isinstance(messages, list) or self._context is None:
             return
@@ -112,7 +112,7 @@ class RequestReader:
 
     @property
     def _most_tokens(self) -> int:
-        """Where the client names no limit: what the server was started with, else all that the model holds."""
+        """The limit where the client names none: the server's, else the whole context."""
         return self.settings.max_tokens or min(self._context or MOST_TOKENS, MOST_TOKENS)
 
     def _messages(self, asked: schema.ChatBody) -> tuple[Message, ...]:
@@ -140,7 +140,7 @@ def _choices(request: GenerateRequest, n: int) -> Iterable[GenerateRequest]:
 
 
 class _Images:
-    """Loads the images of one request, within what one request may cost."""
+    """Loads the images of one request, within its limits."""
 
     def __init__(self, settings: ServerSettings, info: EngineInfo) -> None:
         self.hosts = {host.lower() for host in settings.allowed_image_hosts}
@@ -166,7 +166,7 @@ class _Images:
         return image
 
     def _make_room(self, name: str) -> None:
-        """Refuse before anything is decoded what the model could not hold."""
+        """Refuse more images than fit the context, before any is decoded."""
         if not self.info.image_tokens:
             raise ApiError(400, "this model reads text only, so it can't be given an image", param=name)
         self.tokens += self.info.image_tokens

@@ -40,10 +40,13 @@ log = logging.getLogger("ghostvis.serve")
 
 OPEN_PATHS = ("/healthz", "/readyz", "/health")  # for probes, which carry no key
 OTHER_APIS = ("/v1/responses", "/v1/messages")
+# What a model's card says beyond OpenAI's fields, by the names of EngineInfo.
+ABOUT = ("image_tokens", "image_pixels", "layout", "trained_tokens", "dtype", "device", "source", "tag", "step",
+         "kv_token_bytes")  # fmt: skip
 NO_ANSWER = 499  # as nginx logs a client that left before it had an answer
-READER_THREADS = 4  # images decoded at once; more would only cost memory
-# Of all streams together: beyond it, tokens of a stream that come soon after each other share an event. A write
-# makes the engine's thread wait for the interpreter, and with many streams that is what would slow them all.
+READER_THREADS = 4  # images decoded at once; more would cost only memory
+# Of all streams together. Above it, a stream's tokens that come close together share an event: each write makes
+# the engine's thread wait for the interpreter, which with many streams would slow them all.
 WRITES_PER_S = 500
 LONGEST_PAUSE_S = 0.05  # between two events of a stream
 
@@ -56,7 +59,7 @@ class ServerState:
         self.served: Served | None = None
         self.draining = False
         self.limit = ConcurrencyLimit(settings.max_waiting)
-        self.bodies = Bodies(settings.max_body_bytes)  # as much as one may have, all of them together
+        self.bodies = Bodies(settings.max_body_bytes)  # all together as much as one may have
         self.metrics = Metrics()
         self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="ghostvis-reader")
 
@@ -106,10 +109,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self.app, self.state = app, state
-        settings = state.settings
-        self.door = Door(
-            settings.api_key is None, settings.host, settings.allowed_hosts, settings.cors_origins
-        )
+        self.door = Door.of(state.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -142,7 +142,7 @@ class RequestMiddleware:
             self._log(scope, status, started_s, request_id)
 
     def _check(self, scope: Scope, headers: Headers) -> ASGIApp | None:
-        """An ApiError for what may not come in; the answer to a preflight, which carries no key."""
+        """ApiError for a request that is not allowed. Returns the answer to a preflight, which carries no key."""
         if scope["path"] not in OPEN_PATHS:
             self.door.check(headers)
         if (allowed := self.door.preflight(scope["method"], headers)) is not None:
@@ -166,7 +166,7 @@ class RequestMiddleware:
 
 
 class _Views:
-    """The small routes."""
+    """The routes that generate nothing."""
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
@@ -190,7 +190,7 @@ class _Views:
 
     async def models(self, request: Request) -> Response:
         card = self._card(self.state.ready())
-        # As SGLang lists what hangs on a model: whoever takes the only model there is finds one.
+        # Aliases as SGLang lists adapters, so that clients that look for the one model find it.
         others = [{**card, "id": name, "parent": card["id"]} for name in self.state.settings.aliases]
         return JSONResponse({"object": "list", "data": [card, *others]})
 
@@ -220,18 +220,7 @@ class _Views:
             "created": 0,
             "owned_by": "ghostvis",
             "max_model_len": info.context_tokens,
-            "ghostvis": {
-                "image_tokens": info.image_tokens,
-                "image_pixels": info.image_pixels,
-                "layout": info.layout,
-                "trained_tokens": info.trained_tokens,
-                "dtype": info.dtype,
-                "device": info.device,
-                "source": info.source,
-                "tag": info.tag,
-                "step": info.step,
-                "kv_token_bytes": info.kv_token_bytes,
-            },
+            "ghostvis": {name: getattr(info, name) for name in ABOUT},
         }
 
 
@@ -310,7 +299,7 @@ class EventStream:
         self.begun = self.ended = False
 
     async def send(self, *events: dict[str, Any]) -> None:
-        """All of them in one write."""
+        """Send all the events in one write."""
         if not self.begun:
             self.begun = True
             headers = list(self.HEADERS)
@@ -318,7 +307,7 @@ class EventStream:
         await self._write(*map(_compact, events), more=True)
 
     async def fail(self, error: ApiError) -> None:
-        """The last words of an answer that was cut short: no [DONE]. Nothing if it was complete already."""
+        """The last event of an answer that was cut short, without [DONE]. Nothing if it was complete already."""
         if not self.ended:
             await self._write(_compact(error.body()), more=False)
 
@@ -336,9 +325,9 @@ def _compact(body: dict[str, Any]) -> str:
 
 
 async def _read(state: ServerState, headers: Headers, receive: Receive, read: Callable[[bytearray], T]) -> T:
-    """What `read` makes of the body, which lives no longer than that.
+    """What `read` makes of the body, which is freed then.
 
-    Other content types are refused: they are what a web page can send without being asked first.
+    Other content types are refused: a web page can send them without a preflight.
     """
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json")

@@ -1,4 +1,4 @@
-"""What a server is told and what it serves: settings, and the loaded model. Imports nothing heavy."""
+"""A server's settings, and the model that it serves. Imports nothing heavy."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ KEY_HINT = f"export {KEY_VARIABLE}={NEW_KEY}"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The server's settings and their defaults: where to listen, who has access, what a request may cost.
+    """Where to listen, who has access, and the limits of a request.
 
     `max_waiting` requests may be inside at once, from a body's first byte to the last token of its answer;
     the next one gets 429. `sampling` fills what a request leaves out, but for its max_tokens: an answer may
@@ -29,18 +29,18 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 30000  # SGLang's; 0 takes a free one
     api_key: str | None = field(default=None, repr=False)
-    key_variable: str = KEY_VARIABLE  # where people put it
+    key_variable: str = KEY_VARIABLE  # the environment variable for it
     served_model_name: str | None = None
-    aliases: tuple[str, ...] = ()  # names that requests may call the model by besides
+    aliases: tuple[str, ...] = ()  # further names of the model in requests
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     allowed_image_hosts: tuple[str, ...] = ()
     image_limits: ImageLimits = field(default_factory=ImageLimits)  # redirects are never followed
     max_body_bytes: int = 64 * 2**20
-    body_pause_s: float = 30.0  # an upload may take long, but neither stand still nor drip
-    head_timeout_s: float = 20.0  # from a connection, or the first byte of a request, to the end of its head
-    allowed_hosts: tuple[str, ...] = ()  # names besides `host` and loopback's that requests may call us by
-    cors_origins: tuple[str, ...] = ()  # web pages that are let in besides this machine's own
+    body_pause_s: float = 30.0  # an upload may take long, but not stand still
+    head_timeout_s: float = 20.0  # from a connection or a request's first byte to the end of its head
+    allowed_hosts: tuple[str, ...] = ()  # accepted in the Host header, besides `host` and loopback's
+    cors_origins: tuple[str, ...] = ()  # of web pages with access, besides this machine's own
     max_waiting: int = 256
     drain_timeout_s: float = 30.0
 
@@ -71,14 +71,8 @@ def origin_of(text: str) -> str:
         return text
     url = urlsplit(text)
     name = url.hostname or ""
-    if (
-        not url.scheme
-        or not is_host(name)
-        or url.path.rstrip("/")
-        or url.query
-        or url.fragment
-        or url.username
-    ):
+    more = url.path.rstrip("/") or url.query or url.fragment or url.username
+    if not url.scheme or not is_host(name) or more:
         raise ValueError(f"{text!r} is no origin")
     port = "" if url.port in (None, PORTS.get(url.scheme)) else f":{url.port}"
     host = f"[{name}]" if ":" in name else name if name.isascii() else name.encode("idna").decode()
@@ -100,9 +94,9 @@ class Served:
 
 @dataclass(frozen=True)
 class SGLangSettings:
-    """What `serve` adds to ServerSettings where SGLang does the serving. `options` go to SGLang as they are."""
+    """What SGLang needs besides ServerSettings. `options` are passed to it unchanged."""
 
-    ready_timeout_s: float = 900.0  # of tens of gigabytes from a slow disk, and CUDA graphs
+    ready_timeout_s: float = 900.0  # tens of gigabytes from a slow disk, and CUDA graphs
     restart: Literal["no", "on-failure"] = "no"
     options: tuple[str, ...] = ()
 
@@ -125,15 +119,15 @@ class SGLangSettings:
 
     @property
     def node_rank(self) -> int:
-        """Of a model spread over machines; only rank 0 answers requests."""
+        """Which of several machines this is; only rank 0 answers requests."""
         return self._number(NODE_RANK, 0)
 
     def tokenizer_workers(self, usual: int) -> int:
-        """Processes at which requests come in: `usual` unless it is said, or SGLang can't with these options."""
+        """How many processes take requests: `usual` unless an option says otherwise, or rules out more than one."""
         return self._number(WORKERS, 1 if any(map(self.has, ONE_WORKER)) else usual)
 
     def _number(self, name: str, default: int) -> int:
-        """The last value of an option, as SGLang takes it; `default` where it is not there or no number."""
+        """The last value of an option, which SGLang uses; `default` where there is none or it is no number."""
         found = default
         for option, value in pairwise((*self.options, "")):
             given, is_joined, joined = option.partition("=")
@@ -144,7 +138,7 @@ class SGLangSettings:
 
 
 def _in_full(name: str) -> str | None:
-    """The option that SGLang may take a beginning of its name for: one that is looked at here, unseen so."""
+    """The full name of an option that matters here and was abbreviated, which SGLang allows."""
     if not name.startswith("--") or name in READ:
         return None
     return next((full for full in (*OURS, *READ) if full.startswith(name)), None)
@@ -153,7 +147,7 @@ def _in_full(name: str) -> str | None:
 # Options of SGLang that `serve` acts on too.
 NODE_RANK, WORKERS, CERTIFICATE = "--node-rank", "--tokenizer-worker-num", "--ssl-certfile"
 NO_GRAPHS, NO_PREFILL_GRAPHS = "--disable-cuda-graph", "--disable-prefill-cuda-graph"
-# What SGLang does with a single process for requests alone.
+# What SGLang does only with a single process for requests.
 ONE_WORKER = ("--nnodes", "--grpc-port", "--enable-ssl-refresh")
 READ = (NODE_RANK, WORKERS, CERTIFICATE, NO_GRAPHS, NO_PREFILL_GRAPHS, *ONE_WORKER)
 # Options of SGLang that would get past our checks, and what to type instead.

@@ -1,4 +1,4 @@
-"""The signals that end a server, whichever serves: the first one drains, a later one ends the process."""
+"""The signals that end a server of either kind: the first one drains, a later one ends the process."""
 
 import asyncio
 import os

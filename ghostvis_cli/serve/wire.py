@@ -1,4 +1,4 @@
-"""uvicorn's HTTP with deadlines, a bounded number of connections and quiet errors."""
+"""uvicorn's HTTP server, with deadlines, a bounded number of connections and fewer lines in the log."""
 
 import asyncio
 import errno
@@ -19,9 +19,9 @@ log = logging.getLogger("ghostvis.serve")
 
 KEEP_ALIVE_S = 30  # longer than clients keep idle connections (httpx: 5 s), so that the client closes first
 SPARE_FILES, MOST_CONNECTIONS = 128, 10_000
-QUEUE = 2048  # connections that the system keeps until they are taken in
+QUEUE = 2048  # connections that the system keeps until they are accepted
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-QUIET_S = 1.0  # between two lines about connections that could not be taken in
+QUIET_S = 1.0  # between two lines about connections that could not be accepted
 
 
 class Config(uvicorn.Config):
@@ -40,13 +40,13 @@ class Config(uvicorn.Config):
             server_header=False,
             headers=[("server", "ghostvis")],
             timeout_keep_alive=KEEP_ALIVE_S,
-            backlog=max(1, spare_files() // 16),  # taken in at once, some of them before one is looked at
+            backlog=max(1, spare_files() // 16),  # accepted in one go, before any of them is served
         )
         self.head_timeout_s = settings.head_timeout_s
 
 
 class Protocol(H11Protocol):
-    """One connection. While it has no whole head of a request it may be closed: by its deadline, or for room."""
+    """One connection. Until a request's head is complete it may be closed: at its deadline, or to make room."""
 
     config: Config
     connections: set["Protocol"]  # type: ignore[assignment]
@@ -71,7 +71,7 @@ class Protocol(H11Protocol):
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """Bytes that are no new head, such as the rest of a body that was refused, put off nothing."""
+        """Start the deadline of the next head. Leftover bytes, as of a refused body, don't extend it."""
         self._begun = self.conn.their_state is not h11.DONE
         self._wait(KEEP_ALIVE_S)
         super().on_response_complete()
@@ -81,11 +81,11 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _should_upgrade(self) -> bool:
-        """Never, and without uvicorn's advice to install a library: such a request is answered as any other."""
+        """Never, and without uvicorn's advice to install a library: the request is answered as any other."""
         return False
 
     def send_400_response(self, msg: str) -> None:
-        """What the application says of a request that turned out to be none has nowhere to go."""
+        """Answer a malformed request. What the application still sends for it is dropped."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -130,7 +130,7 @@ class Server(uvicorn.Server):
 
 
 class _Handler:
-    """Of the loop's errors. Connections that can't be taken in come in thousands, each with a traceback."""
+    """Handles the loop's errors: connections that can't be accepted come in thousands, each with a traceback."""
 
     def __init__(self) -> None:
         self._said_s = float("-inf")
@@ -145,7 +145,7 @@ class _Handler:
 
 
 def most_connections() -> int:
-    """Below the limit of descriptors, for the process needs some for other things."""
+    """As many as there are file descriptors, less those that the process needs otherwise."""
     return min(_files() - spare_files(), MOST_CONNECTIONS)
 
 

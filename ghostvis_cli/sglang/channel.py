@@ -1,7 +1,7 @@
-"""Messages between an engine and its process: a JSON object, and the images that belong to it as they are.
+"""Messages between an engine and its process: a JSON object and its images as raw bytes.
 
-Both ends are ours; still nothing that comes in can run code. A frame is the sizes of its two parts, the JSON, the
-images one after another, their sizes under `images` in the JSON.
+No pickle: nothing received can run code. A frame is the sizes of its two parts, the JSON, then the images one after
+another; their sizes are under `images` in the JSON.
 """
 
 import json
@@ -23,7 +23,7 @@ class Frame:
 
 
 def packed(message: dict[str, Any], images: Sequence[bytes] = ()) -> bytes:
-    """Bytes of a frame."""
+    """A message as the bytes of a frame."""
     if images:
         message = message | {_IMAGES: [len(image) for image in images]}
     text = json.dumps(message, separators=(",", ":")).encode()

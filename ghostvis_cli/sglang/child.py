@@ -1,7 +1,7 @@
-"""SGLang as a child: its own process group, its log, and a watcher that ends it even where we are killed.
+"""SGLang as a child: its process group, its log, and a watcher that ends it even where we are killed.
 
-SGLang is a main process with schedulers, a detokenizer and workers below it, all in one process group. A kill of
-ours that cannot be caught must take them along, also while they import and have set up nothing for it themselves.
+SGLang is a main process with schedulers, a detokenizer and workers below it, all in one process group. When we get
+SIGKILL they must end too, also while they still import and have no handling of their own.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from ghostvis_cli import scratch
 from ghostvis_cli.endings import undone, unwinding
 from ghostvis_cli.paths import cache_dir
 
-# Starts only once it is told to: by then the watcher knows it. Without a word, as when we are dead, it never does.
+# Waits for a line, sent once the watcher knows it, before it starts SGLang. Ends without one, as when we are dead.
 WAITS = 'read -r _ && exec "$@"'
-# The end of its stdin without a word means that we died. Does what `end` does.
+# The end of its stdin without a line means that we died: then it does what `end` does.
 WATCHES = r"""read -r _ || {
     left=$(for process in /proc/[0-9]*; do
         read -r line < "$process/stat" && set -- ${line##*)} && [ "$3" = "$0" ] &&
@@ -27,15 +27,15 @@ WATCHES = r"""read -r _ || {
     kill -s KILL -- "-$0"
     rm -rf -- "$1" $left
 }"""
-# In /dev/shm: what SGLang, Python's multiprocessing, torch and NCCL name so. Killed, they leave it.
+# Names in /dev/shm of SGLang, Python's multiprocessing, torch and NCCL, which leave them when killed.
 SHARED = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_", "sem.mp-", "psm_", "torch_", "nccl-")
-LOOK_S, GONE_LOOKS = 0.02, 500  # 10 s from SIGKILL to the end: a GPU's memory is given back meanwhile
+LOOK_S, GONE_LOOKS = 0.02, 500  # 10 s from SIGKILL to the end: freeing a GPU's memory takes time
 LAST_WORDS_S = 2.0
 CHUNK = 65_536
 
 
 class Child:
-    """A running SGLang. `end` leaves nothing of it."""
+    """A running SGLang. `end` ends its processes and removes its files."""
 
     def __init__(
         self, process: Process, watcher: Process, log: int, on_line: Callable[[str], None], minding: ExitStack
@@ -55,11 +55,11 @@ class Child:
         pass_fds: Sequence[int] = (),
         folder: Path | None = None,
     ) -> "Child":
-        """`folder` is for all of its temporary files: a scratch folder of the caller's, else one of its own."""
+        """`folder` is for its temporary files: a scratch folder of the caller's, by default one of its own."""
         with ExitStack() as stack:
             stack.enter_context(unwinding())
             folder = folder or stack.enter_context(scratch.folder())
-            # Compiled code is worth keeping, and torch keeps it among temporary files.
+            # torch keeps compiled code among temporary files, and it is worth keeping.
             kept = {"TORCHINDUCTOR_CACHE_DIR": str((cache_dir() or folder) / "torchinductor")}
             env = {**kept, **env, "TMPDIR": str(folder)}
             process, log = await _started(argv, env, pass_fds)
@@ -86,18 +86,18 @@ class Child:
         return await self._process.wait()
 
     def terminate(self) -> None:
-        """Ask it to finish what runs. The main process alone: a scheduler that gets the signal is a crash to it."""
+        """Ask it to finish its requests. Signals the main process alone: a scheduler's end counts as a crash."""
         self.note_shared_memory()
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
     def note_shared_memory(self) -> None:
-        """Note its shared memory, to remove when it ends. Call it once it runs, since it may end by itself."""
+        """Remember its shared memory, to remove at the end. For when it runs, since it may end by itself."""
         self._shared |= shared_memory(self.pid)
 
     def kill(self) -> None:
-        """All of it, at once. Safe in a signal handler."""
-        if not self._ended:  # else the number may belong to another process by now
+        """Kill the whole group at once. Safe in a signal handler."""
+        if not self._ended:  # else the id may belong to another process by now
             self.note_shared_memory()
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -141,7 +141,7 @@ class Child:
 async def _started(
     argv: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int]
 ) -> tuple[Process, int]:
-    """The process, waiting for a word, and the reading end of its log."""
+    """The process, which waits for its line, and the reading end of its log."""
     # A pipe that asyncio knows nothing of: it would report the process's end only after the pipe's, which
     # whatever the process leaves behind may hold open.
     log, written = os.pipe()
@@ -176,7 +176,7 @@ async def _tell(process: Process) -> None:
 
 
 def shared_memory(group: int) -> set[Path]:
-    """Files in /dev/shm that processes of a group have open or mapped, of the kinds that they leave there."""
+    """Files in /dev/shm, of the kinds that get left there, that processes of a group have open or mapped."""
     found: set[str] = set()
     for pid in members(group):
         with suppress(OSError):
@@ -191,7 +191,7 @@ def _lines_with_shm(pid: int) -> list[str]:
 
 
 def members(group: int) -> list[int]:
-    """Processes of a group that live: zombies are only waiting to be counted by their parents."""
+    """The live processes of a group, without zombies, which only wait for their parents to reap them."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError, ValueError):

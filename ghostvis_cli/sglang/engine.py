@@ -1,7 +1,7 @@
-"""SGLang as an engine: prompts and sampling in SGLang's terms, its tokens as our chunks. No torch, no SGLang here.
+"""SGLang as an engine: requests in SGLang's terms, its replies as chunks. Imports neither torch nor SGLang.
 
-Prompts leave as ids and answers come as ids. Text is made of them here, as the local engine makes it: characters,
-stop strings, ends of turns and counts are the same with both.
+Prompts and answers are exchanged as ids. Text is decoded here as in the local engine, so characters, stop strings,
+ends of turns and counts are the same with both.
 """
 
 import asyncio
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
 
 START_S = 900.0  # weights from a network disk and CUDA graphs take minutes
-HARDEST_PENALTY = 2.0  # that SGLang takes
+HARDEST_PENALTY = 2.0  # SGLang's largest
 BAD_REQUEST = 400
 REASONS: dict[str, FinishReason] = {"length": "length", "abort": "abort"}  # others are ways to stop
-TRAINED_SHARE = 10  # of the positions that the rotary table has, one in so many is trained on
-# The log probabilities of the model itself, as the protocol has them; else they are those after temperature.
+TRAINED_SHARE = 10  # the rotary table has so many times the positions that were trained
+# For log probabilities before temperature, as the protocol has them.
 ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
 
 
 class SGLangEngine(Closing):
-    """A running SGLang. `start` makes one, and requests run on the event loop that did."""
+    """A running SGLang. `start` makes one; requests run on the event loop that called it."""
 
     server = None
 
@@ -67,7 +67,7 @@ class SGLangEngine(Closing):
         detail: Callable[[str], None] | None = None,
         deadline_s: float = START_S,
     ) -> Self:
-        """Convert the model where that is still to do, start SGLang, load the model.
+        """Convert the model if needed, start SGLang, load the model.
 
         report takes lines for the user meanwhile, which become notices without it; detail takes SGLang's log.
         """
@@ -105,7 +105,7 @@ class SGLangEngine(Closing):
                     yield chunk
 
     async def load(self) -> dict[str, int]:
-        """What runs and waits in SGLang and how many positions are taken, as its scheduler last said."""
+        """Requests running and waiting in SGLang, and positions in use, as its scheduler last reported."""
         with self._process.request() as asked:
             await asked.ask("load")
             load: dict[str, int] = (await asked.reply())["load"]
@@ -117,9 +117,9 @@ class SGLangEngine(Closing):
     # What is asked
 
     def _parameters(self, sampling: Sampling) -> dict[str, Any]:
-        """SGLang's sampling parameters. Stop strings are ours: SGLang would also find them in markup.
+        """SGLang's sampling parameters, without stop strings: SGLang would also find them in markup.
 
-        SGLang takes top-p from the whole distribution, the local engine from what top-k left of it.
+        SGLang applies top-p to the whole distribution, the local engine to what top-k left of it.
         """
         return {
             "max_new_tokens": sampling.max_tokens,
@@ -145,7 +145,7 @@ class SGLangEngine(Closing):
             self._notice("SGLang's repetition penalty counts the answer's tokens, not the prompt's")
 
     def _seed(self, sampling: Sampling) -> dict[str, int]:
-        """A draw is repeatable only where SGLang was started for it, and then every request needs a seed."""
+        """The seed. Draws are repeatable only where SGLang was started for it, and then every request needs one."""
         if sampling.temperature == 0:
             return {}
         if not self._draws_repeat:
@@ -165,7 +165,7 @@ class SGLangEngine(Closing):
 
 
 def marked(prompt: Prompt, image_id: int, image_tokens: int) -> list[int]:
-    """A prompt's ids with one image id for an image's N rows or slots, which the plug-in's processor repeats."""
+    """A prompt's ids with one image id for an image's N rows or slots; the plug-in's processor repeats it."""
     if not prompt.images:
         return list(prompt.ids)
     ids, at = [], 0
@@ -177,7 +177,7 @@ def marked(prompt: Prompt, image_id: int, image_tokens: int) -> list[int]:
 
 
 class _ReplyReader:
-    """SGLang's replies to one request as chunks. Counts as the local engine: the token of an end is none of it."""
+    """SGLang's replies to one request as chunks. As in the local engine, an end token is not counted."""
 
     def __init__(self, prompt: Prompt, sampling: Sampling, tokenizer: "Tokenizer") -> None:
         self._prompt, self._sampling, self._tokenizer = prompt, sampling, tokenizer
@@ -186,7 +186,7 @@ class _ReplyReader:
         self.ended = False
 
     def read(self, reply: Reply) -> Chunk | None:
-        """The chunk that a reply is worth."""
+        """The chunk for a reply."""
         reason = _reason(reply["end"])
         text, ids = "", []
         for id_ in reply["ids"]:
@@ -194,7 +194,7 @@ class _ReplyReader:
                 reason = "stop"
                 break
             ids.append(id_)
-            markup = id_ >= len(self._tokenizer.ranks)  # its id is told, it is no text
+            markup = id_ >= len(self._tokenizer.ranks)  # reported as an id, not as text
             text += self._text.push(b"" if markup else self._tokenizer.token_bytes(id_))
             if self._text.stopped:
                 reason = "stop"
@@ -210,7 +210,7 @@ class _ReplyReader:
 
 
 def _reason(end: dict[str, Any] | None) -> FinishReason | None:
-    """Why SGLang ended an answer; what it refused is an error."""
+    """Why SGLang ended an answer; InputError or RequestError for what it refused."""
     if end is None:
         return None
     if end["type"] == "abort" and (status := end.get("status_code")):
@@ -225,7 +225,7 @@ def _logprob(id_: int, told: Any) -> TokenLogprob:
 
 
 def _arguments(profile: "Profile", directory: Path) -> dict[str, Any]:
-    """Of `sglang.Engine`: those of a server, without what only a server has."""
+    """The arguments of `sglang.Engine`: a server's, without those that only a server has."""
     arguments: dict[str, Any] = runtime.arguments(profile, directory)
     arguments.pop("enable_metrics")
     arguments["log_level"] = "info"

@@ -1,4 +1,4 @@
-"""Asking an SGLang that has just started: is it ready, is it our model, does an image count."""
+"""Checks of an SGLang that has just started: is it ready, does it serve our model, does it see images."""
 
 import asyncio
 import base64
@@ -14,34 +14,30 @@ from ghostvis_cli.errors import EngineError
 from ghostvis_cli.sglang.runtime import architectures
 
 POLL_S = 0.3
-ANSWER_S = 120.0  # the first image on a slow machine
+ANSWER_S = 120.0  # for the first image on a slow machine
 QUESTION = "What is in this picture?"
 
 
 @dataclass(frozen=True)
 class About:
-    """What the server says of itself."""
+    """What the server reports about itself."""
 
     model: str
     context_tokens: int | None
 
 
 class Probe:
-    """A client of one server on this machine. `admin_key` opens the management routes where they have one."""
+    """A client of one server on this machine. `admin_key` is for the management routes, where they need one."""
 
     def __init__(self, url: str, key: str | None = None, admin_key: str | None = None) -> None:
         self._admin_key = admin_key or key
-        # The certificate, if any, is for the name that clients use, and this is a child of ours on loopback.
+        # A certificate would be for the name that clients use; this is our own child, on loopback.
         self._client = httpx2.AsyncClient(
-            base_url=url,
-            headers=_bearer(key),
-            trust_env=False,
-            verify=False,
-            timeout=ANSWER_S,
+            base_url=url, headers=_bearer(key), trust_env=False, verify=False, timeout=ANSWER_S
         )
 
     async def until_ready(self, *, answers: bool = True) -> None:
-        """Wait for ever: the caller has a deadline and watches the process. `answers` False: a further node."""
+        """Wait without a limit: the caller has one, and watches the process. `answers` False: a rank above 0."""
         path = "/ready" if answers else "/health"
         while True:
             status = await self._status(path)
@@ -52,7 +48,7 @@ class Probe:
             await asyncio.sleep(POLL_S)
 
     async def about(self, config: Mapping[str, Any]) -> About:
-        """EngineError unless it serves the model of `config` and counts an image for one that sees."""
+        """EngineError unless it serves the model of `config` and, for a vision model, counts an image's tokens."""
         said = await self._get("/model_info", "/get_model_info")
         wanted, served = architectures(config), said.get("architectures")
         if served is not None and served != wanted:
@@ -68,11 +64,11 @@ class Probe:
         return about
 
     async def freeze(self) -> None:
-        """Leave what its processes have imported out of collections of garbage (`plugin/garbage.py`)."""
+        """Exclude what its processes have imported from garbage collection (`plugin/garbage.py`)."""
         await self._client.post("/freeze_gc", headers=_bearer(self._admin_key))
 
     async def until_idle(self) -> None:
-        """Wait until nothing has run or waited at two looks: between them a request may be on its way."""
+        """Wait until nothing runs or waits, twice in a row: a request may be between two processes."""
         quiet = 0
         while quiet < 2:
             loads = (await self._get("/v1/loads"))["loads"]
@@ -81,7 +77,7 @@ class Probe:
             await asyncio.sleep(POLL_S)
 
     async def abort_all(self) -> None:
-        """Cut short what runs; it ends with the finish reason abort."""
+        """Cut every request short: finish reason abort."""
         body = {"rid": "", "abort_all": True}
         await self._client.post("/abort_request", json=body, headers=_bearer(self._admin_key), timeout=5.0)
 
@@ -95,7 +91,7 @@ class Probe:
             return 0
 
     async def _get(self, *paths: str) -> dict[str, Any]:
-        """From the first of the paths that is there."""
+        """The JSON of the first path that exists."""
         for path in paths:
             response = await self._client.get(path)
             if response.status_code == 200:
@@ -103,7 +99,7 @@ class Probe:
         raise EngineError(f"SGLang answers {paths[0]} with {response.status_code}", hint="ghostvis doctor")
 
     async def _image_tokens(self, model: str) -> int:
-        """Positions that an image took. Before 0.5.23 usage may not say: then by the prompt's length."""
+        """Positions that an image took: from the usage, or before 0.5.23 from the prompt's length."""
         image = base64.b64encode(demo.EXAMPLES[0].read_bytes()).decode()
         part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
         usage = await self._usage(model, [part])

@@ -1,4 +1,4 @@
-"""The process that SGLang runs in, seen from outside: starting it, asking it, and leaving nothing of it."""
+"""The process that SGLang runs in, from outside: start it, send requests, and end it with all its children."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ Reply = dict[str, Any]
 
 
 class Process:
-    """One SGLang. Requests may run at once, all on the loop that started it."""
+    """One SGLang. Many requests may run at once, all on the loop that started it."""
 
     def __init__(self, child: Child, log: SGLangLog, report: Callable[[str], None]) -> None:
         self._child, self._log, self._report = child, log, report
@@ -61,12 +61,12 @@ class Process:
         return process
 
     async def convert(self, model: "ModelSettings", dtype: str) -> str:
-        """The directory to load, made where that is still to do."""
+        """The converted directory, made if there is none yet."""
         await self._send({"model": asdict(model), "dtype": dtype})
         return str(await self._awaited("directory"))
 
     async def load(self, arguments: Mapping[str, Any], deadline_s: float) -> int:
-        """Start SGLang; how many positions a prompt and its answer may take, once it is ready."""
+        """Start SGLang and wait until it is ready. Returns how many positions a prompt and its answer may take."""
         await self._send({"arguments": dict(arguments)})
         try:
             context = int(await asyncio.wait_for(self._awaited("context"), deadline_s))
@@ -80,7 +80,7 @@ class Process:
 
     @contextmanager
     def request(self) -> "Iterator[Request]":
-        """A request, aborted where it is left before its end."""
+        """A request; leaving the context before its end aborts it."""
         self.check()
         number = next(self._numbers)
         request = self._requests[number] = Request(number, self._send)
@@ -93,18 +93,18 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the process that leads the group of all of SGLang's."""
+        """The leader of the group of all of SGLang's processes."""
         return self._child.pid
 
     def check(self) -> None:
-        """The reason why nothing can be asked any more, raised where there is one."""
+        """Raise the error that ended the process, if it has ended."""
         if self._closed:
             raise EngineError("the engine is closed")
         if self._failure is not None:
             raise _again(self._failure)
 
     async def aclose(self) -> None:
-        """End all of it by SIGKILL, as SGLang itself does. Requests that wait fail."""
+        """End all processes by SIGKILL, as SGLang itself does. Open requests fail."""
         self._closed = True
         self._give_up(EngineError("the engine was closed"))
         self._writer.close()
@@ -113,7 +113,7 @@ class Process:
     # Inside
 
     async def _awaited(self, key: str) -> Any:
-        """What the process tells under this key, and meanwhile its notices."""
+        """Wait for the message with this key, and pass on notices meanwhile."""
         while (frame := await channel.read(self._reader)) is not None:
             if "notice" in frame.message:
                 self._report(frame.message["notice"])
@@ -133,7 +133,7 @@ class Process:
             self._give_up(self._failure)
 
     async def _ended(self) -> GhostvisError:
-        """Why it ended, once nothing of it is left."""
+        """The error that ended it, once all its processes are gone."""
         code = await self._child.end()
         return self._log.failure(code)
 
@@ -143,7 +143,7 @@ class Process:
 
     async def _send(self, message: dict[str, Any], images: Sequence[bytes] = ()) -> None:
         self._write(message, images)
-        with suppress(ConnectionError):  # its end is noticed where replies are read
+        with suppress(ConnectionError):  # whoever reads the replies notices its end
             await self._writer.drain()
 
     def _write(self, message: dict[str, Any], images: Sequence[bytes] = ()) -> None:
@@ -152,7 +152,7 @@ class Process:
 
 
 class Request:
-    """One question and its replies; the last one has an `end`."""
+    """One request and its replies; the last one has an `end`."""
 
     def __init__(self, number: int, send: Callable[..., Any]) -> None:
         self.number, self._send = number, send
@@ -163,7 +163,7 @@ class Request:
         await self._send({"do": do, "id": self.number, **message}, images)
 
     async def reply(self) -> Reply:
-        """The next reply; the error with which the request ended."""
+        """The next reply. Raises the error that the request ended with."""
         reply = await self.replies.get()
         if isinstance(reply, GhostvisError):
             self.ended = True
@@ -176,11 +176,11 @@ class Request:
 
 
 def _error(told: Mapping[str, Any]) -> GhostvisError:
-    """What the worker's `failure` described."""
+    """The error that the worker's `failure` described."""
     kind: type[GhostvisError] = getattr(errors, told["kind"])
     return kind(told["message"], hint=told["hint"])
 
 
 def _again(error: GhostvisError) -> GhostvisError:
-    """A copy: many tasks raise it, and each adds its own traceback."""
+    """A copy of an error: many tasks raise it, and each adds its own traceback."""
     return type(error)(error.message, hint=error.hint)

@@ -1,6 +1,6 @@
-"""SGLang as installed here: whether it can be used, and what it is told. Imports neither SGLang nor torch.
+"""SGLang as installed here: whether it can be used, and with which arguments. Imports neither SGLang nor torch.
 
-`arguments` and `environment` are shared: `serve` makes flags of them, the in-process engine keyword arguments.
+`arguments` and `environment` are for both uses: `serve` turns them into flags, the engine into keyword arguments.
 """
 
 import json
@@ -20,21 +20,24 @@ from ghostvis_cli.errors import EngineError
 if TYPE_CHECKING:
     from ghostvis_cli.profile import Profile
 
-OLDEST, NEWEST = (0, 5, 17), (0, 5, 23)  # both have been run with the plug-in
+OLDEST, NEWEST = (0, 5, 17), (0, 5, 23)  # both tested with the plug-in
 CPU_VARIABLE = "SGLANG_USE_CPU_ENGINE"
 INSTALL = "pip install 'ghostvis-cli[sglang]' in an environment of its own, or --engine local"
-# On a CPU SGLang would take most of the memory for keys and values, which there are the user's other programs'.
+# On a CPU SGLang would take most of the memory for keys and values, and other programs need it too.
 CPU_CACHE_BYTES = 2 * 2**30
-CPU_CONTEXTS = 4  # of full length; requests rarely are
+CPU_CONTEXTS = 4  # of full length, which requests rarely have
 CPU_RUNNING_REQUESTS = 16
-# On a GPU tokens come faster than people read, and each message of a stream costs SGLang's one interpreter
-# processor time: the first token at once, then so many together.
+# On a GPU tokens come faster than people read, and each message of a stream costs processor time in SGLang's one
+# interpreter: the first token is sent at once, then so many together.
 STREAM_INTERVAL = 4
 HOPPER = 9  # the major compute capability of H100 and H200
 MOST_IMAGE_THREADS = 16
 MOST_TOKENIZER_WORKERS, CORES_A_WORKER = 4, 4
-NANOCHAT = "ghostvis_nanochat"  # the model_type of its generations of 2026
-STOCK, OURS = "Qwen3ForCausalLM", "GhostVisForCausalLM"  # a converted swiglu text model, elsewhere and here
+NANOCHAT = "ghostvis_nanochat"  # model_type of nanochat's generations of 2026
+STOCK, OURS = (
+    "Qwen3ForCausalLM",
+    "GhostVisForCausalLM",
+)  # a converted swiglu text model, in plain SGLang and here
 Value = str | int | float | bool
 WeightsDtype = Literal["bfloat16", "float16", "float32"]
 
@@ -56,9 +59,9 @@ def is_at_least(*release: int) -> bool:
 
 
 def why_not(*, device: str = "auto", explicit: bool = False) -> str | None:
-    """Why SGLang can't be used here, as half a sentence; None where it can.
+    """Why SGLang can't be used here, as part of a sentence; None where it can.
 
-    explicit  SGLang was asked for by name: then a machine without a GPU will do, which is slow
+    explicit  SGLang was asked for by name: then a machine without a GPU is accepted, though slow
     """
     found = version()
     if found is None:
@@ -77,7 +80,7 @@ def why_not(*, device: str = "auto", explicit: bool = False) -> str | None:
 
 
 def require(*, device: str = "auto") -> str:
-    """The installed version; EngineError where SGLang was asked for and can't be used."""
+    """The installed version. EngineError where SGLang can't be used."""
     if reason := why_not(device=device, explicit=True):
         raise EngineError(reason, hint=INSTALL)
     found = version()
@@ -91,7 +94,7 @@ def is_cpu(device: str) -> bool:
 
 @cache
 def cuda_devices() -> int:
-    """How many the driver shows this process. Asked of the driver itself: importing torch takes seconds."""
+    """How many devices this process sees, from the driver itself, since importing torch takes seconds."""
     try:
         driver = CDLL("libcuda.so.1")
     except OSError:
@@ -104,7 +107,7 @@ def cuda_devices() -> int:
 
 @cache
 def major_capability() -> int:
-    """The compute capability of the first CUDA device, before the point; 0 without one."""
+    """Of the first CUDA device's compute capability; 0 without a device."""
     if not cuda_devices():
         return 0
     driver, device, found = CDLL("libcuda.so.1"), c_int(0), c_int(0)
@@ -115,7 +118,7 @@ def major_capability() -> int:
 
 
 def weights_dtype(profile: "Profile") -> WeightsDtype:
-    """Of the weights and of all arithmetic: what GPUs are built for, and what a CPU is exact and no slower in."""
+    """The type of weights and arithmetic: bfloat16 for GPUs; float32 for a CPU, where it is exact and no slower."""
     dtype = profile.engine.dtype
     if dtype == "auto":
         return "float32" if is_cpu(profile.engine.device) else "bfloat16"
@@ -125,8 +128,8 @@ def weights_dtype(profile: "Profile") -> WeightsDtype:
 def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -> dict[str, Value]:
     """SGLang's server arguments for a converted directory, by their names in Python.
 
-    `lpm` and not SGLang's first come, first served: waiting questions about one image then follow each other
-    while its positions are cached, instead of evicting each other's.
+    `lpm` (longest prefix match) instead of first come, first served: questions about one image are scheduled one
+    after another while its positions are cached, instead of evicting each other's.
     """
     engine, config = profile.engine, read_json(directory, CONFIG)
     found: dict[str, Value | None] = {
@@ -142,21 +145,21 @@ def arguments(profile: "Profile", directory: Path, *, name: str | None = None) -
         "random_seed": profile.sampling.seed,
         "enable_metrics": True,
         "enable_cache_report": True,
-        "constrained_json_disable_any_whitespace": True,  # a model may put in nothing else, to its answer's end
+        "constrained_json_disable_any_whitespace": True,  # a model might generate nothing else until its limit
         "sampling_defaults": "model",
-        "tokenizer_worker_num": 1,  # further ones only of `serve`, whose launcher makes them load the plug-in
+        "tokenizer_worker_num": 1,  # more only with `serve`, whose launcher loads the plug-in in them
         **_device(profile, config),
     }
     if architectures(config) != config["architectures"]:
         found["json_model_override_args"] = json.dumps({"architectures": architectures(config)})
     template = directory / "chat_template.jinja"
-    if template.exists():  # else SGLang may guess one from words in the path
+    if template.exists():  # else SGLang may guess one from the path
         found["chat_template"] = str(template)
     return {key: value for key, value in found.items() if value is not None}
 
 
 def _windowed_context(profile: "Profile", config: Mapping[str, Any]) -> int | None:
-    """The trained length, where longer contexts need windows of two lengths and the attention kernels have one."""
+    """The trained length where longer contexts need two window lengths and the attention kernels support one."""
     text, engine = config.get("text_config", config), profile.engine
     two_lengths = len(set(text.get("window_sizes") or ())) > 1
     if not two_lengths or is_cpu(engine.device) or engine.attention_backend == "fa3":
@@ -171,7 +174,7 @@ def _device(profile: "Profile", config: Mapping[str, Any]) -> dict[str, Value | 
             "device": "cpu",
             "max_total_tokens": _cpu_tokens(config, profile),
             "max_running_requests": CPU_RUNNING_REQUESTS,
-            "sleep_on_idle": True,  # else its scheduler keeps one of the few cores busy with nothing
+            "sleep_on_idle": True,  # else its idle scheduler keeps one of the few cores busy
         }
     _, _, index = device.partition(":")
     return {
@@ -183,11 +186,11 @@ def _device(profile: "Profile", config: Mapping[str, Any]) -> dict[str, Value | 
 
 
 def _prefill_graphs(profile: "Profile", config: Mapping[str, Any]) -> str:
-    """How prefill becomes CUDA graphs, which SGLang leaves off for models with images that it does not know.
+    """The kind of CUDA graphs for prefill, which SGLang leaves off for vision models that it does not know.
 
-    `full`: one launch instead of some 500, on Hopper, whose FlashAttention-3 can be captured with prompts of any
-    lengths in a batch; seen running with 0.5.17, and left to the user with later ones. `breakable`, SGLang's own
-    choice for text: attention stays outside, 33 launches. `disabled` where the plug-in refuses both (its `limits`).
+    `full`: one launch instead of some 500, on Hopper, whose FlashAttention-3 can be captured for prompts of mixed
+    lengths; tested with 0.5.17, and left to the user with later ones. `breakable`, SGLang's own choice for text:
+    attention stays outside, 33 launches. `disabled` where the plug-in refuses both (its `limits`).
     """
     text = config.get("text_config", config)
     if text.get("model_type") == NANOCHAT and (text.get("smear", True) or "vision_config" in config):
@@ -197,7 +200,7 @@ def _prefill_graphs(profile: "Profile", config: Mapping[str, Any]) -> str:
 
 
 def _cpu_tokens(config: Mapping[str, Any], profile: "Profile") -> int:
-    """Positions that CPU_CACHE_BYTES hold: at least one whole context, at most CPU_CONTEXTS of them."""
+    """Positions that fit CPU_CACHE_BYTES: at least one whole context, at most CPU_CONTEXTS."""
     text = config.get("text_config", config)
     itemsize = 4 if weights_dtype(profile) == "float32" else 2
     per_token = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"] * itemsize
@@ -206,22 +209,22 @@ def _cpu_tokens(config: Mapping[str, Any], profile: "Profile") -> int:
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:
-    """The class that SGLang is to take: for Qwen3 ours, which counts its tensors and can round as training did."""
+    """The model class: ours in place of Qwen3's. It checks for missing tensors and can round as training did."""
     return [OURS if name == STOCK else name for name in config["architectures"]]
 
 
 def environment(profile: "Profile") -> dict[str, str]:
-    """What SGLang's processes need besides this process's environment."""
+    """Variables for SGLang's processes, besides this process's environment."""
     found = {
         "HF_HUB_OFFLINE": "1",  # everything is in the directory
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "SGLANG_MM_BUFFER_SIZE_MB": "0",  # for hashing images on the GPU, and ours come with their identities
+        "SGLANG_MM_BUFFER_SIZE_MB": "0",  # for hashing images on the GPU; ours are hashed already
     }
     if not is_cpu(profile.engine.device):
         return found | _unless_set(_for_threads())
     found[CPU_VARIABLE] = "1"
-    # A CPU that computes one prompt for 20 s fails SGLang's health check, and then is not allowed to drain.
+    # A CPU that computes one prompt for 20 s fails SGLang's health check, which then prevents draining.
     found["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "0"
     ranks = profile.engine.tensor_parallel_size * profile.engine.data_parallel_size
     if ranks > 1 and "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ:
@@ -230,13 +233,13 @@ def environment(profile: "Profile") -> dict[str, str]:
 
 
 def _for_threads() -> dict[str, str]:
-    """One thread for each small copy of the main process: a team of OpenMP's spins on all cores after each."""
+    """One thread for the main process's small tensor copies: after each, OpenMP's would spin on all cores."""
     readers = min(MOST_IMAGE_THREADS, len(os.sched_getaffinity(0)))
     return {"OMP_NUM_THREADS": "1", "SGLANG_IO_WORKERS": str(readers)}
 
 
 def tokenizer_workers(profile: "Profile") -> int:
-    """Processes of `serve` at which requests come in: a quarter of the cores, since one keeps no GPU busy."""
+    """How many processes of `serve` take requests: a quarter of the cores, since one can't keep a GPU busy."""
     if is_cpu(profile.engine.device):
         return 1
     return max(1, min(MOST_TOKENIZER_WORKERS, len(os.sched_getaffinity(0)) // CORES_A_WORKER))
@@ -247,7 +250,7 @@ def _unless_set(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def share_cores(cores: list[int], ranks: int) -> str:
-    """The cores of each rank as SGLang writes them: "0,1|2,3". With fewer cores than ranks some have the same."""
+    """The cores of each rank, in SGLang's form: "0,1|2,3". With fewer cores than ranks some share."""
     share = max(1, len(cores) // ranks)
     parts = [[cores[(rank * share + i) % len(cores)] for i in range(share)] for rank in range(ranks)]
     return "|".join(",".join(map(str, part)) for part in parts)

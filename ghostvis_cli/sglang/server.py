@@ -1,7 +1,7 @@
-"""SGLang as our server: started as a child, watched until it is ready and proven, drained, started again.
+"""SGLang as our server: started as a child, watched until it is ready and verified, drained, restarted.
 
-SGLang schedules, caches and speaks HTTP. Here is what surrounds it: which arguments, which key, when it is ready,
-what its end means, and that nothing of it is ever left behind.
+SGLang schedules, caches and speaks HTTP. Here are its arguments and keys, the check that it is ready, and what its
+exit means. Its processes and files are removed however it ends.
 """
 
 import asyncio
@@ -49,9 +49,7 @@ if TYPE_CHECKING:
 
 ADMIN_VARIABLE = "GHOSTVIS_ADMIN_API_KEY"
 NOWHERE = "none.invalid"  # an empty list would allow every host
-MODULE = (
-    "sglang.launch_server"  # in 0.5.17 and 0.5.23 alike; `sglang serve` would guess the kind of model first
-)
+MODULE = "sglang.launch_server"  # in every release; `sglang serve` would guess the kind of model first
 OF_WORKERS = "ghostvis_cli.sglang.plugin.launch"
 # Without an answer for so long a worker is replaced; SGLang's 10 s can be less than its imports take.
 PATIENCE_VARIABLE, WORKERS_PATIENCE_S = "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT", "120"
@@ -63,7 +61,7 @@ FROM_MODEL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True)
 class Launch:
-    """What is served, and how. `directory` is a converted one; the server's port is a number that was free."""
+    """What to serve, and how. `directory` is a converted one; the server's port was free a moment ago."""
 
     profile: "Profile"
     directory: Path
@@ -74,37 +72,36 @@ class Launch:
 
     @property
     def workers(self) -> int:
-        """Processes at which requests come in."""
+        """How many processes take requests."""
         return self.sglang.tokenizer_workers(runtime.tokenizer_workers(self.profile))
 
     @property
     def secrets(self) -> dict[str, str]:
-        """By the names of SGLang's options. Beyond this machine the management routes always have a key."""
+        """Keys by SGLang's option names. Where other machines can connect, management routes always have one."""
         found = {"api-key": self.server.api_key, "admin-api-key": self.admin_key}
         if self.admin_key is None and not is_loopback_only(self.server):
             found["admin-api-key"] = token_hex(16)
         return {name: value for name, value in found.items() if value}
 
     def told(self, secrets: Mapping[str, str]) -> dict[str, str]:
-        """What SGLang itself is told of them. With several workers it takes no key of clients, which we check there
-        (`plugin/door.py`), and needs one that gets its own requests past that check.
+        """The keys that SGLang gets. With several workers `plugin/door.py` checks the clients' key instead, and
+        SGLang needs a key for its own requests to pass that check.
         """
         if self.workers == 1 or not secrets:
             return dict(secrets)
         return {"admin-api-key": secrets.get("admin-api-key") or secrets["api-key"]}
 
     def argv(self, directory: Path, config: Path | None) -> list[str]:
-        """The command line. What the user wrote after -- comes last, where SGLang takes it over ours."""
+        """The command line. What the user wrote after -- comes last, where it overrides ours."""
         values = runtime.arguments(self.profile, directory, name=self.name)
         values |= {"host": self.server.host or "0.0.0.0", "port": self.server.port}
-        if any(
-            map(self.sglang.has, (NO_GRAPHS, NO_PREFILL_GRAPHS))
-        ):  # SGLang would take our choice for the stronger word
+        # Our choice would override these options of the user's.
+        if any(map(self.sglang.has, (NO_GRAPHS, NO_PREFILL_GRAPHS))):
             values.pop("cuda_graph_backend_prefill", None)
         if config is not None:
             values["config"] = str(config)
         values["tokenizer_worker_num"] = self.workers
-        # SGLang's own first requests would come without the key, which it is not told.
+        # SGLang's warm-up requests would lack the clients' key, which it does not get.
         values["skip_server_warmup"] = self.workers > 1 and self.server.api_key is not None
         module = MODULE if self.workers == 1 else OF_WORKERS
         # -P: a file sglang.py in the current directory is not SGLang.
@@ -114,12 +111,12 @@ class Launch:
         return [*argv, *self.sglang.options]
 
     def environment(self, keys_file: str | None = None) -> dict[str, str]:
-        """Without the keys, which SGLang gets another way; lines at once, also into a pipe."""
+        """Without the keys, which SGLang gets from a file. Its output is not buffered, also into a pipe."""
         from ghostvis_cli.sglang.plugin.door import Rules  # needs Starlette
 
         keys = (self.server.api_key, self.admin_key)
         kept = {name: value for name, value in os.environ.items() if value not in keys}
-        ours = Rules.of(self.server, keys_file).as_variable() | {
+        ours = Rules.of(self.server, keys=keys_file).as_variable() | {
             HOSTS_VARIABLE: ",".join(self.server.allowed_image_hosts),
             BACKGROUND_VARIABLE: self.server.image_limits.background,
             "PYTHONUNBUFFERED": "1",
@@ -152,16 +149,16 @@ async def serve(
 
     The first signal drains; a second one ends everything at once, with 128 plus its number.
     """
-    stop, lives = asyncio.Event(), _Lives(launch, on_line, on_ready, on_notice)
+    stop, runs = asyncio.Event(), _Supervisor(launch, on_line, on_ready, on_notice)
     failures = 0
-    with stop_signals(stop, lives.kill):
+    with stop_signals(stop, runs.kill):
         while True:
             try:
-                await lives.one(stop)
+                await runs.one(stop)
                 return ExitCode.OK
             except GhostvisError as error:
-                failures = 1 if lives.was_long else failures + 1
-                if launch.sglang.restart == "no" or not lives.ready_once or failures > STARTS_IN_VAIN:
+                failures = 1 if runs.was_long else failures + 1
+                if launch.sglang.restart == "no" or not runs.ready_once or failures > STARTS_IN_VAIN:
                     raise
                 pause_s = min(LONGEST_RESTART_S, RESTART_S * 2 ** (failures - 1))
                 on_notice(f"{error.message}; starting again in {pause_s:g} s (--restart on-failure)")
@@ -170,8 +167,8 @@ async def serve(
                 return ExitCode.OK
 
 
-class _Lives:
-    """One SGLang after the other, on one port."""
+class _Supervisor:
+    """Runs SGLang on one port, each time from its start to its end."""
 
     def __init__(
         self,
@@ -190,7 +187,7 @@ class _Lives:
             self._child.kill()
 
     async def one(self, stop: asyncio.Event) -> None:
-        """From start to end. Returns when `stop` was set, raises what ended SGLang."""
+        """Run SGLang until `stop` is set. Raises the reason where it ends by itself."""
         launch = self._launch
         free_port(launch.server)  # SGLang would say so after half a minute
         log = SGLangLog(secrets=tuple(self._secrets.values()))
@@ -208,7 +205,7 @@ class _Lives:
                 if stopping.done():
                     return
                 if ended.done():
-                    await child.end()  # what it said last may still be on its way
+                    await child.end()  # its last lines may not have arrived yet
                     raise log.failure(ended.result())
                 if not starting.done():
                     raise EngineError(
@@ -235,7 +232,7 @@ class _Lives:
         with ExitStack() as stack:
             folder = stack.enter_context(scratch.folder())
             descriptors, config, keys_file = [], None, None
-            if launch.workers > 1:  # which start too late to inherit a descriptor
+            if launch.workers > 1:  # workers start too late to inherit a descriptor
                 keys_file = f"/proc/{os.getpid()}/fd/{_hidden(stack, self._secrets)}"
             if told := launch.told(self._secrets):
                 descriptors.append(_hidden(stack, told))
@@ -256,7 +253,7 @@ class _Lives:
                 self._child = None
 
     async def _start(self) -> None:
-        """Ready, and proven to be our model."""
+        """Wait until it is ready, and check that it serves our model."""
         launch, first = self._launch, self._launch.sglang.node_rank == 0
         probe = self._probe()
         try:
@@ -273,7 +270,7 @@ class _Lives:
         self._on_ready(self._url(launch.server.host), about)
 
     async def _drain(self, child: Child, ended: "asyncio.Task[int]") -> None:
-        """What runs may finish within the time allowed, is cut short then, and killed where even that fails."""
+        """Let requests finish within the time allowed, then abort them; what is left after that is killed."""
         allowed_s = self._launch.server.drain_timeout_s
         self._on_notice(f"stopping; requests may finish within {allowed_s:g} s")
         probe = self._probe()
@@ -316,9 +313,9 @@ class _Lives:
 
 
 def _hidden(stack: ExitStack, secrets: Mapping[str, str]) -> int:
-    """The descriptor of a YAML file that lies on no disk and in no argument list, as long as the stack lasts.
+    """A descriptor of a YAML file in memory, open as long as the stack.
 
-    SGLang takes keys from options and files only, and a descriptor has a path.
+    SGLang takes keys from options, which other users can see, and from files; a descriptor has a path.
     """
     descriptor = os.memfd_create("ghostvis-keys")
     stack.callback(os.close, descriptor)
@@ -327,9 +324,9 @@ def _hidden(stack: ExitStack, secrets: Mapping[str, str]) -> int:
 
 
 def with_sampling(directory: Path, sampling: Sampling, place: Path) -> Path:
-    """The directory, or where the profile samples otherwise, one of links to it with its own defaults.
+    """The directory; where the profile samples differently, a copy made of links with its own defaults.
 
-    SGLang takes the sampling of requests that name none from generation_config.json, and from nowhere else.
+    SGLang reads default sampling from generation_config.json only.
     """
     file = directory / GENERATION_CONFIG
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

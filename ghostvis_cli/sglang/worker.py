@@ -1,7 +1,7 @@
 """The process that SGLang runs in: python -m ghostvis_cli.sglang.worker FD, started by sglang/engine.py.
 
-A process of its own because SGLang ends every child of the process it runs in, takes its signals, and starts
-children that import its main module. Talks over the socket FD; what it prints is its log.
+A separate process, because SGLang kills all children of the process it runs in, handles its signals, and starts
+children that import its main module. Messages go over the socket FD; what it prints is its log.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from ghostvis_cli.sglang import channel
 if TYPE_CHECKING:
     from ghostvis_cli.sglang.channel import Frame
 
-ROOM_FOR_END = 5  # positions behind a prompt that SGLang keeps free, besides the last two of a context
+ROOM_FOR_END = 5  # positions after a prompt that SGLang keeps free, besides the last two of a context
 
 
 def main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as link:
-        link.set_inheritable(False)  # its end tells that this process has ended, so no child may hold it
+        link.set_inheritable(False)  # its end means that this process has ended, so no child may hold it
         try:
             engine = _started(link)
         except GhostvisError as error:
@@ -34,14 +34,14 @@ def main(descriptor: int) -> None:
 
 
 def failure(error: BaseException) -> dict[str, str | None]:
-    """An error as the other end makes it again: by the name of its class."""
+    """An error, for the other end to recreate by the name of its class."""
     if isinstance(error, GhostvisError):
         return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
     return {"kind": "RequestError", "message": f"SGLang: {one_line(error)}", "hint": None}
 
 
 def _started(link: socket.socket) -> Any:
-    """SGLang, once the model is converted and loaded; None where the parent ended meanwhile."""
+    """SGLang with the converted model loaded; None where the parent ended meanwhile."""
     frame = channel.read_waiting(link)
     if frame is None:
         return None
@@ -57,7 +57,7 @@ def _started(link: socket.socket) -> Any:
     import sglang
 
     engine = sglang.Engine(**frame.message["arguments"])
-    engine.freeze_gc()  # a million objects, which each full collection would go through
+    engine.freeze_gc()  # a million objects, which every full collection would scan
     longest_prompt = engine.tokenizer_manager.max_req_input_len
     link.sendall(channel.packed({"context": longest_prompt + ROOM_FOR_END - 1}))
     return engine
@@ -79,7 +79,7 @@ class Worker:
         self._writer: asyncio.StreamWriter
 
     async def serve(self, link: socket.socket) -> None:
-        """Wait until the parent is gone."""
+        """Serve until the parent is gone."""
         reader, self._writer = await asyncio.open_connection(sock=link)
         while (frame := await channel.read(reader)) is not None:
             match frame.message["do"]:
@@ -99,7 +99,7 @@ class Worker:
     def _abort(self, id_: int) -> None:
         task = self._running.get(id_)
         if task is not None:
-            # Before the task forgets the request: SGLang 0.5.17 tells its scheduler only while it is remembered.
+            # Before the task is dropped: SGLang 0.5.17 tells its scheduler only while it knows the request.
             self._engine.tokenizer_manager.abort_request(_name(id_))
             task.cancel()
 
@@ -133,7 +133,7 @@ class Worker:
             self._tell(id_, error=failure(error))
 
     async def _load(self) -> dict[str, int]:
-        """What runs and waits, and the positions that are taken: in use or remembered for others."""
+        """Requests running and waiting, and positions in use or cached."""
         found = await self._engine.tokenizer_manager.get_loads()
         names = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")
         return {name: sum(getattr(rank, name) for rank in found) for name in names}
@@ -144,7 +144,7 @@ class Worker:
 
 
 def _name(id_: int) -> str:
-    return f"ghostvis-{id_}-"  # the end belongs to it: SGLang aborts whatever begins with a name
+    return f"ghostvis-{id_}-"  # the last dash matters: SGLang aborts every id with this prefix
 
 
 def _logprobs(about: dict[str, Any], start: int) -> list[tuple[float, list[tuple[float, int]]]]:

@@ -5,20 +5,19 @@ A reply is a task of its own, so that it goes on while the page is loaded again;
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ghostvis_cli.chat import slash
-from ghostvis_cli.chat.commands import perform
+from ghostvis_cli.chat.commands import perform, session_names
 from ghostvis_cli.chat.context import TooLongError
 from ghostvis_cli.chat.conversation import Conversation
-from ghostvis_cli.chat.store import SessionStore
 from ghostvis_cli.chat.surface import Clip
+from ghostvis_cli.encoding import well_formed
 from ghostvis_cli.engines.base import Chunk
-from ghostvis_cli.errors import GhostvisError, UsageError, one_line
+from ghostvis_cli.errors import GhostvisError, InputError, UsageError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,15 +34,19 @@ Action: TypeAlias = Coroutine[None, None, None]
 
 
 class Desk:
-    """One conversation, for any number of pages. `coming` is what there is of the reply on its way."""
+    """One conversation, for any number of pages. `coming` is what there is of the reply on its way.
+
+    lines      what there is to say about the last reply
+    too_long   how many turns have to go before the last message fits
+    """
 
     def __init__(self, chat: Conversation) -> None:
-        self.chat, self.coming = chat, ""
-        self.lines: list[str] = []  # what there is to say about the last thing that was done
-        self.too_long: TooLongError | None = None
+        self.chat, self.coming, self.too_long = chat, "", 0
+        self.lines: list[str] = []
+        self._said = self.lines  # about what is being done, for whoever asked for it
         self._one = asyncio.Lock()  # thing at a time
         self._reply: asyncio.Task[None] | None = None
-        self._news: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()
         chat.note = self.note
 
     # What pages see
@@ -58,144 +61,125 @@ class Desk:
         said = ((turn.text, turn.reply.text if turn.reply else None) for turn in self.chat.session.turns)
         return hash((self.chat.file and self.chat.file.name, *said))
 
-    async def is_at(self, mark: int | None) -> bool:
-        """Whether a tab that was shown this (None: nothing yet) may go on from there. Else it is told why not."""
-        if mark is None or mark == self.mark:
-            return True
-        moved = UsageError(
-            "this was not done: the conversation went on in another tab", hint="this is it now"
-        )
-        return await self._try(self._fail(moved))
-
-    async def watch(self) -> AsyncIterator[None]:
-        """At once, after changes while a reply is coming, and when it is over."""
-        await asyncio.sleep(0)  # a reply that was just started has put its message there
+    async def watch(self) -> AsyncIterator[str]:
+        """The reply so far: the first word at once, then as often as is fluent, until it is over."""
+        loop, next_s = asyncio.get_running_loop(), 0.0
         while self.busy:
-            news = self._news = self._news or asyncio.get_running_loop().create_future()
-            yield
-            await asyncio.sleep(PAUSE_S)
-            await asyncio.wait((news,))
-        yield
+            news = self._news
+            yield self.coming
+            await news.wait()
+            await asyncio.sleep(next_s - loop.time())
+            next_s = loop.time() + PAUSE_S
 
     def _tell(self) -> None:
-        if self._news is not None:
-            self._news.set_result(None)
-            self._news = None
+        self._news.set()
+        self._news = asyncio.Event()
 
-    @staticmethod
-    def sessions() -> list[str]:
-        return SessionStore.of_user().names()
+    # What people do
 
-    @staticmethod
-    def profiles() -> list[str]:
-        from ghostvis_cli.profile.files import Library
+    async def at(self, mark: int | None, action: Action) -> tuple[bool, list[str]]:
+        """Do it for a tab that was shown `mark` (None: nothing yet).
 
-        return Library(os.environ).names()
+        Whether it was done, so that what was typed can go, and what there is to say to that tab.
+        """
+        async with self._one:
+            with closing(action):
+                said: list[str] = []
+                try:
+                    self._require(mark)
+                    self.lines, self._said, self.too_long = [], said, 0
+                    await action
+                except GhostvisError as error:
+                    said.append(line_of(error))
+                    return False, said
+                return True, said
 
-    # What people do. False: it failed, a line says why, and what was typed should stay.
-
-    async def send(self, text: str, uploads: Sequence[Path]) -> bool:
-        """A message with these files as its images, or a command."""
-        try:
-            meant = slash.parse(text)
-        except UsageError as error:
-            return await self._try(self._fail(error))
-        if not isinstance(meant, slash.Command):
-            return await self._try(self._ask(text.strip(), uploads))
-        if meant.slash.name not in TYPED:
-            there_is = ", ".join(f"/{name}" for name in TYPED)
-            return await self._try(
-                self._fail(UsageError(f"/{meant.slash.name} is for terminals", hint=there_is))
+    def _require(self, mark: int | None) -> None:
+        if mark not in (None, self.mark):
+            raise UsageError(
+                "this was not done: the conversation went on in another tab", hint="this is it now"
             )
-        return await self.do(meant.slash.name, meant.rest)
+        if self.busy:
+            raise UsageError("a reply is still on its way", hint="stop it first")
+
+    async def send(self, text: str, uploads: Sequence[Path]) -> None:
+        """A message with these files as its images, or a command."""
+        meant = slash.parse(text)
+        if isinstance(meant, slash.Command):
+            await self.do(meant.slash.name, meant.rest)
+        else:
+            await self._ask(text.strip(), uploads)
 
     async def _ask(self, text: str, uploads: Sequence[Path]) -> None:
         from ghostvis_cli.images import from_bytes
 
         if not text:
             raise UsageError("the message is empty", hint="ask something about the images attached")
+        well_formed(text, "the message")
 
         def load() -> "list[EncodedImage]":
             return [from_bytes(path.read_bytes(), path.name, self.chat.profile.images) for path in uploads]
 
-        found = await asyncio.to_thread(load)
+        try:
+            found = await asyncio.to_thread(load)
+        except OSError as error:
+            raise InputError(f"an image can't be read: {one_line(error)}", hint="attach it again") from error
         while self.chat.session.pending:  # the box had those, too
             self.chat.session.detach(1)
         await self.chat.attach(found)
-        self._start(self.chat.send(text))
+        for path in uploads:
+            path.unlink(missing_ok=True)
+        await self._start(self.chat.send(text))
 
-    async def do(self, command: str, rest: str = "") -> bool:
+    async def do(self, command: str, rest: str = "") -> None:
         """A slash command, and the reply that it asks for."""
+        if command not in TYPED:
+            there_is = ", ".join(f"/{name}" for name in TYPED)
+            raise UsageError(f"/{command} is for terminals", hint=there_is)
+        if command == "help":
+            self.say(slash.help_text(rest, TYPED))
+            return
+        outcome = await perform(self.chat, slash.Command(slash.BY_NAME[command], rest), self)
+        if outcome.reply is not None:
+            await self._start(outcome.reply)
 
-        async def act() -> None:
-            outcome = await perform(self.chat, slash.Command(slash.BY_NAME[command], rest), self)
-            if outcome.reply is not None:
-                self._start(outcome.reply)
-
-        return await self._try(act())
-
-    async def edit(self, turn: int, text: str) -> bool:
+    async def edit(self, turn: int, text: str) -> None:
         """Change an earlier message: what was said after it is taken back."""
         if not text.strip():
-            return await self._try(self._fail(UsageError("the message is empty", hint="undo takes it out")))
+            raise UsageError("the message is empty", hint="undo takes it out")
+        well_formed(text, "the message")
         session = self.chat.session
-        later = len(session.turns) - 1 - turn + (session.draft is not None)
-        return (not later or await self.do("undo", str(later))) and await self.do("edit", text)
+        if later := len(session.turns) - 1 - turn + (session.draft is not None):
+            await self.do("undo", str(later))
+        await self.do("edit", text)
 
-    async def make_room(self) -> bool:
-        """Leave out as many of the oldest turns as the last message needs, and send it."""
+    async def make_room(self, count: int) -> None:
+        """Leave out so many of the oldest turns, and send the last message."""
+        if count:
+            self.chat.forget(count)
+            await self._start(self.chat.regenerate())
 
-        async def act() -> None:
-            if too_long is not None:
-                self.chat.forget(too_long.drop)
-                self._start(self.chat.regenerate())
+    async def open(self, name: str) -> None:
+        if name not in session_names():  # a path would be one of this machine
+            raise UsageError("there is no session of that name")
+        await self.chat.load(name)
 
-        too_long = self.too_long
-        return await self._try(act())
-
-    async def open(self, name: str) -> bool:
-        async def act() -> None:
-            if name not in self.sessions():  # a path would be one of this machine
-                raise UsageError("there is no session of that name")
-            await self.chat.load(name)
-
-        return await self._try(act())
-
-    async def now(self, action: Callable[[], None]) -> bool:
+    async def now(self, action: Callable[[], None]) -> None:
         """Something that the conversation does at once."""
-
-        async def act() -> None:
-            action()
-
-        return await self._try(act())
+        action()
 
     async def stop(self) -> None:
         if self._reply is not None:
             self._reply.cancel()
             await asyncio.wait((self._reply,))
 
-    async def _fail(self, error: GhostvisError) -> None:
-        raise error
-
-    async def _try(self, action: Action) -> bool:
-        async with self._one:
-            self.lines, self.too_long = [], None
-            try:
-                if self.busy:
-                    raise UsageError("a reply is still on its way", hint="stop it first")
-                await action
-            except GhostvisError as error:
-                self._say_error(error)
-                return False
-            finally:
-                action.close()
-        return True
-
     # The reply
 
-    def _start(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+    async def _start(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+        self.lines = self._said
         self._reply = asyncio.create_task(self._show(chunks))
         self._reply.add_done_callback(self._end)
+        await asyncio.sleep(0)  # the message is there then
 
     async def _show(self, chunks: AsyncGenerator[Chunk, None]) -> None:
         try:
@@ -206,8 +190,8 @@ class Desk:
         except asyncio.CancelledError:
             self.note("stopped")
         except GhostvisError as error:
-            self.too_long = error if isinstance(error, TooLongError) and error.drop else None
-            self._say_error(error)
+            self.too_long = error.drop if isinstance(error, TooLongError) else 0
+            self.note(line_of(error))
 
     def _end(self, reply: "asyncio.Task[None]") -> None:
         self._reply, self.coming = None, ""
@@ -216,18 +200,12 @@ class Desk:
             log.error("a reply failed", exc_info=error)
         self._tell()
 
-    def _say_error(self, error: GhostvisError) -> None:
-        self.lines.append(f"{error.message} ({error.hint})" if error.hint else error.message)
-
     # As a Surface
 
     def say(self, text: str) -> None:
-        self.lines.extend(text.split("\n"))
+        self._said.extend(text.split("\n"))
 
-    answer = say
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
+    note = answer = say
 
     def show_image(self, image: "Image.Image", caption: str) -> None:
         self.note(caption)
@@ -237,3 +215,8 @@ class Desk:
 
     def clipboard(self) -> Clip:
         raise UsageError("there is no clipboard here", hint="paste into the message")
+
+
+def line_of(error: GhostvisError) -> str:
+    """What happened, and what can be done about it."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message

@@ -4,7 +4,7 @@ Handlers run in the server's event loop, as the conversation does. There is no g
 script, which the server's policy forbids.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,18 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from gradio import processing_utils
 
-from ghostvis_cli.chat.commands import exported
+from ghostvis_cli.chat.commands import exported, profile_names, session_names
 from ghostvis_cli.chat.settings import plain, settable
 from ghostvis_cli.chat.slash import FORMATS
-from ghostvis_cli.web.desk import Desk
+from ghostvis_cli.web.desk import Action, Desk
 from ghostvis_cli.web.view import ACTIVE, View
 
 STYLE = Path(__file__).with_name("page.css")
 QUIET: Any = {"show_progress": "hidden", "api_visibility": "private"}
+# Gradio's own, quiet, in the fonts of the system: none is fetched.
+LOOKS: Any = {"primary_hue": "blue", "neutral_hue": "slate", "spacing_size": "sm", "radius_size": "md",
+              "font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # fmt: skip
+OFF: Any = dict.fromkeys(("run_history", "show_error", "ssr_mode", "pwa", "mcp_server"), False)
 
 
 @asynccontextmanager
@@ -32,20 +36,10 @@ async def opened(desk: Desk, view: View) -> AsyncIterator[FastAPI]:
     page = build(desk, view)
     page.queue(default_concurrency_limit=None)
     app = FastAPI(openapi_url=None)
-    app.get("/export/{style}")(exporter(desk))
+    app.get("/export/{style}")(partial(export, desk))
+    most, theme = desk.chat.profile.images.max_bytes, gr.themes.Default(**LOOKS)
     gr.mount_gradio_app(
-        app,
-        page,
-        path="",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=desk.chat.profile.images.max_bytes,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        theme=theme(),
-        css_paths=STYLE,
+        app, page, path="", footer_links=[], max_file_size=most, theme=theme, css_paths=STYLE, **OFF
     )
     page.has_launched = True  # only then files must be of its own folder
     page.run_startup_events()
@@ -56,31 +50,16 @@ async def opened(desk: Desk, view: View) -> AsyncIterator[FastAPI]:
         page.close(verbose=False)
 
 
-def theme() -> gr.themes.Base:
-    """Gradio's own, quiet, in the fonts of the system: none is fetched."""
-    return gr.themes.Default(
-        primary_hue="blue",
-        neutral_hue="slate",
-        spacing_size="sm",
-        radius_size="md",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-
-
 async def _refuse(url: str, *_: object, **__: object) -> str:
     raise gr.Error("files are uploaded, not fetched")
 
 
-def exporter(desk: Desk) -> Callable[[str], Awaitable[Response]]:
-    async def export(style: str) -> Response:
-        if style not in FORMATS:
-            return Response(status_code=404)
-        name = desk.chat.file.name if desk.chat.file else "conversation"
-        headers = {"content-disposition": f'attachment; filename="{name}.{style}"'}
-        return Response(await exported(desk.chat, style), media_type="text/plain", headers=headers)
-
-    return export
+async def export(desk: Desk, style: str) -> Response:
+    if style not in FORMATS:
+        return Response(status_code=404)
+    name = desk.chat.file.name if desk.chat.file else "conversation"
+    headers = {"content-disposition": f'attachment; filename="{name}.{style}"'}
+    return Response(await exported(desk.chat, style), media_type="text/plain", headers=headers)
 
 
 def build(desk: Desk, view: View) -> gr.Blocks:
@@ -116,72 +95,75 @@ def build(desk: Desk, view: View) -> gr.Blocks:
             shown_last = gr.State()  # in this tab: another one may have gone on
     seen = [status, chat, notices, make_room, box, shown_last]
 
-    def shown(**typed: Any) -> list[Any]:
+    def shown(lines: list[str], **typed: Any) -> list[Any]:
         """All of it as it is now; `value` is what the box then holds, else it keeps what it has."""
-        busy = desk.busy
-        return [
-            view.status(),
-            view.messages(),
-            view.lines(),
-            gr.Button(visible=desk.too_long is not None),
-            gr.MultimodalTextbox(submit_btn=not busy, stop_btn=busy, **typed),
-            desk.mark,
-        ]
+        busy, room = desk.busy, gr.update(visible=desk.too_long > 0)
+        write = gr.update(submit_btn=not busy, stop_btn=busy, **typed)
+        return [view.status(), view.messages(), view.lines(lines), room, write, desk.mark]
 
-    async def watched(**typed: Any) -> AsyncIterator[list[Any]]:
-        await view.draw()
-        async for _ in desk.watch():
-            yield shown(**typed)
-            typed = {}
+    async def watched(lines: list[str], **typed: Any) -> AsyncIterator[list[Any]]:
+        """All of it; while a reply is coming that alone, and then all of it once more."""
+        busy = True
+        while busy:
+            await view.draw()
+            busy = desk.busy
+            yield shown(lines, **typed)
+            typed, before, rest = {}, view.messages(), [gr.skip()] * 4
+            async for text in desk.watch():
+                busy = True  # perhaps since now: another tab asked
+                yield [gr.skip(), [*before, *view.coming(text)], *rest]
 
-    async def settle(typed: dict[str, Any]) -> Any:
+    async def settled(typed: dict[str, Any], last: list[dict[str, Any]] | None, *, whole: bool) -> list[Any]:
         """A message that was not answered stands in the box again, before what was typed since."""
-        session = desk.chat.session
-        if session.draft is None and not session.pending:
-            return gr.skip()
-        texts = [session.draft or "", typed["text"]]
-        files = {each["path"]: each for each in view.pending()} | {path: path for path in typed["files"]}
-        return {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
+        draft, text, again = desk.chat.session.draft or "", typed["text"], gr.skip()
+        files = {each["path"]: each for each in view.pending()}
+        if not (text.startswith(draft) and files.keys() <= set(typed["files"])):  # else it is there already
+            texts = [text] if text.startswith(draft) else [draft, text]
+            files |= {path: path for path in typed["files"]}
+            again = {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
+        return [again, *menu.shown(last, whole=whole)]
 
     def on(event: Any, act: Callable[..., AsyncIterator[Any]], *inputs: Any, whole: bool = False) -> None:
         """Show what comes of it as it comes, then bring the box and the menu up to date."""
-        shown = event(act, [shown_last, *inputs], seen, **QUIET).then(settle, box, box, **QUIET)
-        shown.then(partial(menu.shown, whole=whole), menu.last, menu.parts, **QUIET)
+        event(act, [shown_last, *inputs], seen, **QUIET).then(
+            partial(settled, whole=whole), [box, menu.last], [box, *menu.parts], **QUIET
+        )
 
-    def doing(action: Callable[..., Awaitable[object]]) -> Callable[..., AsyncIterator[Any]]:
+    def doing(action: Callable[..., Action]) -> Callable[..., AsyncIterator[Any]]:
         async def act(mark: int | None, *given: Any) -> AsyncIterator[list[Any]]:
-            _ = await desk.is_at(mark) and await action(*given)
-            async for each in watched():
+            _, lines = await desk.at(mark, action(*given))
+            async for each in watched(lines):
                 yield each
 
         return act
 
-    async def nothing() -> None: ...
+    async def load(_mark: None) -> AsyncIterator[list[Any]]:
+        async for each in watched(desk.lines):
+            yield each
 
     async def submit(mark: int | None, typed: dict[str, Any]) -> AsyncIterator[list[Any]]:
-        uploads = [Path(name) for name in typed["files"]]
-        sent = await desk.is_at(mark) and await desk.send(typed["text"], uploads)
-        async for each in watched(**({"value": {"text": "", "files": []}} if sent else {})):
+        sent, lines = await desk.at(mark, desk.send(typed["text"], [Path(name) for name in typed["files"]]))
+        async for each in watched(lines, **({"value": {"text": "", "files": []}} if sent else {})):
             yield each
 
     async def edit(mark: int | None, typed: dict[str, Any], changed: gr.EditData) -> AsyncIterator[list[Any]]:
-        text, done = str(changed.value), False
-        if await desk.is_at(mark):
+        turn, text = 0, str(changed.value)
+        if mark == desk.mark:
             turn = view.turn_at(int(changed.index))
             text = view.text_of(turn, text)
-            done = await desk.edit(turn, text)
+        done, lines = await desk.at(mark, desk.edit(turn, text))
         both = {**typed, "text": "\n\n".join(filter(None, [text, typed["text"]]))}
-        async for each in watched(**({} if done else {"value": both})):
+        async for each in watched(lines, **({} if done else {"value": both})):
             yield each
 
     with page:
-        on(page.load, doing(nothing))
+        on(page.load, load)
         on(box.submit, submit, box)
         on(chat.edit, edit, box)
         on(chat.retry, doing(lambda: desk.do("regen")))
         on(chat.undo, doing(lambda: desk.do("undo")))
         on(chat.clear, doing(lambda: desk.do("clear")))
-        on(make_room.click, doing(desk.make_room))
+        on(make_room.click, doing(lambda: desk.make_room(desk.too_long)))
         box.stop(desk.stop, **QUIET)
         menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs, whole=True))
     return page
@@ -223,9 +205,9 @@ class Menu:
         chat = self.desk.chat
         name, sampling = chat.file.name if chat.file else "not saved", chat.profile.sampling
         return [
-            {"choices": list(dict.fromkeys([name, *self.desk.sessions()])), "value": name},
+            {"choices": list(dict.fromkeys([name, *session_names()])), "value": name},
             {"value": name},
-            {"choices": self.desk.profiles(), "value": chat.profile.name},
+            {"choices": profile_names(), "value": chat.profile.name},
             {"value": chat.session.system or ""},
             *({"value": plain(getattr(sampling, each)), "info": chat.origin(each)} for each in self.fields),
         ]

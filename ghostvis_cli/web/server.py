@@ -25,13 +25,15 @@ from ghostvis_cli.serve.listen import base_url, bind
 from ghostvis_cli.serve.settings import ServerSettings
 from ghostvis_cli.serve.stopping import stop_signals
 from ghostvis_cli.serve.wire import Config, Server
-from ghostvis_cli.web.desk import Desk
+from ghostvis_cli.web.desk import Desk, line_of
 from ghostvis_cli.web.view import View
 
 # Gradio reads these when it is imported.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False"}
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False"}
 WAY_IN = "open the address that ghostvis printed; with a key, the key is the password\n"
 ENDING_S = 1.0  # what open connections get to end by themselves
+MOST_BYTES = 2**30  # of uploads, those in the folder and those on their way
+FULL = "no room for another image: send those that are here, or start ghostvis chat --web again\n"
 
 
 async def serve(
@@ -41,17 +43,16 @@ async def serve(
     stop = asyncio.Event()
     with bind(settings) as listener, scratch.folder() as place, stop_signals(stop, endings.undo_all):
         os.environ |= {**QUIET, "GRADIO_TEMP_DIR": str(place)}
-        from ghostvis_cli.web.page import opened
-
         async with chat:
             desk, stopping = Desk(chat), asyncio.create_task(stop.wait())
-            connecting = asyncio.create_task(_connect(chat))
-            await asyncio.wait((connecting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            beginning = asyncio.create_task(_begin(desk, images))
+            await asyncio.wait((beginning, stopping), return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
-                connecting.cancel()
+                beginning.cancel()
                 return ExitCode.OK
-            connecting.result()
-            await attach(chat, list(images), desk)
+            beginning.result()
+            from ghostvis_cli.web.page import opened
+
             async with opened(desk, View(desk, place)) as app:
                 gate = Gate(app, settings, place, listener.getsockname()[1])
                 server = Server(Config(gate, settings))
@@ -70,14 +71,15 @@ async def serve(
     return ExitCode.OK
 
 
-async def _connect(chat: Conversation) -> None:
+async def _begin(desk: Desk, images: Sequence[str]) -> None:
     """A server that is not there may come back; what else is wrong is said before there is a page."""
+    await attach(desk.chat, list(images), desk)
     try:
-        await chat.connect()
+        await desk.chat.connect()
     except EngineError as error:
-        if chat.profile.engine.chosen_kind != "remote":
+        if desk.chat.profile.engine.chosen_kind != "remote":
             raise
-        chat.note(f"{error.message} ({error.hint})" if error.hint else error.message)
+        desk.note(line_of(error))
 
 
 # All that the page asks for; Gradio has some sixty more, proxies and recorders among them.
@@ -98,7 +100,7 @@ class Gate:
     """Before Gradio: the door of `serve`, a token or the key, and only the routes that the page needs."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, place: Path, port: int) -> None:
-        self.app, self.place = app, place
+        self.app, self.place, self.coming = app, place, 0
         self.door = Door(settings.api_key is None, settings.host)
         self.token = settings.api_key or secrets.token_urlsafe(24)
         self.query = "" if settings.api_key else f"/?token={self.token}"
@@ -119,8 +121,21 @@ class Gate:
             await self._greeting(request)(scope, receive, send)
         elif not self._is_needed(request.url.path):
             await PlainTextResponse("there is nothing here", 404)(scope, receive, send)
+        elif request.url.path == "/gradio_api/upload":
+            await self._take(request, scope, receive, send)
         else:
             await self._pass(scope, receive, send)
+
+    async def _take(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        size = int(request.headers.get("content-length", MOST_BYTES + 1))
+        if self.coming + size + sum(map(_size, self.place.rglob("*"))) > MOST_BYTES:
+            await PlainTextResponse(FULL, 413)(scope, receive, send)
+            return
+        self.coming += size
+        try:
+            await self._pass(scope, receive, send)
+        finally:
+            self.coming -= size
 
     def _is_needed(self, path: str) -> bool:
         found = ROUTES.fullmatch(path)
@@ -170,6 +185,12 @@ class Gate:
 
         with suppress(ClientDisconnect):  # in the middle of an upload
             await self.app(scope, receive, ours)
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):  # it went meanwhile
+        return path.stat().st_size
+    return 0
 
 
 def _same(given: str, known: str) -> bool:

@@ -47,11 +47,11 @@ class View:
 
     def messages(self) -> list[Message]:
         """One for each thing in a bubble of its own: Gradio can change the text of no other."""
-        turns = self.desk.chat.session.turns
-        found = [message for turn in turns for message in self._of(turn)]
-        if self.desk.coming:
-            found.append(_said("assistant", inert(self.desk.coming)))
-        return found
+        return [message for turn in self.desk.chat.session.turns for message in self._of(turn)]
+
+    def coming(self, text: str) -> list[Message]:
+        """The reply so far, if there is a word of it."""
+        return [_said("assistant", inert(text))] if text else []
 
     def turn_at(self, message: int) -> int:
         """The turn that a message belongs to, by their numbers."""
@@ -82,10 +82,15 @@ class View:
     # Images
 
     async def draw(self) -> None:
-        """Make the files of images that have none yet."""
-        for image in self.desk.chat.session.images:
-            if not self._file(image).exists():
-                await asyncio.to_thread(_draw, image, self._file(image))
+        """Make the files that are missing, and remove those of images that are gone. Holds until the next await."""
+        while missing := [path for path in self._files() if not path.exists()]:
+            await asyncio.to_thread(_draw, self._files()[missing[0]], missing[0])
+        for path in self.folder.glob("*.webp"):
+            if path not in self._files():
+                path.unlink()
+
+    def _files(self) -> dict[Path, "EncodedImage"]:
+        return {self._file(image): image for image in self.desk.chat.session.images}
 
     def pending(self) -> list[Message]:
         """The images of a message that was not answered, as the box takes files."""
@@ -93,7 +98,8 @@ class View:
         for image in self.desk.chat.session.pending:
             path = self.folder / image_hash(image) / _file_name(image)
             path.parent.mkdir(exist_ok=True)
-            files.write(path, image.data, mode=PRIVATE, durable=False)
+            if not path.exists():
+                files.write(path, image.data, mode=PRIVATE, durable=False)
             found.append({"path": str(path), "orig_name": path.name, "mime_type": image.mime})
         return found
 
@@ -111,8 +117,9 @@ class View:
         meter = f'<progress max="{limit}" value="{used}"></progress>' if limit else ""
         return f"<div><b>{escape(model)}</b><span>{meter} {escape(context(chat))}</span></div>"
 
-    def lines(self) -> str:
-        return "".join(f"<p>{escape(line)}</p>" for line in self.desk.lines)
+    @staticmethod
+    def lines(lines: list[str]) -> str:
+        return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def inert(text: str) -> str:

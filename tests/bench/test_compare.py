@@ -3,21 +3,21 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from ghostvis_cli.bench.checks import condition, judged
 from ghostvis_cli.bench.compare import compare, pairings, sides
 from ghostvis_cli.bench.compare_text import benchfmt, markdown, rows
 from ghostvis_cli.bench.files import save
 from ghostvis_cli.bench.schema import Load, Report
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import InputError, UsageError
 from tests.bench.reports import CARD, WORK, around, report
+from tests.cli import invoke
 
 
 def both(a: Report, b: Report, **options: Any) -> Any:
@@ -34,8 +34,7 @@ def ttft(value: float, **more: Any) -> Report:
     return report(around(value, "ttft_p95"), **more)
 
 
-def invoke(*words: object) -> Any:
-    return CliRunner().invoke(build(), ["bench", "compare", *map(str, words)], prog_name="ghostvis")
+compared = partial(invoke, "bench", "compare")
 
 
 @pytest.fixture
@@ -276,18 +275,18 @@ def test_a_check_that_cannot_be_judged_is_an_error_not_a_pass() -> None:
 
 
 def test_a_failed_check_ends_with_9(files: tuple[Path, Path]) -> None:
-    done = invoke(*files, "--fail-if", "ttft_p95>+5%")
+    done = compared(*files, "--fail-if", "ttft_p95>+5%")
     assert done.exit_code == 9
     assert "+20.0 %" in done.stderr
     assert "worse" in done.stdout
 
 
 def test_a_check_that_held_ends_with_0(files: tuple[Path, Path]) -> None:
-    assert invoke(*files, "--fail-if", "ttft_p95>+25%").exit_code == 0
+    assert compared(*files, "--fail-if", "ttft_p95>+25%").exit_code == 0
 
 
 def test_what_a_check_could_not_rule_out_is_told(files: tuple[Path, Path]) -> None:
-    done = invoke(*files, "--fail-if", "ttft_p95>+20.1%")
+    done = compared(*files, "--fail-if", "ttft_p95>+20.1%")
     assert done.exit_code == 0
     assert "do not rule it out" in done.stderr
 
@@ -296,11 +295,11 @@ def test_a_check_may_name_a_figure_that_the_table_does_not_show(tmp_path: Path) 
     paths = [tmp_path / name for name in ("a.json", "b.json")]
     for path, value in zip(paths, (1.0, 1.2), strict=True):
         save(report(around(value, "ttft_p90")), path)
-    assert invoke(*paths, "--fail-if", "ttft_p90>+5%").exit_code == 9
+    assert compared(*paths, "--fail-if", "ttft_p90>+5%").exit_code == 9
 
 
 def test_json_holds_the_intervals(files: tuple[Path, Path]) -> None:
-    done = json.loads(invoke(*files, "--json").stdout)
+    done = json.loads(compared(*files, "--json").stdout)
     (found,) = done["comparisons"][0]["findings"]
     assert found["change"]["low"] < 0.2 < found["change"]["high"]
     assert found["verdict"] == "worse"
@@ -309,19 +308,19 @@ def test_json_holds_the_intervals(files: tuple[Path, Path]) -> None:
 def test_json_says_null_where_nothing_is_known(tmp_path: Path) -> None:
     path = tmp_path / "one.json"
     save(report([{"ttft_p95": 1.0}]), path)
-    found = json.loads(invoke(path, path, "--json").stdout)["comparisons"][0]["findings"][0]
+    found = json.loads(compared(path, path, "--json").stdout)["comparisons"][0]["findings"][0]
     assert found["change"]["low"] is None
 
 
 def test_three_reports_are_compared_with_the_first(files: tuple[Path, Path]) -> None:
-    done = json.loads(invoke(*files, files[0], "--json").stdout)
+    done = json.loads(compared(*files, files[0], "--json").stdout)
     assert [each["findings"][0]["verdict"] for each in done["comparisons"]] == ["worse", "no evidence"]
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("{}")
-    done = invoke(path, path)
+    done = compared(path, path)
     assert (done.exit_code, str(path) in done.stderr) == (3, True)
 
 

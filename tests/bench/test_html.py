@@ -4,7 +4,6 @@ import http.server
 import re
 import shutil
 import subprocess
-import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ghostvis_cli.bench.prefix import Pair, Round, Settings, as_extra, judged
 from ghostvis_cli.bench.schema import Load, Report
 from ghostvis_cli.bench.svg import MOST_DOTS, Axis, Bar, Series, bars, plot
 from ghostvis_cli.bench.units import digits, seconds
+from tests import sites
 from tests.bench.reports import CARD, record, report
 
 FIGURES = {
@@ -187,15 +187,8 @@ def serving(folder: Path) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, template: str, *values: object) -> None:
             asked.append(self.path)
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with sites.serving(partial(Handler, directory=str(folder))) as url:
+        yield url, asked
 
 
 @pytest.mark.slow

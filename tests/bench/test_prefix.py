@@ -4,27 +4,24 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from ghostvis_cli.bench.prefix import Pair, Round, Settings, as_extra, flusher, judged, prove
 from ghostvis_cli.bench.report import prefix_lines, prefix_section
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.base import Chunk, GenerateRequest
 from ghostvis_cli.engines.factory import make_engine
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import InputError, RequestError, UsageError
 from ghostvis_cli.profile import resolve
 from tests.bench.reports import report
+from tests.cli import invoke
 from tests.engines.serving import running
 
+prefix = partial(invoke, "bench", "prefix")
 SMALL = Settings(pairs=6, questions=3, warm_up=1, image_size=(64, 48))
-
-
-def invoke(*words: str) -> Any:
-    return CliRunner().invoke(build(), ["bench", "prefix", *words], prog_name="ghostvis")
 
 
 def pairs(warm_s: float, *, reused: int | None, cold_s: float = 0.1, count: int = 10) -> list[Pair]:
@@ -230,7 +227,7 @@ async def test_a_text_can_stand_in_for_the_image() -> None:
 def test_our_own_server_is_proven_over_http_and_tells_its_bytes_per_token() -> None:
     engine = asyncio.run(demo())
     with running(engine, load=None) as server:
-        done = invoke(
+        done = prefix(
             "--base-url", server.url, "--pairs", "6", "--questions", "3", "--image-size", "64x48", "--json"
         )
     proof = json.loads(done.stdout)["extra"]["prefix"]
@@ -262,7 +259,7 @@ class Claims(FakeEngine):
 
 def test_a_contradiction_is_loud_even_where_all_else_is_quiet_and_ends_with_9() -> None:
     with running(Claims()) as server:
-        done = invoke("--base-url", server.url, "--pairs", "10", "--questions", "2", "--quiet")
+        done = prefix("--base-url", server.url, "--pairs", "10", "--questions", "2", "--quiet")
     assert done.exit_code == 9
     assert done.stderr.startswith("ghostvis: SERVER AND CLOCK DISAGREE: the server reports 8 of")
 
@@ -302,4 +299,4 @@ async def test_a_server_that_tells_no_image_tokens_has_computed_none_that_are_kn
     "words", [("--image-size", "64,32"), ("--image-size", "0x9"), ("--pairs", "2"), ("--text", "9" * 11)]
 )
 def test_senseless_options_are_refused(words: tuple[str, ...]) -> None:
-    assert invoke(*words).exit_code == 2
+    assert prefix(*words).exit_code == 2

@@ -8,23 +8,25 @@ import resource
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from typer.testing import CliRunner
 
 from ghostvis_cli.bench import schema
 from ghostvis_cli.bench.files import check_place, save
 from ghostvis_cli.bench.report import csv_text, lines, sparkline
 from ghostvis_cli.bench.schema import Load
 from ghostvis_cli.bench.units import digits, percent, seconds, shown, tick, title
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import ExitCode, OutputError, UsageError
 from tests.bench.reports import CARD, around, report
+from tests.cli import invoke
 from tests.commands.processes import GHOSTVIS
+from tests.limits import limited
 
+reported = partial(invoke, "bench", "report")
 FIGURES = {"ttft_p50": 0.05, "requests_per_s": 12.5, "requests": 8.0, "cache_hit_rate": None}
 
 
@@ -40,10 +42,6 @@ def test_a_report_says_how_much_of_the_output_was_reasoning(figure: float | None
     made = report([{"requests": 12.0, "output_tokens": 120.0, "reasoning_tokens": figure}])
     told = [line for line in lines(made) if "reasoning" in line]
     assert told == [f"local at concurrency=1: {each}" for each in said]
-
-
-def invoke(*words: object) -> Any:
-    return CliRunner().invoke(build(), ["bench", "report", *map(str, words)], prog_name="ghostvis")
 
 
 @pytest.mark.parametrize(
@@ -181,13 +179,9 @@ def test_a_full_disk_leaves_the_older_report_whole(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     save(report([FIGURES]), path)
     before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(OutputError, match="can't be written") as failure:
-            save(report([FIGURES, FIGURES]), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    unwritten = pytest.raises(OutputError, match="can't be written")
+    with limited(resource.RLIMIT_FSIZE, 100), unwritten as failure:
+        save(report([FIGURES, FIGURES]), path)
     assert [each.name for each in tmp_path.iterdir()] == ["r.json"]
     assert path.read_bytes() == before
     assert failure.value.hint == "--output ELSEWHERE/r.json"
@@ -197,21 +191,21 @@ def test_a_full_disk_leaves_the_older_report_whole(tmp_path: Path) -> None:
 def test_what_is_no_report_is_told_with_how_to_make_one(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "r.json").write_bytes(content)
-    done = invoke(tmp_path / "r.json")
+    done = reported(tmp_path / "r.json")
     assert (done.exit_code, "hint: ghostvis bench --output report.json" in done.stderr) == (3, True)
 
 
 def test_the_command_shows_a_report_again(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     save(report([FIGURES]), path)
-    done = invoke(path)
+    done = reported(path)
     assert (done.exit_code, "12.5/s" in done.stdout) == (0, True)
 
 
 def test_the_command_makes_a_page_of_it(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     save(report([FIGURES]), path)
-    assert invoke(path, "--output", tmp_path / "r.html").exit_code == 0
+    assert reported(path, "--output", tmp_path / "r.html").exit_code == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
 
 
@@ -238,7 +232,7 @@ def test_a_report_that_cannot_be_ours_is_refused_by_what_is_wrong_with_it(
         place = place[key]
     place[path[-1]] = value
     (tmp_path / "r.json").write_text(json.dumps(document))
-    done = invoke(tmp_path / "r.json", *(("--output", tmp_path / "r.html") if kind == "html" else ()))
+    done = reported(tmp_path / "r.json", *(("--output", tmp_path / "r.html") if kind == "html" else ()))
     assert (done.exit_code, said in done.stderr) == (3, True), done.stderr
 
 
@@ -249,7 +243,7 @@ def test_a_run_without_a_success_has_no_empty_table_and_says_nothing_of_caches()
 
 def test_a_report_without_a_run_is_not_shown_as_nothing(tmp_path: Path) -> None:
     save(replace(report([FIGURES]), runs=(), summaries=()), tmp_path / "r.json")
-    done = invoke(tmp_path / "r.json")
+    done = reported(tmp_path / "r.json")
     assert (done.exit_code, done.stdout) == (ExitCode.INPUT, "")
     assert "nothing was measured in this report" in done.stderr
 

@@ -3,17 +3,17 @@
 import json
 from typing import Any
 
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from ghostvis_cli import demo
-from ghostvis_cli.cli.app import build
+from tests.cli import invoke
 
 RED, THREE = (str(path) for path in demo.EXAMPLES[:2])
 DEMO = ("--source", "demo", "--temperature", "0")
 
 
 def run(script: str | bytes, *args: str) -> Result:
-    return CliRunner().invoke(build(), ["chat", *args], prog_name="ghostvis", input=script)
+    return invoke("chat", *args, input=script)
 
 
 def lines(*given: str) -> str:

@@ -80,6 +80,10 @@ async def do(conversation: Conversation, line: str, surface: Surface) -> str | N
     return await heard(outcome.reply) if outcome.reply else None
 
 
+def texts(session: Session) -> list[str]:
+    return [turn.text for turn in session.turns]
+
+
 def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
@@ -234,12 +238,9 @@ async def test_set_takes_all_or_nothing_by_the_profile_s_rules() -> None:
     assert 'stop = ["three"]' in surface.said[-1] and "seed = null" in surface.said[-1]
 
 
-async def test_a_profile_changes_the_engine_and_keeps_the_conversation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tmp_path / "config" / "profiles"
+async def test_a_profile_changes_the_engine_and_keeps_the_conversation(here: Path) -> None:
+    config = here / "config" / "profiles"
     config.mkdir(parents=True)
-    monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(config.parent))
     old, surface = FakeEngine(), Surface()
     flags = {"sampling.seed": 7, "model.source": "demo", "engine.device": "cpu"}
     conversation = talking(old, resolved=settled(**flags))
@@ -256,7 +257,7 @@ async def test_a_profile_changes_the_engine_and_keeps_the_conversation(
             assert (sampling.temperature, sampling.top_p, sampling.seed) == (0.0, 0.2, 7)
             assert (sampling.max_tokens, info.kind) == (CHAT_MAX_TOKENS, "remote")
             assert conversation.profile.model.source is None
-            assert [turn.text for turn in conversation.session.turns] == ["hello", "again"]
+            assert texts(conversation.session) == ["hello", "again"]
             assert conversation.session.system == "Hm." and old.failure is not None  # closed
             for name in ("nosuch", "../lab"):
                 with pytest.raises(UsageError, match="there is no profile"):
@@ -271,13 +272,10 @@ async def test_a_typed_system_message_stays_when_the_profile_changes() -> None:
     await conversation.aclose()
 
 
-async def test_a_profile_whose_server_is_down_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tmp_path / "profiles"
-    config.mkdir()
+async def test_a_profile_whose_server_is_down_changes_nothing(here: Path) -> None:
+    config = here / "config" / "profiles"
+    config.mkdir(parents=True)
     (config / "down.yaml").write_text("engine: {base_url: 'http://127.0.0.1:1', retries: 0}\n")
-    monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path))
     conversation = talking()
     with pytest.raises(EngineError):
         await do(conversation, "/profile down", Surface())
@@ -304,7 +302,7 @@ async def test_a_server_that_died_costs_one_message_that_can_be_sent_again() -> 
                 async with asyncio.timeout(PATIENCE_S):
                     assert await do(conversation, "/regen", surface) == "two"
                     assert await do(conversation, "three", surface) == "three"
-    assert [turn.text for turn in conversation.session.turns] == ["one", "two", "three"]
+    assert texts(conversation.session) == ["one", "two", "three"]
 
 
 # Commands
@@ -354,14 +352,12 @@ async def test_images_are_attached_listed_and_taken_off(tmp_path: Path) -> None:
     ],
 )
 async def test_what_can_not_be_done_is_said_and_changes_nothing(
-    line: str, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, kind: type[Exception], here: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GHOSTVIS_STATE_DIR", str(tmp_path / "state"))
     conversation = talking()
     with pytest.raises(kind):
         await do(conversation, line, Surface())
-    assert conversation.session.empty and names_in(tmp_path) == []
+    assert conversation.session.empty and names_in(here) == []
 
 
 async def test_view_shows_the_square_that_the_model_sees_of_any_image_so_far() -> None:
@@ -386,7 +382,7 @@ async def test_second_thoughts_undo_edit_regen_and_clear() -> None:
     assert await do(conversation, "/edit", surface) == "four five" and surface.said == ["two"]
     assert await do(conversation, "/edit six", surface) == "six"
     assert await do(conversation, "/regen", surface) == "six"
-    assert [turn.text for turn in conversation.session.turns] == ["one", "six"]
+    assert texts(conversation.session) == ["one", "six"]
     with pytest.raises(UsageError, match="has 2 messages, not 3"):
         await do(conversation, "/undo 3", surface)
     await do(conversation, "/clear", surface)
@@ -411,19 +407,16 @@ async def test_the_system_message_is_shown_set_and_taken_away() -> None:
     assert conversation.session.system is None
 
 
-async def test_a_conversation_is_saved_loaded_and_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+async def test_a_conversation_is_saved_loaded_and_exported(here: Path) -> None:
     conversation, surface = talking(), Surface()
     for line in (f"/image {RED}", "what?", "/save my chat.jsonl", "/export md", "/export html page.html"):
         await do(conversation, line, surface)
     await do(conversation, "/export json -", surface)
     assert '"data:image/png;base64,' in surface.said[-1]
-    assert [name.partition("-")[0] for name in names_in(tmp_path)] == ["chat", "my chat.jsonl", "page.html"]
+    assert [name.partition("-")[0] for name in names_in(here)] == ["chat", "my chat.jsonl", "page.html"]
     other = talking()
     await do(other, "/load my chat.jsonl", surface)
-    assert [turn.text for turn in other.session.turns] == ["what?"] and len(other.session.images) == 1
+    assert texts(other.session) == ["what?"] and len(other.session.images) == 1
 
 
 async def test_only_what_this_chat_wrote_is_written_over(tmp_path: Path) -> None:
@@ -439,20 +432,15 @@ async def test_only_what_this_chat_wrote_is_written_over(tmp_path: Path) -> None
     assert diary.read_text().startswith("# Conversation")
 
 
-NO_PATHS = st.text(
-    st.characters(exclude_characters="/~"), max_size=40
-)  # what is written stays in one directory
+# What is written stays in one directory.
+NO_PATHS = st.text(st.characters(exclude_characters="/~"), max_size=40)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(sorted(set(BY_NAME) - {"profile"})), NO_PATHS), max_size=6))
 @example([(name, bad) for bad in ("\0", "\ud800") for name in ("save", "export", "load", "image")])
-def test_any_arguments_work_or_are_refused_with_a_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[tuple[str, str]]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GHOSTVIS_STATE_DIR", str(tmp_path / "state"))
-
+@pytest.mark.usefixtures("here")
+def test_any_arguments_work_or_are_refused_with_a_message(typed: list[tuple[str, str]]) -> None:
     async def converse() -> None:
         conversation, surface = talking(), Surface(edited="again")
         await attach(conversation, [RED], surface)
@@ -484,10 +472,8 @@ async def test_every_change_is_on_disk_at_once(tmp_path: Path) -> None:
     assert on_disk().turns == []
 
 
-async def test_loading_another_session_leaves_both_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GHOSTVIS_STATE_DIR", str(tmp_path))
+@pytest.mark.usefixtures("here")
+async def test_loading_another_session_leaves_both_as_they_are() -> None:
     sessions, surface = SessionStore.of_user(), Surface()
     first = talking(file=sessions.open("first"))
     await do(first, "in the first", surface)
@@ -498,12 +484,9 @@ async def test_loading_another_session_leaves_both_as_they_are(
     assert surface.said[-1].splitlines() == ["second", "first"]
     await do(second, "/load first", surface)
     await do(second, "more", surface)
-    assert [turn.text for turn in sessions.open("second").load(DEFAULT_LIMITS).turns] == ["in the second"]
+    assert texts(sessions.open("second").load(DEFAULT_LIMITS)) == ["in the second"]
     await second.aclose()
-    assert [turn.text for turn in sessions.open("first").load(DEFAULT_LIMITS).turns] == [
-        "in the first",
-        "more",
-    ]
+    assert texts(sessions.open("first").load(DEFAULT_LIMITS)) == ["in the first", "more"]
 
 
 @pytest.mark.parametrize("command", ["/save -f", "/export md -f"])
@@ -547,28 +530,23 @@ async def test_what_is_not_on_disk_is_never_called_saved_nor_left_for_another_se
         await do(conversation, "/save", surface)
     with pytest.raises(OutputError, match="said until now is not saved"):
         await do(conversation, f"/load {tmp_path / 'other.jsonl'}", surface)
-    assert [turn.text for turn in conversation.session.turns] == ["precious"]
+    assert texts(conversation.session) == ["precious"]
 
 
-async def test_another_conversation_begins_beside_the_saved_one_and_a_deleted_one_is_gone(
-    tmp_path: Path,
-) -> None:
-    os.environ["GHOSTVIS_STATE_DIR"] = str(tmp_path)
-    try:
-        sessions = SessionStore.of_user()
-        conversation = talking(file=sessions.open("trip"))
-        await heard(conversation.send("Hello"))
-        conversation.renew()
-        assert conversation.session.empty
-        await heard(conversation.send("Other"))
-        conversation.rename("walk")
-        assert sorted(sessions.names()) == ["trip", "walk"]
-        conversation.delete()
-        assert sessions.names() == ["trip"]
-        await heard(conversation.send("A third"))
-        assert len(sessions.names()) == 2
-    finally:
-        del os.environ["GHOSTVIS_STATE_DIR"]
+@pytest.mark.usefixtures("here")
+async def test_another_conversation_begins_beside_the_saved_one_and_a_deleted_one_is_gone() -> None:
+    sessions = SessionStore.of_user()
+    conversation = talking(file=sessions.open("trip"))
+    await heard(conversation.send("Hello"))
+    conversation.renew()
+    assert conversation.session.empty
+    await heard(conversation.send("Other"))
+    conversation.rename("walk")
+    assert sorted(sessions.names()) == ["trip", "walk"]
+    conversation.delete()
+    assert sessions.names() == ["trip"]
+    await heard(conversation.send("A third"))
+    assert len(sessions.names()) == 2
 
 
 def test_a_setting_says_where_it_comes_from() -> None:

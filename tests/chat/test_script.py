@@ -18,12 +18,12 @@ from tests.commands.processes import at, hanging, saying, scripted
 from tests.engines.scripted import Reply, ending, refusal, usage
 from tests.engines.scripted import lines as wire
 from tests.engines.serving import running
+from tests.limits import limit
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GHOSTVIS_STATE_DIR", str(tmp_path / "state"))
-    return tmp_path / "state"
+def state(here: Path) -> Path:
+    return here / "state"
 
 
 # The conversation itself, on the built-in model
@@ -163,14 +163,9 @@ def test_each_line_is_answered_before_the_next_is_read() -> None:
         scripted(saying("one"), saying("two")) as server,
         processes.running("chat", *at(server), stdin=subprocess.PIPE) as started,
     ):
-        stdin = started.process.stdin
-        assert stdin is not None
         for said in ("one", "two"):
-            stdin.write(b"hi\n")
-            stdin.flush()
+            started.write("hi\n")
             started.read(f"{said}\n")
-        stdin.close()
-        started.process.stdin = None
         assert started.end().code == 0
 
 
@@ -238,41 +233,27 @@ def test_options_that_make_no_sense_are_refused(args: list[str], says: str) -> N
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_reply_and_the_session_has_the_part_that_came(
-    number: signal.Signals, code: int, tmp_path: Path
+    number: signal.Signals, code: int, state: Path
 ) -> None:
-    env = processes.environment(GHOSTVIS_STATE_DIR=str(tmp_path / "state"))
+    chat = ("chat", "-q", "--session", "cut")
     with (
         scripted(hanging("Hel"), saying("lo")) as server,
-        processes.running(
-            "chat", "-q", *at(server), "--session", "cut", stdin=subprocess.PIPE, env=env
-        ) as started,
+        processes.running(*chat, *at(server), stdin=subprocess.PIPE) as started,
     ):
-        assert started.process.stdin is not None
-        started.process.stdin.write(b"hi\n")
-        started.process.stdin.flush()
+        started.write("hi\n")
         started.read("Hel")
-        started.process.stdin.close()
-        started.process.stdin = None
         ended = started.send(number)
         assert (ended.code, ended.err) == (code, "")
-        rows = [json.loads(each) for each in session_file(tmp_path / "state", "cut").read_text().splitlines()]
-    assert (rows[1]["text"], rows[1]["reply"]["text"], rows[1]["reply"]["finish_reason"]) == (
-        "hi",
-        "Hel",
-        "abort",
-    )
+        turn = json.loads(session_file(state, "cut").read_text().splitlines()[1])
+    assert (turn["text"], turn["reply"]["text"], turn["reply"]["finish_reason"]) == ("hi", "Hel", "abort")
 
 
-def test_a_killed_process_loses_only_the_reply_in_flight(tmp_path: Path) -> None:
-    env = processes.environment(GHOSTVIS_STATE_DIR=str(tmp_path / "state"))
-    options = {"stdin": subprocess.PIPE, "env": env}
+def test_a_killed_process_loses_only_the_reply_in_flight() -> None:
     with (
         scripted(saying("one"), hanging("tw"), saying("three")) as server,
-        processes.running("chat", *at(server), "--session", "cut", **options) as started,
+        processes.running("chat", *at(server), "--session", "cut", stdin=subprocess.PIPE) as started,
     ):
-        assert started.process.stdin is not None
-        started.process.stdin.write(lines(f"/image {RED}", "first", f"/image {THREE}", "second").encode())
-        started.process.stdin.flush()
+        started.write(lines(f"/image {RED}", "first", f"/image {THREE}", "second"))
         started.read("one\ntw")
         started.process.kill()
         started.process.wait()
@@ -292,9 +273,7 @@ def test_a_deadline_is_code_124_and_a_held_lock_code_10(tmp_path: Path) -> None:
         done = processes.run("chat", *at(server), "--timeout", "6", input=b"hi\n")
         assert (done.returncode, done.stdout) == (124, b"Hel")
         with processes.running("chat", *at(server), "--lock", lock, stdin=subprocess.PIPE) as started:
-            assert started.process.stdin is not None
-            started.process.stdin.write(b"hi\n")
-            started.process.stdin.flush()
+            started.write("hi\n")
             started.read("Hel")
             assert processes.run("chat", *at(server), "--lock", lock, input=b"hi\n").returncode == 10
 
@@ -302,7 +281,7 @@ def test_a_deadline_is_code_124_and_a_held_lock_code_10(tmp_path: Path) -> None:
 # Sessions
 
 
-def test_a_session_goes_on_where_it_stopped(state: Path) -> None:
+def test_a_session_goes_on_where_it_stopped() -> None:
     with scripted(saying("one"), saying("two"), saying("three")) as server:
         run(lines(f"/image {RED}", "what?"), *at(server), "--session", "trip", "--system", "Be brief.")
         run(lines("and?"), *at(server), "--session", "trip")
@@ -322,17 +301,12 @@ def test_a_script_without_a_session_leaves_nothing_behind(state: Path) -> None:
     assert not state.exists()
 
 
-def test_two_chats_can_not_share_a_session(state: Path) -> None:
+def test_two_chats_can_not_share_a_session() -> None:
     with (
         scripted(saying("one"), saying("two")) as server,
-        processes.running(
-            "chat", *at(server), "--session", "trip", stdin=subprocess.PIPE,
-            env=processes.environment(GHOSTVIS_STATE_DIR=str(state)),
-        ) as started,
-    ):  # fmt: skip
-        assert started.process.stdin is not None
-        started.process.stdin.write(b"hi\n")
-        started.process.stdin.flush()
+        processes.running("chat", *at(server), "--session", "trip", stdin=subprocess.PIPE) as started,
+    ):
+        started.write("hi\n")
         started.read("one\n")
         done = run("hi\n", *at(server), "--session", "trip")
     assert done.exit_code == 10 and "another chat has the session trip open" in done.stderr
@@ -354,7 +328,7 @@ def test_a_damaged_session_is_refused_and_left_as_it_is(state: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_home_that_can_not_be_written_costs_a_notice(tmp_path: Path, state: Path) -> None:
+def test_a_home_that_can_not_be_written_costs_a_notice(state: Path) -> None:
     state.mkdir(mode=0o500)
     with scripted(saying("one")) as server:
         done = run("hi\n", *at(server), "--session", "trip")
@@ -362,10 +336,10 @@ def test_a_home_that_can_not_be_written_costs_a_notice(tmp_path: Path, state: Pa
 
 
 @pytest.mark.parametrize("home", ["none", "file"])
-def test_no_home_costs_a_notice(home: str, tmp_path: Path, state: Path) -> None:
+def test_no_home_costs_a_notice(home: str, state: Path) -> None:
     if home == "file":
         state.write_text("in the way")
-        env = processes.environment(GHOSTVIS_STATE_DIR=str(state))
+        env = processes.environment()
     else:
         env = processes.environment(HOME="relative", XDG_STATE_HOME=None, GHOSTVIS_STATE_DIR=None)
     with scripted(saying("one")) as server:
@@ -374,15 +348,10 @@ def test_no_home_costs_a_notice(home: str, tmp_path: Path, state: Path) -> None:
     assert done.stderr.decode().count("the conversation will not be saved") == 1
 
 
-def test_a_full_disk_costs_a_notice_and_not_the_answer(tmp_path: Path, state: Path) -> None:
-    def with_small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-
-    env = processes.environment(GHOSTVIS_STATE_DIR=str(state))
+def test_a_full_disk_costs_a_notice_and_not_the_answer() -> None:
     with scripted(saying("one"), saying("two")) as server:
         chat = ("chat", *at(server), "--top-k", "0", "--session", "trip")
-        done = processes.run(*chat, input=b"hi\nho\n", env=env, preexec_fn=with_small_files)
+        done = processes.run(*chat, input=b"hi\nho\n", preexec_fn=limit(resource.RLIMIT_FSIZE, 300))
     assert (done.returncode, done.stdout) == (0, b"one\ntwo\n")
     assert done.stderr == b"ghostvis: the conversation is not being saved: File too large\n"
 

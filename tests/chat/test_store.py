@@ -25,6 +25,7 @@ from ghostvis_cli.engines.base import Usage
 from ghostvis_cli.errors import InputError, LockedError, UsageError
 from ghostvis_cli.image_limits import DEFAULT_LIMITS, ImageLimits
 from ghostvis_cli.images import load_image
+from tests.limits import limited
 
 RED, THREE = (str(path) for path in demo.EXAMPLES[:2])
 ABOUT = {"profile": "default", "model": "m"}
@@ -273,14 +274,8 @@ def test_a_full_disk_loses_the_change_and_not_the_session(sessions: SessionStore
     file, session = sessions.open("trip"), a_session()
     file.save(session, ABOUT)
     session.begin("x" * 50_000)
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(OSError) as caught:
-            file.save(session, ABOUT)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with limited(resource.RLIMIT_FSIZE, 10_000), pytest.raises(OSError) as caught:
+        file.save(session, ABOUT)
     assert caught.value.errno == errno.EFBIG
     assert said(file.load(DEFAULT_LIMITS)) == said(a_session())
     assert sorted(path.name for path in file.directory.iterdir()) == ["images", "session.jsonl"]

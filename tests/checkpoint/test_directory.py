@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import load, locate
 from ghostvis_cli.checkpoint.fingerprint import fingerprint
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import ModelError
 from ghostvis_cli.model.config import LAYOUTS
+from tests.cli import invoke as run
 from tests.conftest import Reference
 from tests.convert.conversions import converted
 
@@ -28,10 +27,6 @@ CASES = (
     *("text_swiglu", "text_relu2_nano1_pad", "vlm_clip_hf"),
     *("n3_window", "n5_cap20", "n6_theta", "n7_smear"),
 )
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(build(), [str(arg) for arg in args], prog_name="ghostvis")
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -100,17 +95,7 @@ def test_images_are_seen_in_every_layout_as_before_conversion(layout: Any, tmp_p
     checkpoint = Reference("vlm_clip_hf").checkpoint()
     place = converted(checkpoint, tmp_path / "made", layout=layout)
     image = Reference("vlm_clip_hf").base_dir / "image.png"
-    ask = (
-        "generate",
-        "What is this?",
-        "--image",
-        image,
-        "--temperature",
-        "0",
-        "--max-tokens",
-        "12",
-        "--json",
-    )
+    ask = ("generate", "What is this?", "-i", image, "--temperature", "0", "--max-tokens", "12", "--json")
     before = run(*ask, "--checkpoint-path", checkpoint.path, "--layout", layout)
     after = run(*ask, "--checkpoint-path", place)
     assert after.exit_code == 0, after.stderr

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.generations import Constants, windows
 from ghostvis_cli.checkpoint.load import inspect
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.errors import ModelError
+from tests.cli import invoke
 from tests.conftest import DATA, Reference
 from tests.nanochat import OF, Shape, write
 
@@ -244,12 +243,10 @@ def test_a_rl_meta_without_a_step_and_a_free_tag_load(tmp_path: Path) -> None:
 
 
 def test_models_says_the_generation_in_words_and_every_constant_with_its_origin() -> None:
-    base = str(DATA / "n7_smear")
-    shown = CliRunner().invoke(build(), ["models", "--base-dir", base])
+    base = DATA / "n7_smear"
+    shown = invoke("models", "--base-dir", base)
     assert "nanochat, March 2026: value embeddings, smear" in shown.stdout
-    told = json.loads(CliRunner().invoke(build(), ["models", "--base-dir", base, "--json"]).stdout)["models"][
-        0
-    ]
+    told = json.loads(invoke("models", "--base-dir", base, "--json").stdout)["models"][0]
     assert told["generation"] == "n7"
     assert told["constants"]["qk_scale"] == {"value": 1.2, "origin": "n7"}
     assert told["constants"]["sequence_len"] == {"value": 300, "origin": "the meta file"}
@@ -258,19 +255,9 @@ def test_models_says_the_generation_in_words_and_every_constant_with_its_origin(
 
 def test_a_setting_beats_recognition_from_the_command_line(tmp_path: Path) -> None:
     """A base 100 times smaller: other rotations, another answer."""
-    args = [
-        "generate",
-        "--base-dir",
-        str(DATA / "n7_smear"),
-        "--source",
-        "base",
-        "--prompt",
-        "Hello there",
-        "--json",
-    ]
-    args += ["--temperature", "0", "--max-tokens", "8"]
-    plain = CliRunner().invoke(build(), args)
-    set_to = CliRunner().invoke(build(), [*args, "--set", "model.rotary_base=1000"])
+    args = ("--base-dir", DATA / "n7_smear", "--source", "base", "--temperature", "0", "--max-tokens", "8")
+    plain = invoke("generate", *args, "--json", "Hello there")
+    set_to = invoke("generate", *args, "--json", "Hello there", "--set", "model.rotary_base=1000")
     assert plain.exit_code == set_to.exit_code == 0, set_to.stderr
     assert json.loads(plain.stdout)["token_ids"] != json.loads(set_to.stdout)["token_ids"]
 
@@ -284,11 +271,11 @@ def test_what_a_plain_model_does_not_have_can_not_be_set() -> None:
 def test_a_batch_that_was_begun_with_other_constants_is_not_gone_on_with(tmp_path: Path) -> None:
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text(json.dumps({"prompt": "Hello"}) + "\n")
-    args = ["generate", "--base-dir", str(DATA / "n7_smear"), "--source", "base", "--max-tokens", "2"]
-    args += ["--input", str(rows), "--output", str(out)]
-    first = CliRunner().invoke(build(), [*args, "--set", "model.softcap=20"])
+    model = ("--base-dir", DATA / "n7_smear", "--source", "base", "--max-tokens", "2")
+    args = ("generate", *model, "--input", rows, "--output", out)
+    first = invoke(*args, "--set", "model.softcap=20")
     assert first.exit_code == 0, first.stderr
-    again = CliRunner().invoke(build(), args)
+    again = invoke(*args)
     assert again.exit_code != 0
     assert "constants" in again.stderr
 
@@ -298,19 +285,10 @@ def test_the_command_line_says_the_recorded_tokens(case: str) -> None:
     reference = Reference(case)
     ids = reference.facts["prompts"]["raw"]
     text = Tokenizer.load(DATA / case / "tokenizer" / "tokenizer.pkl").decode(ids[1:])
-    args = [
-        "generate",
-        "--base-dir",
-        str(DATA / case),
-        "--source",
-        reference.source,
-        "--prompt",
-        text,
-        "--raw",
-    ]
-    args += ["--dtype", "float32", "--device", "cpu", "--temperature", "0", "--max-tokens", "24", "--json"]
+    args = ["--base-dir", DATA / case, "--source", reference.source, "--prompt", text, "--raw", "--json"]
+    args += ["--dtype", "float32", "--device", "cpu", "--temperature", "0", "--max-tokens", "24"]
     args += ["--set", "sampling.ignore_eos=true"]
     args += ["--set", f"model.rotary_tables={reference.facts['rotary_tables']}"]
-    given = CliRunner().invoke(build(), args)
+    given = invoke("generate", *args)
     assert given.exit_code == 0, given.stderr
     assert json.loads(given.stdout)["token_ids"] == reference.greedy("raw/naive")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -30,13 +31,15 @@ def hanging(*pieces: str) -> Reply:
 
 
 @contextmanager
-def scripted(*replies: Reply) -> Iterator[ScriptedServer]:
+def scripted(
+    *replies: Reply, pages: dict[str, Any] = PAGES, tls: ssl.SSLContext | None = None
+) -> Iterator[ScriptedServer]:
     """An OpenAI-compatible server that says what `replies` say, in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = ScriptedServer(*replies, pages=PAGES)
-    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    server = ScriptedServer(*replies, pages=pages)
+    asyncio.run_coroutine_threadsafe(server.start(tls=tls), loop).result()
     try:
         yield server
     finally:
@@ -92,24 +95,25 @@ class Running:
             [GHOSTVIS, *args], stdout=pipe, stderr=pipe, **(usual | options)
         )
 
-    def read(self, text: str) -> None:
-        """Wait for this text on stdout."""
+    def read(self, text: str) -> str:
+        """Wait for this text on stdout; what came until its end."""
         assert self.process.stdout is not None
         found = b""
         while not found.endswith(text.encode()):
             piece = os.read(self.process.stdout.fileno(), 1)
             assert piece, f"stdout ended after {found!r}: {self.process.communicate()[1].decode()}"
             found += piece
+        return found.decode()
 
     def line(self) -> str:
         """The next line on stdout, without its end."""
-        assert self.process.stdout is not None
-        found = b""
-        while not found.endswith(b"\n"):
-            piece = os.read(self.process.stdout.fileno(), 1)
-            assert piece, f"stdout ended after {found!r}: {self.process.communicate()[1].decode()}"
-            found += piece
-        return found.decode().rstrip("\n")
+        return self.read("\n").rstrip("\n")
+
+    def write(self, text: str) -> None:
+        """On stdin, which is a pipe then."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text.encode())
+        self.process.stdin.flush()
 
     def send(self, number: signal.Signals) -> "Ended":
         """The signal, and how the process ended after it."""

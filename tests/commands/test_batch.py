@@ -15,12 +15,11 @@ from typing import Any, Literal
 import pexpect
 import pyte
 import pytest
-from typer.testing import CliRunner
 
 from ghostvis_cli import demo
 from ghostvis_cli.batch.run import ENGINE_ERRORS_IN_A_ROW
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.fake import FakeEngine
+from tests.cli import invoke
 from tests.commands.processes import (
     GHOSTVIS,
     at,
@@ -36,6 +35,7 @@ from tests.commands.processes import (
 from tests.conftest import DATA
 from tests.engines import serving
 from tests.engines.scripted import Reply, ending, lines, refusal, usage, words
+from tests.limits import limit
 
 LOCAL = ("--source", "demo", "--temperature", "0")
 IMAGE = Path(demo.__file__).parent / "red-circle.png"
@@ -245,17 +245,17 @@ def test_another_model_is_refused(tmp_path: Path, server: tuple[str, ...]) -> No
     "option", ["a prompt", "--prompt=x", "--image=x", "--json", "--stats", "--stream", "--prompt-file=x"]
 )
 def test_what_rows_hold_can_not_be_typed_too(option: str) -> None:
-    ended = CliRunner().invoke(build(), ["generate", "--input", "rows.jsonl", option])
+    ended = invoke("generate", "--input", "rows.jsonl", option)
     assert ended.exit_code == 2 and "has no place beside --input" in ended.stderr
 
 
 def test_options_of_a_batch_want_rows_and_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"prompt": "Hi"})
     for options in (["--output=x", "Hi"], ["--retry-errors", "Hi"], ["--concurrency=2", "Hi"]):
-        ended = CliRunner().invoke(build(), ["generate", *options])
+        ended = invoke("generate", *options)
         assert ended.exit_code == 2 and "go with --input" in ended.stderr
     for rest in (["--retry-errors"], [f"--output={path}"]):
-        assert CliRunner().invoke(build(), ["generate", "--input", str(path), *rest]).exit_code == 2
+        assert invoke("generate", "--input", path, *rest).exit_code == 2
     assert json.loads(path.read_text()) == {"prompt": "Hi"}
 
 
@@ -347,12 +347,8 @@ def test_a_terminal_sees_one_line_that_goes_away_in_the_end(
 def test_with_a_full_disk_the_run_says_so_and_goes_on_later(
     rows: Path, tmp_path: Path, server: tuple[str, ...]
 ) -> None:
-    def small_disk() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-
     out = tmp_path / "out.jsonl"
-    ended = generate(rows, out, "--concurrency", "1", *server, preexec_fn=small_disk)
+    ended = generate(rows, out, "--concurrency", "1", *server, preexec_fn=limit(resource.RLIMIT_FSIZE, 5000))
     assert ended.returncode == 1 and b"File too large; what it held is unharmed" in ended.stderr
     assert b"Traceback" not in ended.stderr and 0 < len(answers(out)) < 36
     assert generate(rows, out, *server).returncode == 0

@@ -1,36 +1,29 @@
 """`ghostvis bench` on the demo model and on real servers, as it is typed."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from ghostvis_cli import create_sglang_engine
 from ghostvis_cli.bench import schema
 from ghostvis_cli.bench.job import Job, engine_profiles
 from ghostvis_cli.bench.stats import REPEATS
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.factory import make_engine
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import ExitCode
 from ghostvis_cli.profile import Profile, resolve
 from ghostvis_cli.profile.settings import EngineSettings
 from ghostvis_cli.serve.settings import Served
+from tests.cli import invoke
 from tests.engines.serving import PATIENCE_S, BreaksLater, Recorder, running
 
+pytestmark = pytest.mark.usefixtures("here")
+run = partial(invoke, "bench")
 SMALL = ("--output-len", "4", "--prompt-len", "8", "--warm-up", "1")
 DEMO = ("--source", "demo", *SMALL)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(build(), ["bench", *args], prog_name="ghostvis")
 
 
 def reported(*args: str) -> dict[str, Any]:

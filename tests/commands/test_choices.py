@@ -1,13 +1,11 @@
 """What was chosen, and where: flag over environment over profile, a model over the demo, nothing lost."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
-from typer.testing import CliRunner, Result
 
 from ghostvis_cli import create_sglang_engine, demo
 from ghostvis_cli.cli import app, options
@@ -16,26 +14,12 @@ from ghostvis_cli.errors import ModelError, UsageError
 from ghostvis_cli.profile import resolve
 from ghostvis_cli.profile.readers import READ_BY
 from ghostvis_cli.profile.settings import keys
+from tests.cli import invoke as run
 from tests.commands.processes import at, saying, scripted
 from tests.conftest import DATA
 
+pytestmark = pytest.mark.usefixtures("here")
 BASE = DATA / "text_swiglu"  # holds a checkpoint of the source base, and none of sft
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GHOSTVIS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("GHOSTVIS_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("GHOSTVIS_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*args: str, **more: Any) -> Result:
-    return CliRunner().invoke(app.build(), [*args], prog_name="ghostvis", **more)
 
 
 def contexts(typed: list[str]) -> list[Any]:

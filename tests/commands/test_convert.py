@@ -2,21 +2,18 @@
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from ghostvis_cli.cli.app import build
+from tests.cli import invoke
 from tests.commands.processes import GHOSTVIS
 from tests.conftest import DATA, Reference
 
 SWIGLU = str(Reference("text_swiglu").checkpoint().path)
+convert = partial(invoke, "convert")
 MOE = DATA / "text_moe_top1" / "base_checkpoints" / "d4"
-
-
-def convert(*args: object) -> Result:
-    return CliRunner().invoke(build(), ["convert", *map(str, args)], prog_name="ghostvis")
 
 
 def test_a_conversion_prints_where_the_directory_is(tmp_path: Path) -> None:

@@ -1,18 +1,15 @@
 """`ghostvis doctor` against real models, real servers and real faults."""
 
-import asyncio
 import json
 import pickle
 import shutil
-import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,10 @@ import pytest
 import tiktoken
 from packaging.requirements import Requirement
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.doctor import card
 from ghostvis_cli.doctor.finding import Check, Finding, examine
 from ghostvis_cli.doctor.machine import admits, of_extra
@@ -35,23 +30,16 @@ from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.image_limits import DEFAULT_LIMITS
 from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message
+from tests.cli import invoke
+from tests.commands.processes import scripted
 from tests.conftest import DATA
-from tests.engines.scripted import CARD, HELLO, Reply, ScriptedServer, ending, lines, usage, words
+from tests.engines.scripted import CARD, HELLO, Reply, ending, lines, usage, words
 from tests.engines.serving import PATIENCE_S, running
+from tests.sites import certificates, nobody_listens, server_tls
 
+pytestmark = pytest.mark.usefixtures("here")
+run = partial(invoke, "doctor")
 TEXT_MODEL = DATA / "text_swiglu"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No profile of the directory, nothing in the home."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(build(), ["doctor", *args], prog_name="ghostvis")
 
 
 def examined(*args: str) -> tuple[int, list[Finding]]:
@@ -136,42 +124,11 @@ def test_an_image_that_leaves_on_its_side_is_found_out(tagged: bool, status: str
 # --- a server
 
 
-class Server:
-    """A scripted server, in a thread of its own."""
-
-    def __init__(self, scripted: ScriptedServer, tls: ssl.SSLContext | None) -> None:
-        self.scripted, self.tls, self.started = scripted, tls, threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()))
-        self.thread.start()
-        assert self.started.wait(PATIENCE_S)
-
-    async def serve(self) -> None:
-        self.loop, self.ended = asyncio.get_running_loop(), asyncio.Event()
-        await self.scripted.start(tls=self.tls)
-        self.started.set()
-        await self.ended.wait()
-        await self.scripted.stop()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.ended.set)
-        self.thread.join(PATIENCE_S)
-
-
-@contextmanager
-def scripted(*replies: Reply, tls: ssl.SSLContext | None = None, **pages: Any) -> Iterator[str]:
-    routes = {f"/{name.replace('__', '/')}": page for name, page in pages.items()}
-    server = Server(ScriptedServer(*replies, pages=routes), tls)
-    try:
-        yield server.scripted.url
-    finally:
-        server.stop()
-
-
 def reply(**counts: Any) -> Reply:
     return Reply((lines(*words("Hel", "lo"), ending(), usage(**counts), "[DONE]"),))
 
 
-SGLANG: dict[str, Any] = {"v1__models": {"data": [CARD | {"owned_by": "sglang"}]}, "ready": {}}
+SGLANG: dict[str, Any] = {"/v1/models": {"data": [CARD | {"owned_by": "sglang"}]}, "/ready": {}}
 
 
 class Blind(FakeEngine):
@@ -245,8 +202,8 @@ def test_an_answer_that_says_nothing_of_the_image_proves_nothing() -> None:
 def test_sglang_that_does_not_report_cached_tokens_is_told_how() -> None:
     about = {"version": "0.5.23", "enable_cache_report": False, "dtype": "bfloat16"}
     image = reply(prompt_tokens=71, prompt_tokens_details={"cached_tokens": 0, "image_tokens": 64})
-    with scripted(reply(), image, **SGLANG, server_info=about) as url:
-        code, findings = examined("--base-url", url)
+    with scripted(reply(), image, pages={**SGLANG, "/server_info": about}) as server:
+        code, findings = examined("--base-url", server.url)
     assert code == 0
     assert one(findings, "server", "identity").message == "SGLang 0.5.23"
     assert one(findings, "trip", "picture").message.startswith("64 tokens")
@@ -257,8 +214,8 @@ def test_sglang_that_does_not_report_cached_tokens_is_told_how() -> None:
 
 
 def test_sglang_that_says_its_model_has_no_eyes_is_sent_no_image() -> None:
-    with scripted(**SGLANG, model_info={"has_image_understanding": False}) as url:
-        code, findings = examined("--base-url", url)
+    with scripted(pages={**SGLANG, "/model_info": {"has_image_understanding": False}}) as server:
+        code, findings = examined("--base-url", server.url)
     assert code == 0
     assert one(findings, "trip", "picture").status == "note"
 
@@ -266,17 +223,15 @@ def test_sglang_that_says_its_model_has_no_eyes_is_sent_no_image() -> None:
 @pytest.mark.parametrize(("status", "found"), [(400, "warning"), (500, "error")])
 def test_an_unknown_server_may_refuse_an_image_but_not_break_on_it(status: int, found: str) -> None:
     refused = Reply((b'{"error": {"message": "no eyes"}}',), status, {"Content-Type": "application/json"})
-    with scripted(Reply((HELLO,)), refused, v1__models={"data": [CARD]}) as url:
-        code, findings = examined("--base-url", url)
+    with scripted(Reply((HELLO,)), refused) as server:
+        code, findings = examined("--base-url", server.url)
     assert code == (9 if found == "error" else 0)
     assert one(findings, "trip", "picture").status == found
     assert "no eyes" in one(findings, "trip", "picture").message
 
 
 def test_a_dead_port_is_a_finding_and_the_other_checks_go_on() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    code, findings = examined("--base-url", f"http://127.0.0.1:{port}")
+    code, findings = examined("--base-url", nobody_listens())
     assert code == 9
     (error,) = errors(findings)
     assert (error.area, error.name) == ("server", "connection")
@@ -293,8 +248,8 @@ def test_a_key_that_is_not_there_is_told_once() -> None:
 
 def test_a_silent_server_takes_no_longer_than_the_limit() -> None:
     started_s = time.monotonic()
-    with scripted(v1__models=Reply(silent=True)) as url:
-        code, findings = examined("--base-url", url, "--time-limit", "2")
+    with scripted(pages={"/v1/models": Reply(silent=True)}) as server:
+        code, findings = examined("--base-url", server.url, "--time-limit", "2")
     assert code == 9
     assert time.monotonic() - started_s < 30  # the two seconds, on a busy machine
     assert errors(findings)[0].area == "server"
@@ -315,21 +270,11 @@ def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_certificate_is_verified_and_an_unknown_one_refused(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl command to make a certificate with")
-    pem = str(tmp_path / "server.pem")
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=doctor"
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", f"{pem}.crt"],
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(f"{pem}.crt", pem)
-    with scripted(tls=context, v1__models={"data": [CARD]}) as url:
-        code, findings = examined("--no-run", "--base-url", url, "--set", f"engine.ca_file={pem}.crt")
+    ours = f"engine.ca_file={certificates(tmp_path) / 'ca.pem'}"
+    with scripted(tls=server_tls(tmp_path)) as server:
+        code, findings = examined("--no-run", "--base-url", server.url, "--set", ours)
         assert (code, one(findings, "server", "tls").status) == (0, "ok")
-        code, findings = examined("--no-run", "--base-url", url)
+        code, findings = examined("--no-run", "--base-url", server.url)
     assert code == 9
     assert "certificate" in errors(findings)[0].message
     assert "ca_file" in str(errors(findings)[0].fix)
@@ -536,9 +481,8 @@ def test_a_package_that_is_not_for_this_machine_is_not_missed(marker: str, told:
 
 
 def test_what_converted_models_take_is_told_with_how_to_have_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("GHOSTVIS_CACHE_DIR", str(tmp_path / "cache"))
     entry = tmp_path / "cache" / "converted" / "d4-0123"
     entry.mkdir(parents=True)
     with (entry / "model.safetensors").open("wb") as file:

@@ -1,32 +1,20 @@
 """`ghostvis doctor` about converted directories: what their certificates vouch for, and what they do not."""
 
 import json
-import os
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.convert import cache
 from ghostvis_cli.doctor.finding import Finding
+from tests.cli import invoke as run
 from tests.conftest import Reference
 from tests.convert.conversions import converted
 
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("GHOSTVIS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("GHOSTVIS_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +28,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(original: Path, tmp_path: Path) -> Path:
     """A copy, so that a test may change it."""
     return Path(shutil.copytree(original, tmp_path / "a place"))
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(build(), [str(arg) for arg in args], prog_name="ghostvis")
 
 
 def findings(*args: object) -> list[Finding]:

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from tests.commands.processes import (
     scripted,
     until,
 )
+from tests.limits import limit
 
 DEMO = ("generate", "--source", "demo", "-q", "-t", "0", "Hi")
 SIGNALS = pytest.mark.parametrize(
@@ -41,10 +41,6 @@ def stuck(tmp_path: Path, module: str, code: str) -> tuple[dict[str, str], Path]
     wait = "".join(f"    {line}\n" for line in lines)
     (tmp_path / f"{module}.py").write_text(f"def wait():\n{wait}{code}")
     return environment(PYTHONPATH=str(tmp_path)), ready
-
-
-def address_space(mib: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
 
 
 # Signals and deadlines
@@ -113,9 +109,7 @@ def test_a_reply_that_a_signal_cuts_off_is_kept_in_its_session(tmp_path: Path) -
         scripted(hanging("Hel")) as server,
         running("chat", *at(server), "--session", "s", env=env, stdin=subprocess.PIPE) as started,
     ):
-        assert started.process.stdin is not None
-        started.process.stdin.write(b"hi\n")
-        started.process.stdin.flush()
+        started.write("hi\n")
         started.read("Hel")
         assert started.send(signal.SIGTERM).code == 143
     assert "Hel" in (tmp_path / "chats/s/session.jsonl").read_text()
@@ -153,10 +147,6 @@ def test_at_random_moments_every_command_ends_as_documented(tmp_path: Path, name
 def test_a_disk_that_fills_in_an_answer_is_code_1(
     tmp_path: Path, unbuffered: str | None, more: list[str]
 ) -> None:
-    def small_disk() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
     env = environment(PYTHONUNBUFFERED=unbuffered)
     answer = saying("word " * 1300)
     with scripted(answer, answer) as server, (tmp_path / "out").open("wb") as out:
@@ -166,7 +156,7 @@ def test_a_disk_that_fills_in_an_answer_is_code_1(
             stdout=out,
             stderr=subprocess.PIPE,
             env=env,
-            preexec_fn=small_disk,
+            preexec_fn=limit(resource.RLIMIT_FSIZE, 4096),
             timeout=PATIENCE_S,
         )
     assert done.returncode == 1
@@ -178,7 +168,7 @@ def test_a_disk_that_fills_in_an_answer_is_code_1(
 def test_too_little_address_space_is_code_7_and_no_bug(
     tmp_path: Path, command: tuple[str, ...], mib: int
 ) -> None:
-    done = run(*command, cwd=tmp_path, preexec_fn=address_space(mib))
+    done = run(*command, cwd=tmp_path, preexec_fn=limit(resource.RLIMIT_AS, mib << 20))
     assert (done.returncode, done.stdout) == (7, b"")
     assert done.stderr.startswith(b"ghostvis: error: out of memory") and b"\nhint: " in done.stderr
     assert done.stderr.count(b"\n") == 2
@@ -220,23 +210,19 @@ def test_what_is_no_lack_of_memory_is_not_called_so(error: Exception) -> None:
 TOO_FEW = b"ghostvis: error: too many files are open for the system's limit\nhint: ulimit -n 1024\n"
 
 
-def few_files(most: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 @pytest.mark.parametrize("most", [5, 6])  # with fewer there is no Python
 def test_too_few_open_files_are_code_7_with_what_to_raise(most: int, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "hi"}\n')
     with scripted(saying("hi")) as server:
         for given in (["hi"], ["--input", str(rows)]):
-            done = run("generate", *at(server), *given, preexec_fn=few_files(most))
+            done = run("generate", *at(server), *given, preexec_fn=limit(resource.RLIMIT_NOFILE, most))
             assert (done.returncode, done.stderr) == (7, TOO_FEW)
 
 
 def test_too_few_open_files_are_no_fault_of_where_a_conversion_goes(tmp_path: Path) -> None:
-    place = ("--out", str(tmp_path / "out"))
-    done = run("convert", "--source", "demo", "-q", "--no-verify", *place, preexec_fn=few_files(7))
+    few, place = limit(resource.RLIMIT_NOFILE, 7), ("--out", str(tmp_path / "out"))
+    done = run("convert", "--source", "demo", "-q", "--no-verify", *place, preexec_fn=few)
     assert (done.returncode, done.stderr) == (7, TOO_FEW)
 
 

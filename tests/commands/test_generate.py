@@ -3,27 +3,24 @@
 import json
 import signal
 from base64 import b64decode
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from ghostvis_cli import demo
-from ghostvis_cli.cli.app import build
+from tests.cli import invoke
 from tests.commands.processes import at, hanging, saying, scripted
 from tests.conftest import DATA
 from tests.engines.scripted import Reply, ScriptedServer, ending, lines, refusal, usage
 
 IMAGE = str(demo.BASE_DIR.parent / "red-circle.png")
 FAULTS = DATA / "faults"
+run = partial(invoke, "generate")
 TEXT_MODEL = ("--base-dir", str(DATA / "text_swiglu"), "--source", "base")
-
-
-def run(*args: str, **options: Any) -> Result:
-    return CliRunner().invoke(build(), ["generate", *args], prog_name="ghostvis", **options)
 
 
 def asked(server: ScriptedServer) -> list[Any]:

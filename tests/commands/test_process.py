@@ -4,7 +4,6 @@ import json
 import re
 import resource
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +25,12 @@ from tests.commands.processes import (
     until,
 )
 from tests.engines.scripted import Reply, refusal
+from tests.limits import limit
+from tests.sites import nobody_listens
 
 UNICODE = "Grüße, 世界 🎉"
 QUICKLY_S = 30.0  # on a busy machine; what is not ended hangs twice as long
 DEMO = ("generate", "--source", "demo", "--temperature", "0", "Hello")
-
-
-def nobody_listens() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 # Exit codes
@@ -71,12 +66,11 @@ def test_what_the_server_refuses_is_code_6_and_for_one_prompt_of_two_code_8() ->
 def test_too_little_memory_is_code_7(tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
     long.write_text("a" * 16_000_000)
-
-    def with_80_mib() -> None:  # enough to start, too little for several copies of the prompt
-        resource.setrlimit(resource.RLIMIT_AS, (80 << 20, 80 << 20))
-
+    little = limit(
+        resource.RLIMIT_AS, 80 << 20
+    )  # enough to start, too little for several copies of the prompt
     with scripted(saying("hi")) as server:
-        done = run("generate", *at(server), "--prompt-file", str(long), preexec_fn=with_80_mib)
+        done = run("generate", *at(server), "--prompt-file", str(long), preexec_fn=little)
     assert (done.returncode, done.stdout) == (7, b"")
     assert done.stderr.startswith(b"ghostvis: error: out of memory\nhint: ")
 

@@ -1,27 +1,16 @@
 """`ghostvis profile`, as people and scripts call it."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from ghostvis_cli.cli.app import build
+from tests.cli import invoke
 
 SECRET = "sk-abcdefghijklmnop"
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of its own and a user of its own."""
-    monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "config"))
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(build(), ["profile", *args], prog_name="ghostvis")
+pytestmark = pytest.mark.usefixtures("here")
+run = partial(invoke, "profile")
 
 
 def write(text: str) -> None:
@@ -97,16 +86,16 @@ def test_notices_go_to_stderr_and_can_be_silenced(monkeypatch: pytest.MonkeyPatc
     assert run("show", "--quiet").stderr == ""
 
 
-def test_the_project_file_is_named_with_v(directory: Path) -> None:
+def test_the_project_file_is_named_with_v(here: Path) -> None:
     write("profiles: {default: {system: hi}}")
-    assert f"settings from {directory / 'project' / 'ghostvis.yaml'}" in run("show", "-v").stderr
+    assert f"settings from {here / 'ghostvis.yaml'}" in run("show", "-v").stderr
 
 
-def test_path_prints_a_profiles_file_or_the_directory(directory: Path) -> None:
-    assert run("path").stdout == f"{directory / 'config' / 'profiles'}\n"
+def test_path_prints_a_profiles_file_or_the_directory(here: Path) -> None:
+    assert run("path").stdout == f"{here / 'config' / 'profiles'}\n"
     assert Path(run("path", "demo").stdout.strip()).name == "demo.yaml"
     write("profiles: {lab: {}}")
-    assert run("path", "lab").stdout == f"{directory / 'project' / 'ghostvis.yaml'}\n"
+    assert run("path", "lab").stdout == f"{here / 'ghostvis.yaml'}\n"
     result = run("path", "lob")
     assert result.exit_code == 2 and "did you mean lab?" in result.stderr
 
@@ -138,9 +127,9 @@ def test_validate_takes_one_file_and_tells_scripts_in_json() -> None:
     ] == ["one"]
 
 
-def test_init_prints_the_path_of_a_profile_that_show_then_knows(directory: Path) -> None:
+def test_init_prints_the_path_of_a_profile_that_show_then_knows(here: Path) -> None:
     result = run("init", "lab", "--extends", "remote")
-    assert result.stdout == f"{directory / 'config' / 'profiles' / 'lab.yaml'}\n"
+    assert result.stdout == f"{here / 'config' / 'profiles' / 'lab.yaml'}\n"
     assert "base_url: http://localhost:30000" in run("show", "lab").stdout
     again = run("init", "lab")
     assert again.exit_code == 2 and "is there already" in again.stderr and "--force" in again.stderr

@@ -1,6 +1,5 @@
 """`ghostvis serve` as a real process, and its refusals."""
 
-import base64
 import json
 import os
 import signal
@@ -9,102 +8,66 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import httpx2
 import openai
 import pytest
-from typer.testing import CliRunner, Result
 
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.engines.base import Sampling
+from tests.cli import invoke
+from tests.commands.processes import Running, environment, running
 from tests.conftest import DATA
-from tests.engines.serving import PATIENCE_S
+from tests.engines.serving import PATIENCE_S, USER, client, image_part, user
+from tests.pictures import data_url
 
 MODEL = ("--engine", "local", "--base-dir", str(DATA / "vlm_clip_hf"), "--source", "sft", "--port", "0")
-MAIN = "from ghostvis_cli.cli.app import main; main()"
-
-
-class Process:
-    """`ghostvis serve ARGS`, its first line of stdout read."""
-
-    def __init__(self, *args: str, key: str | None = None) -> None:
-        environment = os.environ | ({} if key is None else {"GHOSTVIS_API_KEY": key})
-        command = [sys.executable, "-c", MAIN, "serve", *MODEL, *args]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-        assert self.process.stdout is not None
-        self.first_line = self.process.stdout.readline().strip()
-        self.url = json.loads(self.first_line)["url"] if "--json" in args else self.first_line
-
-    def client(self, key: str = "none") -> Any:  # what our servers add is in none of the library's types
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
-
-    def end(self) -> tuple[int, str, str]:
-        """SIGTERM: exit code, the rest of stdout, stderr."""
-        self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, out, err
+run = partial(invoke, "serve")
 
 
 @contextmanager
-def serving(*args: str, key: str | None = None) -> Iterator[Process]:
-    process = Process(*args, key=key)
-    try:
-        yield process
-    finally:
-        process.process.kill()
-        process.process.communicate()
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(build(), ["serve", *args], prog_name="ghostvis")
-
-
-def image_question() -> list[Any]:
-    data = base64.b64encode((DATA / "vlm_clip_hf" / "image.png").read_bytes()).decode()
-    parts = [
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
-        {"type": "text", "text": "What is it?"},
-    ]
-    return [{"role": "user", "content": parts}]
+def serving(*args: str, key: str | None = None) -> Iterator[tuple[Running, str]]:
+    """`ghostvis serve ARGS`, and the first line of its stdout."""
+    with running("serve", *MODEL, *args, env=environment(GHOSTVIS_API_KEY=key)) as started:
+        yield started, started.line()
 
 
 def test_it_prints_its_address_serves_the_model_and_leaves_with_0() -> None:
-    with serving("--max-tokens", "3", "--temperature", "0") as server:
-        assert server.first_line.startswith("http://127.0.0.1:")
+    image = data_url((DATA / "vlm_clip_hf" / "image.png").read_bytes())
+    question = user(image_part(image), {"type": "text", "text": "What is it?"})
+    with serving("--max-tokens", "3", "--temperature", "0") as (server, url):
+        assert url.startswith("http://127.0.0.1:")
         for path in ("/healthz", "/readyz", "/health"):
-            assert httpx2.get(server.url + path, trust_env=False).status_code == 200
-        (model,) = server.client().models.list().data
-        answers = [
-            server.client().chat.completions.create(model=model.id, messages=image_question())
-            for _ in range(2)
-        ]
-        code, out, err = server.end()
-    assert (code, out) == (0, "")
+            assert httpx2.get(url + path, trust_env=False).status_code == 200
+        (model,) = client(url).models.list().data
+        create = partial(client(url).chat.completions.create, model=model.id, messages=question)
+        answers = create(), create()
+        ended = server.send(signal.SIGTERM)
+    assert (ended.code, ended.out) == (0, "")
     assert answers[0].choices[0].message == answers[1].choices[0].message
     first, again = (answer.usage for answer in answers)
     assert 1 <= first.completion_tokens <= 3
     assert first.prompt_tokens_details.to_dict()["image_tokens"] == 8
     assert again.prompt_tokens_details.cached_tokens > first.prompt_tokens_details.cached_tokens
-    assert "ready after" in err
-    assert "POST /v1/chat/completions 200" in err
-    assert " id=" in err
+    assert "ready after" in ended.err
+    assert "POST /v1/chat/completions 200" in ended.err
+    assert " id=" in ended.err
 
 
 def test_json_tells_address_and_process_and_the_key_is_shown_nowhere() -> None:
-    with serving("--json", "--verbose", key="s3cret-s3cret") as server:
-        record = json.loads(server.first_line)
+    with serving("--json", "--verbose", key="s3cret-s3cret") as (server, line):
+        record = json.loads(line)
         assert (record["schema_version"], record["pid"]) == (1, server.process.pid)
         assert (record["engine"], record["context_tokens"] > 0) == ("local", True)
-        assert server.url.endswith(f":{record['port']}")
+        assert record["url"].endswith(f":{record['port']}")
         with pytest.raises(openai.AuthenticationError):
-            server.client("wrong").models.list()
-        assert server.client("s3cret-s3cret").models.list().data
-        stream = server.client("s3cret-s3cret").chat.completions.create(
+            client(record["url"], "wrong").models.list()
+        ours = client(record["url"], "s3cret-s3cret")
+        assert ours.models.list().data
+        stream = ours.chat.completions.create(
             model=record["model"],
-            messages=[{"role": "user", "content": "hi"}],
+            messages=USER,
             stream=True,
             extra_body={"ignore_eos": True, "return_token_ids": True},
         )
@@ -112,15 +75,16 @@ def test_json_tells_address_and_process_and_the_key_is_shown_nowhere() -> None:
         while tokens <= limit:  # which nobody named for this server
             tokens += len(next(stream).choices[0].to_dict().get("token_ids", ()))
         stream.close()
-        code, out, err = server.end()
-    assert code == 0
-    assert "GET /v1/models 401" in err
-    assert "s3cret" not in out + err
+        ended = server.send(signal.SIGTERM)
+    assert ended.code == 0
+    assert "GET /v1/models 401" in ended.err
+    assert "s3cret" not in ended.out + ended.err
 
 
 def test_quiet_leaves_stderr_empty() -> None:
-    with serving("--quiet") as server:
-        assert server.end() == (0, "", "")
+    with serving("--quiet") as (server, _):
+        ended = server.send(signal.SIGTERM)
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
 
 
 def test_no_address_is_printed_for_a_model_that_is_not_there() -> None:

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.convert import run
 from ghostvis_cli.convert.plan import ConvertSettings, make_plan
+
+DEMO = locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG)
 
 
 def converted(checkpoint: Checkpoint, place: Path, **settings: Any) -> Path:
@@ -32,3 +36,11 @@ def changed(
     change(state)
     torch.save(state, copy.path)
     return copy
+
+
+def damaged(place: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """The converted directory `place`, with other tensors in it from now on."""
+    state = load_file(place / "model.safetensors")
+    change(state)
+    save_file(state, place / "model.safetensors", {"format": "pt"})
+    return place

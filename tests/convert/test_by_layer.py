@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from ghostvis_cli import demo
-from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.locate import Checkpoint
-from ghostvis_cli.cli.app import build
 from ghostvis_cli.convert.memory import fitted
 from ghostvis_cli.convert.plan import ConvertSettings, make_plan
 from ghostvis_cli.errors import MemoryLimitError
+from tests.cli import invoke
 from tests.conftest import Reference
-from tests.convert.conversions import converted
+from tests.convert.conversions import DEMO, converted, damaged
 
 pytest.importorskip("transformers")
 GB = 10**9
@@ -27,9 +24,7 @@ MAPPED = "max |logit difference| with unrounded rotary tables"
 
 
 def checkpoint(name: str) -> Checkpoint:
-    if name == "demo":
-        return locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG)
-    return Reference(name).checkpoint()
+    return DEMO if name == "demo" else Reference(name).checkpoint()
 
 
 def verified(source: Checkpoint, place: Path, *, by_layer: bool, **settings: Any) -> dict:
@@ -66,14 +61,12 @@ def test_both_ways_find_the_same(tmp_path: Path, name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", ["text_swiglu", "demo"])
 def test_over_the_same_positions_the_logits_differ_by_the_same(tmp_path: Path, name: str) -> None:
     """A planted difference, alike for both ways and far above rounding: 1% of one layer's MLP."""
-    from safetensors.torch import load_file, save_file
-
     source = checkpoint(name)
-    place = converted(source, tmp_path / "out")
-    state = load_file(place / "model.safetensors")
-    (damaged,) = (key for key in state if key.endswith("layers.1.mlp.down_proj.weight"))
-    state[damaged] *= 1.01
-    save_file(state, place / "model.safetensors", {"format": "pt"})
+    mlp = "layers.1.mlp.down_proj.weight"
+    place = damaged(
+        converted(source, tmp_path / "out"),
+        lambda state: [state[key].mul_(1.01) for key in state if key.endswith(mlp)],
+    )
     expected, got = (verified(source, place, by_layer=way) for way in (False, True))
     for a, b in zip(expected["cases"], got["cases"], strict=True):
         # Greatest over the prompt is at most greatest over prompt and answer; sums in another order differ by 1e-4.
@@ -92,7 +85,7 @@ def test_images_stand_where_they_belong_in_every_layout(tmp_path: Path, layout: 
 
 
 @pytest.mark.parametrize(
-    ("name", "damaged", "named"),
+    ("name", "tensor", "named"),
     [
         (SWIGLU, "model.embed_tokens.weight", "embed_tokens"),
         (SWIGLU, "model.layers.2.mlp.down_proj.weight", "layers.2"),
@@ -103,54 +96,37 @@ def test_images_stand_where_they_belong_in_every_layout(tmp_path: Path, layout: 
     ],
 )
 def test_a_damaged_tensor_is_found_and_its_layer_named(
-    tmp_path: Path, name: str, damaged: str, named: str
+    tmp_path: Path, name: str, tensor: str, named: str
 ) -> None:
-    from safetensors.torch import load_file, save_file
+    def change(state: dict[str, torch.Tensor]) -> None:
+        old = state[tensor]
+        state[tensor] = old.roll(1, 0) + (old.dim() == 1) * torch.rand(old.shape)
 
     source = checkpoint(name)
-    place = converted(source, tmp_path / "out")
-    state = load_file(place / "model.safetensors")
-    state[damaged] = state[damaged].roll(1, 0) + (state[damaged].dim() == 1) * torch.rand(
-        state[damaged].shape
-    )
-    save_file(state, place / "model.safetensors", {"format": "pt"})
-    found = verified(source, place, by_layer=True)
+    found = verified(source, damaged(converted(source, tmp_path / "out"), change), by_layer=True)
     assert not found["passed"]
     assert found["first_diverging_layer"] == named
 
 
 def test_a_damaged_eye_is_found(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    source = checkpoint("vlm_clip_hf")
-    place = converted(source, tmp_path / "out")
-    state = load_file(place / "model.safetensors")
-    state["model.vision.projector.mlp.3.weight"] *= 1.5
-    save_file(state, place / "model.safetensors", {"format": "pt"})
+    source, tensor = checkpoint("vlm_clip_hf"), "model.vision.projector.mlp.3.weight"
+    place = damaged(converted(source, tmp_path / "out"), lambda state: state[tensor].mul_(1.5))
     found = verified(source, place, by_layer=True)
     assert not found["passed"]
     assert figures(found)["max |image feature difference|"] > 0.01
 
 
-def test_a_model_that_answers_with_no_numbers_at_all_is_found_too(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    source = checkpoint(SWIGLU)
-    place = converted(source, tmp_path / "out")
-    state = load_file(place / "model.safetensors")
-    state["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
-    save_file(state, place / "model.safetensors", {"format": "pt"})
-    found = verified(source, place, by_layer=True)
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_a_model_that_answers_with_no_numbers_at_all_is_found_too(tmp_path: Path, by_layer: bool) -> None:
+    source, tensor = checkpoint(SWIGLU), "model.layers.1.mlp.up_proj.weight"
+    place = damaged(converted(source, tmp_path / "out"), lambda state: state[tensor][0, :1].fill_(torch.nan))
+    found = verified(source, place, by_layer=by_layer)
     assert not found["passed"]
     assert found["first_diverging_layer"] == "layers.1"
     json.dumps(found, allow_nan=False)
 
 
 # --- as it is typed
-
-
-def convert(*args: object) -> Result:
-    return CliRunner().invoke(build(), ["convert", *map(str, args)], prog_name="ghostvis")
 
 
 def test_it_is_chosen_where_the_whole_does_not_fit_and_told() -> None:
@@ -174,7 +150,7 @@ def test_what_does_not_fit_layer_by_layer_either_is_refused() -> None:
 
 
 def test_layer_by_layer_can_be_asked_for_and_the_certificate_says_so(tmp_path: Path) -> None:
-    done = convert(checkpoint(SWIGLU).path, "--out", tmp_path / "out", "--verify-by-layer")
+    done = invoke("convert", checkpoint(SWIGLU).path, "--out", tmp_path / "out", "--verify-by-layer")
     assert done.exit_code == 0, done.stderr
     assert "verification will run layer by layer" in done.stderr
     assert "greedy tokens not checked" in done.stderr
@@ -183,6 +159,8 @@ def test_layer_by_layer_can_be_asked_for_and_the_certificate_says_so(tmp_path: P
 
 
 def test_a_verification_that_is_both_wanted_and_not_is_refused(tmp_path: Path) -> None:
-    done = convert(checkpoint(SWIGLU).path, "--out", tmp_path / "out", "--verify-by-layer", "--no-verify")
+    done = invoke(
+        "convert", checkpoint(SWIGLU).path, "--out", tmp_path / "out", "--verify-by-layer", "--no-verify"
+    )
     assert done.exit_code == 2
     assert "contradict" in done.stderr

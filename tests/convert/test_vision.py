@@ -11,15 +11,13 @@ import torch
 from PIL import Image
 
 from ghostvis_cli import demo
-from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.checkpoint.tokenizer import Tokenizer
 from ghostvis_cli.engines.base import GenerateRequest, Sampling
 from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message
-from tests.convert.conversions import converted
+from tests.convert.conversions import DEMO, converted
 
 transformers = pytest.importorskip("transformers")
-DEMO = locate.find(demo.BASE_DIR, "sft", demo.MODEL_TAG)
 QUESTIONS = ("What is in this picture?", "How many shapes are there?")
 TOKENS = 64
 

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import sites
 from tests.engines.scripted import Reply, ScriptedServer, Serve
 from tests.engines.serving import Letters, Running, running
 
@@ -22,6 +24,11 @@ async def serve() -> AsyncIterator[Serve]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sites.certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

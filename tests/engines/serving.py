@@ -1,9 +1,7 @@
 """A local server in a thread, engines to put behind it, and requests to send to it."""
 
 import asyncio
-import base64
 import http.client
-import io
 import json
 import threading
 import time
@@ -14,13 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import openai
-from PIL import Image
 
 from ghostvis_cli.engines.base import Chunk, GenerateRequest, TokenLogprob
 from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.errors import RequestError
 from ghostvis_cli.serve.local_server import serve
 from ghostvis_cli.serve.settings import Served, ServerSettings
+from tests.pictures import data_url, png
 
 USER = [{"role": "user", "content": "one two three"}]
 PATIENCE_S = 10.0
@@ -71,6 +69,10 @@ class BreaksLater(FakeEngine):
             yield chunk
 
 
+def client(url: str, key: str = "none") -> Any:  # what our servers add is in none of the library's types
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
+
+
 class Running:
     """A server in a thread, as `ghostvis serve` runs it but for the signals."""
 
@@ -106,8 +108,12 @@ class Running:
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
-    def client(self, key: str = "none") -> Any:  # what our servers add is in none of the library's types
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
+    def client(self, key: str = "none") -> Any:
+        return client(self.url, key)
+
+    def create(self, **fields: Any) -> Any:
+        """What the official client gives for a request about USER."""
+        return self.client().chat.completions.create(**{"model": "fake", "messages": USER, **fields})
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=PATIENCE_S)
@@ -154,9 +160,7 @@ def eventually(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> N
 
 
 def image_url_of(size: tuple[int, int] = (8, 8)) -> str:
-    file = io.BytesIO()
-    Image.new("RGB", size, "red").save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_url(png(size=size))
 
 
 def image_part(url: str) -> dict[str, Any]:

@@ -3,9 +3,6 @@
 import asyncio
 import re
 import resource
-import shutil
-import socket
-import ssl
 import subprocess
 import sys
 from contextlib import aclosing
@@ -34,6 +31,8 @@ from tests.engines.scripted import (
     refusal,
     words,
 )
+from tests.limits import limited
+from tests.sites import nobody_accepts, nobody_listens, server_tls
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/", "/team/a", "/team/a/v1"])
@@ -171,16 +170,9 @@ async def test_other_refusals_are_not_repeated(serve: Serve) -> None:
     assert len(server.posts) == 1
 
 
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def test_a_server_that_starts_a_moment_later_is_reached() -> None:
     server = ScriptedServer()
-    settings = RemoteSettings(f"http://127.0.0.1:{unused_port()}", model="ghost", retries=6)
+    settings = RemoteSettings(nobody_listens(), model="ghost", retries=6)
     async with RemoteEngine(settings) as engine:
         answer = asyncio.create_task(complete(engine, ask()))
         await asyncio.sleep(0.05)
@@ -190,7 +182,7 @@ async def test_a_server_that_starts_a_moment_later_is_reached() -> None:
 
 
 async def test_a_server_that_is_not_there_is_named_with_the_reason() -> None:
-    url = f"http://127.0.0.1:{unused_port()}"
+    url = nobody_listens()
     with pytest.raises(EngineError, match=f"can't reach {url}: Connection refused") as failure:
         await RemoteEngine.connect(RemoteSettings(url, retries=1))
     assert failure.value.code == ExitCode.ENGINE
@@ -203,18 +195,8 @@ async def test_a_name_that_is_not_known_is_named() -> None:
 
 
 async def test_a_server_that_takes_no_connection_is_given_up_in_time() -> None:
-    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for filler in (
-            first,
-            second,
-        ):  # with its queue full, the kernel leaves further connections unanswered
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
-        url = f"http://127.0.0.1:{full.getsockname()[1]}"
-        with pytest.raises(EngineError, match=r"no connection within 0\.2 s") as failure:
-            await RemoteEngine.connect(RemoteSettings(url, retries=0, connect_timeout_s=0.2))
+    with nobody_accepts() as url, pytest.raises(EngineError, match=r"no connection within 0\.2 s") as failure:
+        await RemoteEngine.connect(RemoteSettings(url, retries=0, connect_timeout_s=0.2))
     assert "connect_timeout_s" in str(failure.value.hint)
 
 
@@ -295,13 +277,10 @@ async def test_a_thousand_requests_run_at_once(serve: Serve) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2500:
         pytest.skip(f"both ends of 1,000 connections need 2,500 open files, and {hard} are allowed")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2500), hard))
-    try:
+    with limited(resource.RLIMIT_NOFILE, max(soft, 2500)):
         server = await serve(crowd=1000)
         async with engine_for(server) as engine:
             answers = await asyncio.gather(*(complete(engine, ask(f"number {i}")) for i in range(1000)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert {answer.text for answer in answers} == {"Hello"}
     assert len({seen.body for seen in server.posts}) == 1000
     assert server.most_open == 1000
@@ -309,15 +288,13 @@ async def test_a_thousand_requests_run_at_once(serve: Serve) -> None:
 
 async def test_with_few_files_allowed_requests_wait_for_a_connection(serve: Serve) -> None:
     server = await serve()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = max(80, server.socket_number + 40)
     most = few - SPARE_FILES
     async with engine_for(server) as engine:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
-        try:
+        with limited(
+            resource.RLIMIT_NOFILE, few
+        ):  # while only one of the server's ends is in this process too
             await complete(engine, ask())
-        finally:  # the server's ends of the connections are in this process too
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         answers = await asyncio.gather(*(complete(engine, ask()) for _ in range(3 * most)))
     assert [answer.text for answer in answers] == ["Hello"] * 3 * most
     assert server.most_open <= most
@@ -401,34 +378,6 @@ async def test_a_proxy_that_cant_be_used_is_named(proxy: str, monkeypatch: pytes
 
 
 # TLS
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with our own authority `ca.pem` and a certificate of 127.0.0.1 signed by it, `server.pem`."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl command to make certificates with")
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(command: str) -> None:
-        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
-
-    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-    (folder / "name").write_text("subjectAltName=IP:127.0.0.1\n")
-    openssl(f"req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=ours -days 2")
-    openssl(f"req {key} -keyout server.key -out server.csr -subj /CN=server")
-    signed = "-CA ca.pem -CAkey ca.key -CAcreateserial -extfile name -days 2"
-    openssl(f"x509 -req -in server.csr -out server.crt {signed}")
-    (folder / "server.pem").write_text(
-        (folder / "server.key").read_text() + (folder / "server.crt").read_text()
-    )
-    return folder
-
-
-def server_tls(certificates: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "server.pem")
-    return context
 
 
 async def test_a_servers_certificate_is_accepted_with_our_own_authority(

@@ -13,10 +13,11 @@ from ghostvis_cli.engines.fake import FakeEngine
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
 from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.errors import GhostvisError, InputError, RequestError
-from ghostvis_cli.images import EncodedImage, load_image
+from ghostvis_cli.images import EncodedImage
 from ghostvis_cli.prompt import Message
 from tests.engines.serving import running
 from tests.engines.tiny import tiny_model
+from tests.pictures import an_image
 
 InWork = Callable[[], Awaitable[bool]]  # whether the engine works on any request, by its own account
 Start = Callable[[], AbstractAsyncContextManager[tuple[Engine, InWork]]]
@@ -72,12 +73,6 @@ def engine(started: tuple[Engine, InWork]) -> Engine:
 @pytest.fixture
 def in_work(started: tuple[Engine, InWork]) -> InWork:
     return started[1]
-
-
-def an_image(color: str | tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> EncodedImage:
-    from PIL import Image
-
-    return load_image(Image.new("RGB", size, color))
 
 
 def ask(text: str, *images: EncodedImage, **sampling: object) -> GenerateRequest:

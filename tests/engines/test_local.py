@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ghostvis_cli import demo
 from ghostvis_cli.checkpoint import locate
@@ -31,8 +32,9 @@ from ghostvis_cli.errors import (
 from ghostvis_cli.images import load_image
 from ghostvis_cli.prompt import Message, Prompt
 from tests.conftest import Reference
-from tests.engines.test_contract import an_image, ask
+from tests.engines.test_contract import ask
 from tests.engines.tiny import IMAGE_TOKENS, TOKENIZER, tiny_model
+from tests.pictures import an_image, encoded
 
 CPU = LocalSettings(device="cpu")
 
@@ -106,16 +108,8 @@ async def test_a_repeated_image_is_computed_once(engine: LocalEngine) -> None:
 
 
 async def test_the_same_pixels_from_another_file_format_are_the_same_image(engine: LocalEngine) -> None:
-    import io
-
-    from PIL import Image
-
     image = Image.effect_noise((40, 30), 90).convert("RGB")
-    files = []
-    for form in ("PNG", "BMP"):
-        buffer = io.BytesIO()
-        image.save(buffer, form)
-        files.append(load_image(buffer.getvalue()))
+    files = [load_image(encoded(image, form)) for form in ("PNG", "BMP")]
     await complete(engine, ask("what", files[0]))
     again = await complete(engine, ask("what", files[1]))
     assert again.usage.cached_tokens == again.usage.prompt_tokens - 1

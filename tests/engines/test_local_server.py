@@ -4,17 +4,14 @@ import asyncio
 import gzip
 import inspect
 import json
-from base64 import b64encode
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from typing import Any
 
 import openai
 import pytest
-from PIL import Image
 
 from ghostvis_cli.engines.base import Chunk, Completion, GenerateRequest, Sampling, Usage, complete
 from ghostvis_cli.engines.fake import IMAGE_TOKENS, FakeEngine
@@ -45,12 +42,13 @@ from tests.engines.serving import (
     running,
     user,
 )
+from tests.pictures import data_url, png
 
 # --- answers
 
 
 def test_a_chat_answer_has_text_finish_reason_and_usage(server: Running) -> None:
-    answer = server.client().chat.completions.create(model="fake", messages=USER)
+    answer = server.create()
     assert (answer.object, answer.model) == ("chat.completion", "fake")
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one two three", "stop")
     assert answer.usage.to_dict() == {
@@ -62,11 +60,7 @@ def test_a_chat_answer_has_text_finish_reason_and_usage(server: Running) -> None
 
 
 def test_a_stream_begins_with_the_role_and_ends_with_reason_and_usage(server: Running) -> None:
-    chunks = list(
-        server.client().chat.completions.create(
-            model="fake", messages=USER, max_tokens=2, stream=True, stream_options={"include_usage": True}
-        )
-    )
+    chunks = list(server.create(max_tokens=2, stream=True, stream_options={"include_usage": True}))
     deltas = [chunk.choices[0].delta.to_dict() for chunk in chunks[:-1]]
     role = {"role": "assistant", "content": "", "refusal": None}
     assert deltas == [role, {"content": "one"}, {"content": " two"}, {}]
@@ -98,7 +92,7 @@ async def test_the_async_client_gets_many_answers_at_once(server: Running) -> No
 
 @pytest.mark.parametrize("stop", ["three", ["nothing", "three"]])
 def test_stop_strings_end_the_answer(server: Running, stop: Any) -> None:
-    answer = server.client().chat.completions.create(model="fake", messages=USER, stop=stop)
+    answer = server.create(stop=stop)
     assert answer.choices[0].message.content == "one two "
 
 
@@ -106,9 +100,7 @@ def test_stop_strings_end_the_answer(server: Running, stop: Any) -> None:
 def test_n_choices_have_seeds_of_their_own_and_one_prompt(stream: bool) -> None:
     engine = Recorder()
     with running(engine) as server:
-        call = partial(
-            server.client().chat.completions.create, model="fake", messages=USER, n=3, seed=2**63 - 2
-        )
+        call = partial(server.create, n=3, seed=2**63 - 2)
         if stream:
             chunks = list(call(stream=True, stream_options={"include_usage": True}))
             usage, indices = chunks[-1].usage, {c.choices[0].index for c in chunks[:-1]}
@@ -124,10 +116,8 @@ def test_what_a_request_leaves_out_comes_from_the_settings() -> None:
     engine = Recorder()
     defaults = Sampling(max_tokens=7, temperature=0.1, top_k=3, stop=("x",))
     with running(engine, sampling=defaults) as server:
-        server.client().chat.completions.create(model="fake", messages=USER)
-        server.client().chat.completions.create(
-            model="fake",
-            messages=USER,
+        server.create()
+        server.create(
             max_tokens=1,
             max_completion_tokens=9,
             temperature=0,
@@ -193,7 +183,7 @@ def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
         {"role": "user", "content": "c", "name": "someone"},
     ]
     with running(engine) as server:
-        answer = server.client().chat.completions.create(model="fake", messages=messages)
+        answer = server.create(messages=messages)
     system, first, reply, last = engine.requests[-1].messages
     assert [system.role, first.role, reply.role, last.role] == ["system", "user", "assistant", "user"]
     assert [type(part).__name__ for part in first.parts] == ["Text", "ImagePart", "Text", "ImagePart"]
@@ -202,13 +192,9 @@ def test_roles_and_content_parts_reach_the_engine_in_order() -> None:
 
 
 def test_a_transparent_image_of_a_request_is_laid_on_white() -> None:
-    engine, icon = Recorder(), BytesIO()
-    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(icon, "PNG")
-    part = image_part("data:image/png;base64," + b64encode(icon.getvalue()).decode())
+    engine, part = Recorder(), image_part(data_url(png((200, 0, 0, 0), mode="RGBA")))
     with running(engine) as server:
-        server.client().chat.completions.create(
-            model="fake", messages=[{"role": "user", "content": [part, {"type": "text", "text": "what?"}]}]
-        )
+        server.create(messages=user(part, {"type": "text", "text": "what?"}))
     [image] = engine.requests[-1].messages[-1].images
     assert image.pil().getextrema() == ((255, 255),) * 3
 
@@ -264,14 +250,9 @@ async def test_tokens_that_follow_each_other_closely_are_handed_on_together(
 
 def test_log_probabilities_have_tokens_bytes_and_alternatives() -> None:
     with running(WithLogprobs(), vocabulary=Letters()) as server:
-        client = server.client()
-        chat = client.chat.completions.create(
-            model="fake", messages=USER, logprobs=True, top_logprobs=2, extra_body={"return_token_ids": True}
-        )
-        streamed = list(
-            client.chat.completions.create(model="fake", messages=USER, logprobs=True, stream=True)
-        )
-        text = client.completions.create(model="fake", prompt="one two", logprobs=2)
+        chat = server.create(logprobs=True, top_logprobs=2, extra_body={"return_token_ids": True})
+        streamed = list(server.create(logprobs=True, stream=True))
+        text = server.client().completions.create(model="fake", prompt="one two", logprobs=2)
     entry = chat.choices[0].logprobs.content[0]
     assert (entry.token, entry.logprob, entry.bytes) == ("a", -0.5, [97])
     assert [(top.token, top.logprob) for top in entry.top_logprobs] == [("a", -0.5), ("\ufffd", -9999.0)]
@@ -298,7 +279,7 @@ def test_a_model_answers_to_its_aliases_too() -> None:
     with running(served_model_name="ghost", aliases=("gpt-4o", "org/other")) as server:
         names = [card.id for card in server.client().models.list().data]
         for name in names:
-            answer = server.client().chat.completions.create(model=name, messages=USER)
+            answer = server.create(model=name)
             assert (answer.model, server.client().models.retrieve(name).id) == ("ghost", "ghost")
         assert server.chat(model="gpt-4")[0] == 404
         # A client of ours that takes the only model there is still finds one.
@@ -349,7 +330,7 @@ async def test_a_real_model_answers_over_http_as_it_does_directly() -> None:
 
     with running(load=load) as server:
         assert await asyncio.to_thread(server.ready.wait, PATIENCE_S)
-        answer = server.client().chat.completions.create(
+        answer = server.create(
             model="d2",
             messages=user(image_part(url), {"type": "text", "text": text}),
             max_tokens=8,
@@ -449,7 +430,7 @@ def test_every_parameter_of_the_openai_client_has_its_place_in_the_tables(create
 
 def test_what_clients_send_along_is_no_reason_to_refuse(server: Running) -> None:
     """The fields of the openai client's own answers, sent back as they came, and those of its callers."""
-    said = server.client().chat.completions.create(model="fake", messages=USER).choices[0].message
+    said = server.create().choices[0].message
     turn = {**said.model_dump(), "annotations": [], "provider_specific_fields": None, "reasoning_content": ""}
     parts = [
         {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}},
@@ -603,7 +584,7 @@ def test_a_refusal_never_repeats_what_was_sent(server: Running) -> None:
 
 def test_errors_outside_the_api_have_its_shape_too(server: Running) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
-        server.client().chat.completions.create(model="gpt-4", messages=USER)
+        server.create(model="gpt-4")
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     for path, expected in (
         ("/v1/nothing", (404, "unknown_url")),
@@ -666,7 +647,7 @@ def test_a_compressed_body_is_refused_as_what_it_is(server: Running) -> None:
 
 def test_a_failure_within_a_stream_is_its_last_event() -> None:
     with running(BreaksLater()) as server:
-        stream = server.client().chat.completions.create(model="fake", messages=USER, stream=True)
+        stream = server.create(stream=True)
         seen = ""
         with pytest.raises(openai.APIError, match="the model gave up"):
             for chunk in stream:

@@ -1,14 +1,11 @@
 """Whom and what the local server lets in: images, keys, limits, clients that leave; and what it counts."""
 
 import asyncio
-import base64
 import json
 import select
 import socket
-import threading
 from contextlib import closing, suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import openai
@@ -20,6 +17,7 @@ from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.serve.admission import SMALL_BYTES, Bodies, Body
 from ghostvis_cli.serve.api_errors import ApiError
 from ghostvis_cli.serve.settings import ServerSettings
+from tests import sites
 from tests.engines.serving import (
     PATIENCE_S,
     USER,
@@ -31,6 +29,7 @@ from tests.engines.serving import (
     running,
     user,
 )
+from tests.pictures import png
 
 
 def address(server: Running) -> tuple[str, int]:
@@ -75,31 +74,22 @@ def test_broken_and_too_many_images_are_refused() -> None:
         assert (status, "reads text only" in body["error"]["message"]) == (400, True)
 
 
-class _Images(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+class _Images(sites.Site):
+    def respond(self) -> None:
         if self.path == "/elsewhere":
-            self.send_response(302)
-            self.send_header("location", "/a.png")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(base64.b64decode(image_url_of().partition(",")[2]))
-
-    def log_message(self, *_: Any) -> None:
-        pass
+            return self.answer(302, location="/a.png")
+        return self.answer(200, png())
 
 
 def test_an_allowed_host_is_asked_and_its_redirects_are_not_followed() -> None:
-    with HTTPServer(("127.0.0.1", 0), _Images) as host:
-        threading.Thread(target=host.serve_forever, daemon=True).start()
-        limits = ImageLimits(allow_private=True)
-        url = f"http://127.0.0.1:{host.server_port}"
-        with running(allowed_image_hosts=("127.0.0.1",), image_limits=limits) as server:
-            assert server.chat(messages=user(image_part(f"{url}/a.png")))[0] == 200
-            for other in (f"{url}/elsewhere", f"{url}@evil.example/", "http://evil.example/#@127.0.0.1/"):
-                assert server.chat(messages=user(image_part(other)))[0] == 400
-        host.shutdown()
+    limits = ImageLimits(allow_private=True)
+    with (
+        sites.serving(_Images) as url,
+        running(allowed_image_hosts=("127.0.0.1",), image_limits=limits) as server,
+    ):
+        assert server.chat(messages=user(image_part(f"{url}/a.png")))[0] == 200
+        for other in (f"{url}/elsewhere", f"{url}@evil.example/", "http://evil.example/#@127.0.0.1/"):
+            assert server.chat(messages=user(image_part(other)))[0] == 400
 
 
 # --- who gets in
@@ -367,9 +357,9 @@ def test_a_body_of_millions_of_messages_is_refused_unread() -> None:
 
 def test_requests_beyond_the_limit_get_429_and_when_to_come_back() -> None:
     with running(FakeEngine(delay_s=0.1), max_waiting=1) as server:
-        stream = server.client().chat.completions.create(model="fake", messages=USER, stream=True)
+        stream = server.create(stream=True)
         with pytest.raises(openai.RateLimitError) as refused:
-            server.client().chat.completions.create(model="fake", messages=USER)
+            server.create()
         assert refused.value.response.headers["retry-after"] == "1"
         assert len(list(stream)) == 5
         eventually(lambda: server.chat()[0] == 200)
@@ -401,9 +391,7 @@ def test_the_openai_client_aborts_by_closing_its_stream() -> None:
     engine = FakeEngine(delay_s=0.02)
     with running(engine) as server:
         endless = [{"role": "user", "content": "word " * 3000}]
-        stream = server.client().chat.completions.create(
-            model="fake", messages=endless, max_tokens=1000, stream=True
-        )
+        stream = server.create(messages=endless, max_tokens=1000, stream=True)
         next(iter(stream))
         stream.close()
         eventually(lambda: engine.aborted == 1)
@@ -415,7 +403,7 @@ def test_the_openai_client_aborts_by_closing_its_stream() -> None:
 def test_metrics_have_the_names_and_values_that_sglang_dashboards_ask_for() -> None:
     with running() as server:
         server.chat()
-        list(server.client().chat.completions.create(model="fake", messages=USER, stream=True))
+        list(server.create(stream=True))
         server.chat(n=0)
         eventually(
             lambda: (

@@ -5,17 +5,18 @@ Real processes and real sockets. What each failure is called in detail is in tes
 
 import asyncio
 import resource
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.commands.processes import PAGES, PATIENCE_S, environment, run
+from tests.commands.processes import PAGES, PATIENCE_S, run
 from tests.engines.scripted import HELLO, Reply, Serve, ending, lines, refusal, usage, words
-from tests.engines.test_connection import certificates, server_tls, unused_port  # noqa: F401
+from tests.limits import limit
+from tests.sites import nobody_accepts, nobody_listens, server_tls
 
 MOST_MEMORY_BYTES = 256 << 20  # of data; an answer takes a process that is well under 100 MB
 QUICKLY_S = 30.0  # a start on a busy machine included
@@ -61,7 +62,7 @@ FAULTS = {
     "reset at once": Fault(5, "gave no answer", Reply(silent=True, end="reset")),
     "stalled": Fault(5, "has sent no data for", Reply((TOKEN,), end="hang"), timeout_s=0.5),
     "silent": Fault(5, "has not answered", Reply(silent=True), timeout_s=0.5),
-    "slow": Fault(5, "was given 0.5 s", Reply((TOKEN,) * 1000, pause_s=0.05), timeout_s=0.5),
+    "slow": Fault(5, "was given 2 s", Reply((TOKEN,) * 1000, pause_s=0.05), timeout_s=2),
     "401": Fault(6, "with 401: no", refusal(401, {"error": "no"})),
     "401 for the models": Fault(6, "with 401: no", models=refusal(401, {"error": "no"})),
     "404": Fault(6, "with 404: no", refusal(404, {"error": "no"})),
@@ -87,22 +88,18 @@ FAULTS = {
         6, "an event of more than", gigabyte(TOKEN, b"data: " + b"x" * 65_000 + b"\n")
     ),
     "1 GB of tokens": Fault(6, "sent far more than was asked for", gigabyte(LONG_TOKEN, LONG_TOKEN)),
-    "1 GB of nothing": Fault(5, "was given 0.5 s", gigabyte(TOKEN, b": ping\n\n" * 8192), timeout_s=0.5),
+    "1 GB of nothing": Fault(5, "was given 2 s", gigabyte(TOKEN, b": ping\n\n" * 8192), timeout_s=2),
     "a stream whose end never comes": Fault(
-        5, "was given 0.5 s", Reply((lines(*words("a"), ending()),), end="hang"), timeout_s=0.5
+        5, "was given 2 s", Reply((lines(*words("a"), ending()),), end="hang"), timeout_s=2
     ),
 }
-
-
-def little_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
 
 
 async def generate(url: str, *options: str) -> tuple[int, str]:
     """The exit code, and what stood on stderr; stdout may hold the beginning of an answer."""
     args = ["generate", "--base-url", url, "--set", "engine.retries=0", "hi"]
-    started_s = time.monotonic()
-    done = await asyncio.to_thread(run, *args, *options, env=environment(), preexec_fn=little_memory)
+    little, started_s = limit(resource.RLIMIT_DATA, MOST_MEMORY_BYTES), time.monotonic()
+    done = await asyncio.to_thread(run, *args, *options, preexec_fn=little)
     assert time.monotonic() - started_s < QUICKLY_S
     return done.returncode, done.stderr.decode()
 
@@ -127,23 +124,17 @@ async def test_a_server_that_fails_gives_the_documented_code_and_one_line(name: 
 
 
 async def test_a_server_that_is_not_there_is_code_5() -> None:
-    code, said = await generate(f"http://127.0.0.1:{unused_port()}")
+    code, said = await generate(nobody_listens())
     assert (code, is_one_error(said), "Connection refused" in said) == (5, True, True)
 
 
 async def test_a_port_that_takes_no_connection_is_code_5() -> None:
-    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for filler in (first, second):  # its queue is full: the kernel leaves further connections unanswered
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
-        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+    with nobody_accepts() as url:
         code, said = await generate(url, "--set", "engine.connect_timeout_s=0.2")
     assert (code, is_one_error(said), "no connection within" in said) == (5, True, True)
 
 
-async def test_an_unknown_certificate_is_code_5(serve: Serve, certificates: Any) -> None:  # noqa: F811
+async def test_an_unknown_certificate_is_code_5(serve: Serve, certificates: Path) -> None:
     server = await serve(tls=server_tls(certificates))
     code, said = await generate(server.url)
     assert (code, is_one_error(said), "CERTIFICATE_VERIFY_FAILED" in said) == (5, True, True)

@@ -100,10 +100,16 @@ class Server:
 @contextmanager
 def serving(directory: Path, *flags: str, **environment: str) -> Iterator[Server]:
     """A server that is ready. NotStartedError where it ended first."""
+    with serving_at(free_port(), sys.executable, directory, *flags, **environment) as server:
+        yield server
+
+
+@contextmanager
+def serving_at(port: int, python: str, directory: Path, *flags: str, **environment: str) -> Iterator[Server]:
+    """The same on this port, with the Python of an environment that has SGLang."""
     with tempfile.TemporaryDirectory(prefix="sglang-") as place:
         log = Path(place) / "log"
-        port = free_port()
-        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(directory), *FLAGS]
+        command = [python, "-m", "sglang.launch_server", "--model-path", str(directory), *FLAGS]
         command += ["--host", "127.0.0.1", "--port", str(port), *flags]
         with log.open("wb") as file:
             process = subprocess.Popen(

@@ -14,6 +14,7 @@ from ghostvis_cli.engines.remote import RemoteEngine, RemoteSettings
 from ghostvis_cli.sglang.engine import SGLangEngine
 from tests.conftest import Reference
 from tests.engines import test_contract as contract
+from tests.pictures import an_image
 from tests.sglang.asking import directory
 from tests.sglang.inprocess import profile_of
 from tests.sglang.servers import serving
@@ -54,7 +55,7 @@ def busy(load: dict[str, int]) -> bool:
 
 async def test_an_image_takes_the_tokens_that_info_says(engine: Engine) -> None:
     """A client of SGLang's routes is not told how many; then it is the model's own number."""
-    images = (contract.an_image("red"), contract.an_image("blue"))
+    images = (an_image("red"), an_image("blue"))
     done = await complete(engine, contract.ask("what is it", *images))
     assert done.usage.image_tokens == 2 * (engine.info.image_tokens or ROWS)
     assert engine.info.image_tokens == (0 if engine.info.kind == "remote" else ROWS)

@@ -9,7 +9,7 @@ import pytest
 
 from ghostvis_cli.sglang.plugin.media import ImageStore, LoadedImage
 from ghostvis_cli.sglang.plugin.processors.images import HASHED_IN_LOOP, GhostVisMultimodalProcessor
-from tests.unit.test_sglang_media import data_url, png
+from tests.pictures import data_url, png
 
 ASKING = 8
 

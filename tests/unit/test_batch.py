@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import closing
@@ -37,6 +36,7 @@ from ghostvis_cli.errors import (
 )
 from ghostvis_cli.images import EncodedImage
 from ghostvis_cli.prompt import Text
+from tests.limits import limited
 
 SETTINGS = RunSettings(Sampling(max_tokens=20, temperature=0))
 NO_IMAGE: Callable[[str], EncodedImage] = pytest.fail
@@ -669,32 +669,22 @@ async def test_a_full_disk_while_failures_are_taken_out_leaves_all_of_them_and_n
     there = {bench.out.name, f"{bench.out.name}.manifest.json", bench.rows.name}
     before = bench.out.read_bytes()
     hashes = {record["index"]: record["row_hash"] for record in bench.records}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with closing(Journal.open(bench.out)) as journal:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        try:
-            with pytest.raises(OutputError, match=r"out.jsonl can't be written: File too large"):
-                journal.resume(12, hashes.__getitem__, retry_errors=True)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, handler)
+    with (
+        closing(Journal.open(bench.out)) as journal,
+        limited(resource.RLIMIT_FSIZE, 100),
+        pytest.raises(OutputError, match=r"out.jsonl can't be written: File too large"),
+    ):
+        journal.resume(12, hashes.__getitem__, retry_errors=True)
     assert bench.out.read_bytes() == before
     assert {path.name for path in bench.out.parent.iterdir()} == there
 
 
-def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path) -> None:
     with closing(Journal.open(tmp_path / "out.jsonl")) as journal:
         journal.append([b"whole\n"])
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # the next write stops after 4 bytes
-        try:
-            with pytest.raises(OutputError, match="what it held is unharmed"):
-                journal.append([b"too much\n"])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, before)
+        unharmed = pytest.raises(OutputError, match="what it held is unharmed")
+        with limited(resource.RLIMIT_FSIZE, 10), unharmed:  # the next write stops after 4 bytes
+            journal.append([b"too much\n"])
     assert (tmp_path / "out.jsonl").read_bytes() == b"whole\n"
 
 

@@ -15,6 +15,7 @@ from typing import IO
 import pytest
 
 from ghostvis_cli import files
+from tests.limits import limited
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,12 +175,8 @@ def test_a_new_file_is_never_put_over_anything(tmp_path: Path, what: str) -> Non
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """Files of this process may have 1,000 bytes."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    with limited(resource.RLIMIT_FSIZE, 1000):
+        yield
 
 
 @pytest.mark.usefixtures("small_files")

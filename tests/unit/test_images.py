@@ -5,19 +5,15 @@ import gzip
 import io
 import os
 import random
-import shutil
 import socket
-import ssl
 import struct
-import subprocess
 import threading
 import tracemalloc
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +25,8 @@ from PIL import Image, ImageOps, features
 from ghostvis_cli.errors import ExitCode, InputError, UsageError
 from ghostvis_cli.image_limits import ImageLimits
 from ghostvis_cli.images import EncodedImage, from_bytes, load_image
+from tests import sites
+from tests.pictures import encoded
 
 OPEN = ImageLimits(allow_private=True, timeout_s=60)
 
@@ -37,12 +35,6 @@ def noise(mode: str = "RGB", size: tuple[int, int] = (7, 5), seed: int = 0) -> I
     """An image whose pixels all differ, so that no turn or channel swap goes unseen."""
     bands = len(Image.new(mode, (1, 1)).getbands())
     return Image.frombytes(mode, size, random.Random(seed).randbytes(size[0] * size[1] * bands))
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def oriented(kind: str, tag: int, **options: Any) -> bytes:
@@ -675,22 +667,11 @@ def test_pillows_warnings_stay_off_stderr() -> None:
 IMAGE = encoded(noise())
 
 
-class Site(BaseHTTPRequestHandler):
+class Site(sites.Site):
     """Answers by path; as a proxy it gets whole URLs and answers by their path too."""
 
-    protocol_version = "HTTP/1.1"
     seen: ClassVar[list[tuple[str, str | None]]] = []
     stop: ClassVar[threading.Event] = threading.Event()
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content_Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        with suppress(OSError):
-            self.wfile.write(content)
 
     def drip(self, content: bytes) -> None:
         with suppress(OSError):
@@ -700,7 +681,7 @@ class Site(BaseHTTPRequestHandler):
                     return
         self.close_connection = True
 
-    def do_GET(self) -> None:
+    def respond(self) -> None:
         self.seen.append((self.path, self.headers.get("Host")))
         path = self.path if self.path[0] == "/" else "/" + self.path.split("/", 3)[3]
         target = path.partition("?to=")[2]
@@ -740,20 +721,11 @@ class Site(BaseHTTPRequestHandler):
                 self.answer(404, b"nothing here")
 
 
-class Quiet(ThreadingHTTPServer):
-    def handle_error(self, *_: Any) -> None:
-        """Clients that hang up are what is tested here."""
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    server = Quiet(("127.0.0.1", 0), Site)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    Site.stop.set()
-    server.shutdown()
-    server.server_close()
+    with sites.serving(Site) as url:
+        yield url
+        Site.stop.set()
 
 
 @pytest.fixture(autouse=True)
@@ -914,31 +886,14 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
 @pytest.fixture
 def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """Starts a TLS server with a certificate for the given name, trusted through SSL_CERT_FILE."""
-    if not shutil.which("openssl"):
-        pytest.skip("openssl makes the certificates")
-    servers: list[Quiet] = []
+    with ExitStack() as stack:
 
-    def start(name: str) -> str:
-        key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-             "-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName=DNS:{name}",
-             "-keyout", str(key), "-out", str(certificate)],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        server = Quiet(("127.0.0.1", 0), Site)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        return f"https://localhost:{server.server_port}"
+        def start(name: str) -> str:
+            tls = sites.server_tls(sites.certificates(tmp_path, f"DNS:{name}"))
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+            return stack.enter_context(sites.serving(Site, tls)).replace("127.0.0.1", "localhost")
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 def test_tls_is_verified_against_the_name_although_the_address_is_dialled(

@@ -5,7 +5,6 @@ import re
 import pytest
 
 from ghostvis_cli.errors import GhostvisError, InputError, RequestError
-from ghostvis_cli.images import EncodedImage, load_image
 from ghostvis_cli.model.config import LAYOUTS
 from ghostvis_cli.prompt import (
     VISION_ROW,
@@ -17,6 +16,7 @@ from ghostvis_cli.prompt import (
     with_line_breaks,
 )
 from tests.engines.tiny import TOKENIZER
+from tests.pictures import an_image as image
 
 N = 3
 V = VISION_ROW
@@ -24,12 +24,6 @@ V = VISION_ROW
 
 def special(name: str) -> int:
     return TOKENIZER.special(f"<|{name}|>")
-
-
-def image(color: str = "red") -> EncodedImage:
-    from PIL import Image
-
-    return load_image(Image.new("RGB", (8, 8), color))
 
 
 def test_each_layout_puts_rows_where_it_says() -> None:

@@ -19,6 +19,7 @@ from ghostvis_cli.sglang.engine import _ReplyReader, marked
 from ghostvis_cli.sglang.plugin.expand import expand
 from ghostvis_cli.sglang.worker import failure
 from tests.conftest import DATA
+from tests.pictures import png
 
 TOKENIZER = Tokenizer.load(DATA / "_tok_ghost" / "tokenizer" / "tokenizer.pkl")
 PROMPT = render_text("hello", TOKENIZER)
@@ -91,7 +92,7 @@ def test_an_abort_that_somebody_asked_for_is_an_end() -> None:
 
 @pytest.mark.parametrize("layout", ["inline", "prepend", "prepend_slots", "prepend_literal"])
 def test_the_plug_in_makes_the_prompt_of_what_it_is_sent(layout: Layout) -> None:
-    image = load_image(_png("red"))
+    image = load_image(png("red"))
     turns = [
         Message.of("user", "Look <|image|> here", [image, image]),
         Message.of("assistant", "Yes."),
@@ -139,13 +140,3 @@ def test_an_error_of_the_worker_is_the_same_error_here() -> None:
     assert (type(error), error.message, error.hint) == (ModelError, "no weights", "look")
     refused = _error(failure(ValueError("The input is\ntoo long")))
     assert (type(refused), refused.message) == (RequestError, "SGLang: The input is too long")
-
-
-def _png(color: str) -> bytes:
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), color).save(file, "PNG")
-    return file.getvalue()

@@ -1,12 +1,9 @@
 """Images on their way into SGLang: what is remembered, what is refused, and what a refusal says."""
 
 import base64
-import io
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,19 +15,11 @@ from ghostvis_cli.images import load_image
 from ghostvis_cli.model.preprocess import crop
 from ghostvis_cli.sglang.plugin import BACKGROUND_VARIABLE, HOSTS_VARIABLE, IMAGE_KEY_VARIABLE
 from ghostvis_cli.sglang.plugin.media import CACHE_VARIABLE, ImageStore, LoadedImage
+from tests import sites
+from tests.pictures import data_url, encoded, png
 
 SIZE = 16
 SQUARE_MB = SIZE * SIZE * 3 / 2**20
-
-
-def png(color: str = "red", size: tuple[int, int] = (24, 20)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, color).save(file, "PNG")
-    return file.getvalue()
-
-
-def data_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def refusal(images: ImageStore, source: object) -> str:
@@ -58,9 +47,8 @@ def test_a_transparent_image_is_laid_on_the_servers_ground(
     monkeypatch.delenv(BACKGROUND_VARIABLE, raising=False)
     if background is not None:
         monkeypatch.setenv(BACKGROUND_VARIABLE, background)
-    file = io.BytesIO()
-    Image.new("RGBA", (SIZE, SIZE), (200, 0, 0, 0)).save(file, "PNG")
-    assert set(ImageStore(SIZE, hosts=frozenset()).load(file.getvalue(), "image 1").pixels.flat) == {grey}
+    clear = png((200, 0, 0, 0), (SIZE, SIZE), "RGBA")
+    assert set(ImageStore(SIZE, hosts=frozenset()).load(clear, "image 1").pixels.flat) == {grey}
 
 
 @pytest.mark.parametrize("wrap", [bytes, data_url], ids=["bytes", "data-url"])
@@ -83,9 +71,7 @@ def test_equal_pixels_in_other_bytes_have_one_identity_and_other_pixels_another(
     image = Image.effect_noise((30, 40), 90).convert("RGB")
     identities = []
     for form, options in (("PNG", {}), ("PNG", {"compress_level": 0}), ("BMP", {})):
-        file = io.BytesIO()
-        image.save(file, form, **options)
-        identities.append(images.load(file.getvalue(), "image 1").identity)
+        identities.append(images.load(encoded(image, form, **options), "image 1").identity)
     assert len(set(identities)) == 1
     assert images.load(png(), "image 1").identity != identities[0]
 
@@ -189,47 +175,32 @@ def test_a_bad_data_url_is_refused(url: str) -> None:
 
 
 def test_an_image_of_too_many_pixels_is_refused_by_its_header() -> None:
-    file = io.BytesIO()
-    Image.new("1", (9000, 9000)).save(file, "PNG")
+    large = png("black", (9000, 9000), "1")
     images = ImageStore(SIZE, hosts=frozenset())
-    assert "larger than 64,000,000 pixels" in refusal(images, file.getvalue())
+    assert "larger than 64,000,000 pixels" in refusal(images, large)
     images.limits = replace(images.limits, max_pixels=81_000_000)
-    assert images.load(file.getvalue(), "image 1").pixels.max() == 0
+    assert images.load(large, "image 1").pixels.max() == 0
 
 
 # Addresses
 
 
-class Site(BaseHTTPRequestHandler):
+class Site(sites.Site):
     asked = 0
 
-    def log_message(self, *_: object) -> None: ...
-
-    def do_GET(self) -> None:
+    def respond(self) -> None:
         type(self).asked += 1
         if self.path == "/away":
-            self.send_response(302)
-            self.send_header("location", "/red.png")
-            self.send_header("content-length", "0")
-            self.end_headers()
-            return
+            return self.answer(302, location="/red.png")
         content = png("red" if Site.asked % 2 else "blue") if self.path == "/turns.png" else png("red")
-        self.send_response(200 if self.path.endswith(".png") else 404)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        return self.answer(200 if self.path.endswith(".png") else 404, content)
 
 
 @pytest.fixture
 def site() -> Iterator[str]:
     Site.asked = 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with sites.serving(Site) as url:
+        yield url
 
 
 def open_to(host: str) -> ImageStore:

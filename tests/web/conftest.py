@@ -11,6 +11,9 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from tests.web.browsing import Open
+
+pytest.register_assert_rewrite("tests.web.browsing")
 REASON = "Gradio is not installed here (make web)"
 
 
@@ -37,3 +40,11 @@ def browser() -> "Iterator[Browser]":
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def open_(browser: "Browser") -> "Iterator[Open]":
+    from tests.web.browsing import tabs
+
+    with tabs(browser) as show:
+        yield show

@@ -1,5 +1,7 @@
 """Who gets into the page, and what it hands out, asked over HTTP without a browser."""
 
+import asyncio
+import shutil
 import signal
 import socket
 import stat
@@ -17,11 +19,13 @@ from ghostvis_cli.images import from_bytes
 from ghostvis_cli.profile import resolve
 from ghostvis_cli.web.desk import Desk
 from ghostvis_cli.web.page import opened
+from ghostvis_cli.web.server import MOST_BYTES
 from ghostvis_cli.web.view import View
+from tests import hubs
 from tests.commands.processes import run, until
 from tests.web.pages import DEMO, Page, as_file, page
 
-SHAPES = Path("ghostvis_cli/demo/three-shapes.jpg")
+SHAPES, CIRCLE = Path("ghostvis_cli/demo/three-shapes.jpg"), Path("ghostvis_cli/demo/red-circle.png")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,24 @@ def test_options_of_the_page_are_refused_without_it():
     assert run("chat", "--port", "0").returncode == 2
 
 
+def test_an_image_that_is_not_there_is_said_before_there_is_a_page_or_a_model():
+    ended = run("chat", "--web", "--port", "0", "--checkpoint-path", "no-such.pt", "-i", "no-such.png")
+    assert (ended.returncode, ended.stdout) == (3, b"")
+    assert b"no-such.png" in ended.stderr
+
+
+def test_a_model_of_a_hub_is_fetched_for_the_page_as_for_the_terminal(tmp_path: Path):
+    (flat := tmp_path / "flat").mkdir()
+    for name in ("chatsft_checkpoints/vlm_tiny/*", "tokenizer/*"):
+        for path in Path("ghostvis_cli/demo/base").glob(name):
+            shutil.copy(path, flat)
+    with hubs.running() as hub:
+        hub.repositories["owner/tiny"] = hubs.Repository(flat)
+        with page(tmp_path, "--hf", "owner/tiny", **hub.env, HF_HOME=str(tmp_path / "hf")) as shown:
+            shown.enter()
+    assert any(path.endswith("model_005000.pt") for _, path, _ in hub.asked)
+
+
 # --- what it hands out
 
 
@@ -134,6 +156,20 @@ def test_an_address_given_as_an_upload_is_not_fetched(shown: Page):
             listener.accept()
 
 
+def test_the_process_asks_no_other_host(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        way_out = f"http://127.0.0.1:{outside.getsockname()[1]}"
+        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), way_out)
+        with page(tmp_path, *DEMO, **proxies, NO_PROXY="127.0.0.1") as shown:
+            shown.enter()
+            shown.client.get("/")
+            shown.submit("What can you do?")
+            assert shown.end().code == 0
+        outside.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            outside.accept()
+
+
 def test_uploads_lie_in_a_folder_of_the_user_alone(shown: Page):
     assert shown.upload("a.jpg", SHAPES.read_bytes()).status_code == 200
     assert stat.S_IMODE(shown.folder.stat().st_mode) == 0o700
@@ -156,6 +192,48 @@ def test_an_upload_is_held_to_the_profiles_limits(tmp_path: Path):
         (path,) = shown.upload("b.png", small.getvalue()).json()
         notices = last_of(shown.submit("What is this?", as_file(path)))[2]
         assert "b.png: 20 x 20 is more than 100 pixels" in notices
+
+
+def test_uploads_that_take_up_too_much_are_refused_and_gone_once_they_are_sent(tmp_path: Path):
+    with page(tmp_path, *DEMO) as shown:
+        shown.enter()
+        (path,) = shown.upload("a.jpg", SHAPES.read_bytes()).json()
+        with (shown.folder / "others").open("wb") as others:
+            others.truncate(MOST_BYTES)
+        refused = shown.upload("b.jpg", SHAPES.read_bytes())
+        assert (refused.status_code, "no room" in refused.text) == (413, True)
+        (shown.folder / "others").unlink()
+        shown.submit("What is in this picture?", as_file(path))
+        assert not Path(path).exists()
+        assert shown.upload("b.jpg", SHAPES.read_bytes()).status_code == 200
+
+
+def test_an_image_cannot_be_fetched_once_the_conversation_has_it_no_more(tmp_path: Path):
+    with page(tmp_path, *DEMO) as shown:
+        shown.enter()
+        (path,) = shown.upload("a.jpg", SHAPES.read_bytes()).json()
+        shown.submit("What is in this picture?", as_file(path))
+        (image,) = shown.folder.glob("*.webp")
+        assert shown.client.get(f"/gradio_api/file={image}").status_code == 200
+        shown.submit("/clear")
+        assert shown.client.get(f"/gradio_api/file={image}").status_code == 403
+        shown.submit("/undo")
+        assert shown.client.get(f"/gradio_api/file={image}").status_code == 200
+
+
+def test_images_that_come_while_others_are_drawn_are_drawn_as_well(tmp_path: Path):
+    desk = Desk(Conversation(resolve(flags={}, env={})))
+    first, second = (from_bytes(path.read_bytes(), path.name) for path in (SHAPES, CIRCLE))
+
+    async def draw() -> None:
+        desk.chat.session.attach([first])
+        drawing = asyncio.create_task(View(desk, tmp_path).draw())
+        await asyncio.sleep(0)  # it is at the first one
+        desk.chat.session.attach([second])
+        await drawing
+
+    asyncio.run(draw())
+    assert len(list(tmp_path.glob("*.webp"))) == 2
 
 
 def test_scripts_are_the_pages_own_and_nothing_is_loaded_from_elsewhere(shown: Page):

@@ -1,129 +1,20 @@
 """The page in a real browser. What every test here holds: no error on the console, no request to another host."""
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 import pytest
 
+from tests.chat.window import chat
 from tests.commands.processes import at, environment, hanging, run, saying, scripted, until
 from tests.engines.scripted import Reply, ScriptedServer
+from tests.web.browsing import CIRCLE, SHAPES, Open, expect
 from tests.web.pages import DEMO, Page, page
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, expect
-    from playwright.sync_api import Page as Tab
-else:
-    expect = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed here (make web)"
-    ).expect
-
-SHAPES = Path("ghostvis_cli/demo/three-shapes.jpg")
-CIRCLE = Path("ghostvis_cli/demo/red-circle.png")
-PATIENCE_MS = 60_000
-CUT_OFF = re.compile("AbortError|errored out")  # what a page says when it is loaded again while a reply comes
-
-
-class Shown:
-    """A tab with the page in it, and what a person does there."""
-
-    def __init__(self, tab: "Tab") -> None:
-        self.tab, self.box = tab, tab.locator("#box textarea")
-        self.replies = tab.locator("#chat .bot").filter(has_not=tab.locator("small"))
-        self.asked = tab.locator("#chat .user").filter(has_not=tab.locator("small, img"))
-        self.captions = tab.locator("#chat .user small")
-        self.statistics = tab.locator("#chat .bot small")
-        self.notices = tab.locator("#notices")
-
-    def ask(self, text: str) -> None:
-        """Send it and wait for the end of the reply."""
-        before = self.statistics.count()
-        self.type(text)
-        self.statistics.nth(before).wait_for()
-
-    def type(self, text: str) -> None:
-        self.box.fill(text)
-        self.box.press("Enter")
-
-    def texts(self) -> list[str]:
-        return self.tab.locator("#chat .message").all_inner_texts()
-
-    def menu(self) -> None:
-        if not self.tab.locator(".sidebar.open").count():
-            self.tab.locator(".sidebar .toggle-button").click()
-            self.tab.locator(".sidebar.open").wait_for()
-
-    def renew(self) -> None:
-        self.menu()
-        self.tab.get_by_role("button", name="New", exact=True).click()
-        expect(self.statistics).to_have_count(0)
-
-    def edit_first(self, text: str) -> None:
-        self.tab.locator("#chat [aria-label=Edit]").first.click()
-        self.tab.locator("#chat textarea").fill(text)
-        self.press("Submit")
-
-    def press(self, name: str) -> None:
-        self.tab.locator(f"#chat [aria-label='{name}']").last.click()
-
-    def bring(self, event: str, path: Path) -> None:
-        """An image from outside, dropped on the box or pasted into it."""
-        self.box.evaluate(
-            """(box, [kind, name, data]) => {
-                const bytes = Uint8Array.from(atob(data), each => each.charCodeAt(0))
-                const moved = new DataTransfer()
-                const type = name.endsWith("png") ? "image/png" : "image/jpeg"
-                moved.items.add(new File([bytes], name, {type}))
-                box.dispatchEvent(kind == "paste"
-                    ? new ClipboardEvent("paste", {clipboardData: moved, bubbles: true, cancelable: true})
-                    : new DragEvent("drop", {dataTransfer: moved, bubbles: true, cancelable: true}))
-            }""",
-            [event, path.name, base64.b64encode(path.read_bytes()).decode()],
-        )
-        self.tab.locator("#box img").last.wait_for()
-
-
-Open = Callable[..., "Shown"]
-
-
-@pytest.fixture
-def open_(browser: "Browser") -> Iterator[Open]:
-    """Show a page in a tab of its own."""
-    expect.set_options(timeout=PATIENCE_MS)
-    problems: list[str] = []
-    contexts = []
-
-    def show(page: Page, width: int = 1280, height: int = 800) -> Shown:
-        context = browser.new_context(viewport={"width": width, "height": height})
-        context.set_default_timeout(PATIENCE_MS)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("dialog", lambda dialog: problems.append(dialog.message))
-        host = urlsplit(page.url).netloc
-        tab.on(
-            "request",
-            lambda asked: problems.append(asked.url) if _host(asked.url) not in (host, "") else None,
-        )
-        tab.goto(page.address)
-        tab.locator("#box .submit-button").wait_for()
-        tab.wait_for_timeout(300)
-        return Shown(tab)
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert [problem for problem in problems if not CUT_OFF.search(problem)] == []
-
-
-def _host(url: str) -> str:
-    return "" if url.startswith(("data:", "blob:")) else urlsplit(url).netloc
-
 
 # --- with the built-in model
 
@@ -159,8 +50,7 @@ def test_a_conversation_of_six_turns_goes_on_after_a_reload_and_at_a_terminal(de
     assert run("chat", "--session", "trip", *DEMO, **terminal).returncode == 10  # the page has it
     shown.renew()
     assert run("chat", "--session", "trip", *DEMO, **terminal).returncode == 0
-    shown.tab.get_by_label("Session").click()
-    shown.tab.get_by_role("option", name="trip").click()
+    shown.choose("Session", "trip")
     expect(shown.statistics).to_have_count(7)
     assert shown.texts()[: len(before)] == before
 
@@ -201,6 +91,39 @@ def test_a_session_is_renamed_and_deleted(demo: Page, open_: Open):
     assert not (demo.state / "chats" / "walk-2").exists()
 
 
+def test_a_conversation_is_saved_as_markdown_json_and_html_by_a_click(demo: Page, open_: Open):
+    shown = open_(demo)
+    shown.renew()
+    shown.bring("drop", CIRCLE)
+    shown.ask("What is in this picture?")
+    image = base64.b64encode(CIRCLE.read_bytes()).decode()
+    answer = shown.replies.last.inner_text()
+    assert "red circle" in answer
+    messages = json.loads(shown.export("json"))["messages"]
+    assert messages[0]["content"][0]["image_url"]["url"] == f"data:image/png;base64,{image}"
+    assert messages[1] == {"role": "assistant", "content": answer}
+    for style in ("md", "html"):
+        saved = shown.export(style)
+        assert image in saved
+        assert saved.index("What is in this picture?") < saved.index(answer)
+
+
+def test_a_session_that_a_terminal_has_open_is_refused_and_the_conversation_stays(demo: Page, open_: Open):
+    shown = open_(demo)
+    shown.renew()
+    shown.ask("What can you do?")
+    with chat("--session", "held", *DEMO, state=demo.state) as terminal:
+        terminal.ask("Who are you?")
+        shown.tab.reload()  # its list has the new session then
+        shown.statistics.wait_for()
+        shown.choose("Session", "held")
+        expect(shown.notices).to_contain_text("another chat has the session held open")
+        expect(shown.asked).to_have_text(["What can you do?"])
+        expect(shown.tab.get_by_label("Session", exact=True)).not_to_have_value("held")
+    shown.choose("Session", "held")
+    expect(shown.asked).to_have_text(["Who are you?"])
+
+
 def test_on_a_phone_nothing_is_wider_than_the_window_with_twenty_images(demo: Page, open_: Open):
     shown = open_(demo, 390, 844)
     shown.renew()
@@ -219,9 +142,9 @@ def talk(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """A page on a server with these replies."""
     with ExitStack() as stack:
 
-        def begin(*replies: Reply) -> tuple[Page, ScriptedServer]:
+        def begin(*replies: Reply, **variables: str) -> tuple[Page, ScriptedServer]:
             server = stack.enter_context(scripted(*replies))
-            return stack.enter_context(page(tmp_path, *at(server))), server
+            return stack.enter_context(page(tmp_path, *at(server), **variables)), server
 
         yield begin
 
@@ -270,6 +193,35 @@ def test_a_tab_that_shows_what_is_past_changes_nothing_and_catches_up(talk: Any,
     expect(ahead.statistics).to_have_count(2)
 
 
+def test_what_there_is_to_say_to_one_tab_is_not_said_in_another(talk: Any, open_: Open):
+    served, _ = talk(hanging("once", " upon"))
+    asking, looking = open_(served), open_(served)
+    looking.type("/show")
+    expect(looking.notices).to_contain_text("profile: default")
+    asking.type("Tell")
+    expect(asking.replies.last).to_have_text("once upon")
+    looking.tab.reload()
+    expect(looking.replies.last).to_have_text("once upon")
+    looking.menu()
+    looking.tab.get_by_role("button", name="New", exact=True).click()
+    expect(looking.notices).to_contain_text("a reply is still on its way")
+    asking.tab.locator("#box .stop-button").click()
+    expect(asking.notices).to_contain_text("stopped")
+    expect(asking.notices).not_to_contain_text("on its way")
+    expect(looking.statistics.last).to_contain_text("stopped")
+
+
+def test_help_names_what_can_be_typed_in_the_page(talk: Any, open_: Open):
+    shown = open_(talk()[0])
+    shown.type("/help")
+    expect(shown.notices).to_contain_text("/undo [N]")
+    expect(shown.notices).not_to_contain_text("/save")
+    shown.type("/save x.md")
+    expect(shown.notices).to_contain_text("/save is for terminals")
+    shown.type("/help save")
+    expect(shown.notices).to_contain_text("there is no command /save")
+
+
 def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(talk: Any, open_: Open):
     served, server = talk(saying("one"), Reply((), end="reset"), saying("two"))
     shown = open_(served)
@@ -279,12 +231,29 @@ def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(tal
     expect(shown.notices).to_contain_text("closed the connection")
     expect(shown.box).to_have_value("second")
     expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
+    shown.menu()
+    shown.tab.get_by_label("temperature").fill("0.5")
+    shown.tab.get_by_label("temperature").press("Enter")
+    expect(shown.tab.get_by_text("set in this chat")).to_be_visible()
+    expect(shown.box).to_have_value("second")  # once
     shown.type("")  # loses nothing
     expect(shown.notices).to_contain_text("the message is empty")
     expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
     shown.type("second")
     expect(shown.replies.last).to_have_text("two")
     assert len(server.posts[-1].json["messages"][-1]["content"]) == 2
+
+
+def test_a_message_stopped_before_its_first_word_gives_its_images_back(talk: Any, open_: Open):
+    shown = open_(talk(Reply((), silent=True))[0])
+    shown.bring("drop", SHAPES)
+    shown.type("What")
+    expect(shown.asked).to_have_text(["What"])
+    shown.box.fill("What is it?")  # begins as the message does
+    shown.tab.locator("#box .stop-button").click()
+    expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(1)
+    expect(shown.box).to_have_value("What is it?")
+    expect(shown.asked).to_have_count(0)
 
 
 def test_a_page_that_is_loaded_again_shows_the_reply_that_is_coming(talk: Any, open_: Open):
@@ -296,6 +265,29 @@ def test_a_page_that_is_loaded_again_shows_the_reply_that_is_coming(talk: Any, o
     expect(shown.replies.last).to_have_text("once upon")
     shown.tab.locator("#box .stop-button").click()
     expect(shown.statistics.last).to_contain_text("stopped")
+
+
+def test_a_profile_changes_the_model_and_keeps_the_conversation(tmp_path: Path, talk: Any, open_: Open):
+    profiles = tmp_path / "config" / "profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "down.yaml").write_text(
+        "engine: {kind: remote, base_url: 'http://127.0.0.1:9', retries: 0}\n"
+    )
+    served, server = talk(saying("one"), saying("two"), GHOSTVIS_CONFIG_DIR=str(tmp_path / "config"))
+    shown = open_(served)
+    shown.ask("first")
+    shown.choose("Profile", "down")
+    expect(shown.notices).to_contain_text("127.0.0.1:9")
+    expect(shown.tab.get_by_label("Profile", exact=True)).not_to_have_value("down")
+    shown.ask("second")
+    assert shown.replies.all_inner_texts() == ["one", "two"]
+    shown.choose("Profile", "demo")
+    expect(shown.notices).to_contain_text("profile demo")
+    expect(shown.tab.locator("#status")).to_contain_text("local")
+    shown.ask("What can you do?")
+    expect(shown.asked).to_have_text(["first", "second", "What can you do?"])
+    assert shown.replies.count() == 3
+    assert len(server.posts) == 2
 
 
 # The last three are code to our reading of Markdown, and none to Gradio's.

@@ -1,7 +1,7 @@
 """GhostVis models for SGLang, through the entry point group `sglang.srt.plugins`.
 
-SGLang calls `register` in each of its processes and only logs what it raises, so callers use `check` beforehand.
-Stops at the model, its images and the guards: caching, scheduling and batching are SGLang's.
+SGLang calls `register` in each of its processes and only logs what it raises, so callers use `check` before.
+The plug-in holds the model, its images and guards; caching, scheduling and batching are SGLang's.
 """
 
 import os
@@ -9,14 +9,14 @@ from multiprocessing import parent_process
 
 from ghostvis_cli.errors import EngineError
 
-HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # whose images may be fetched, separated by commas
+HOSTS_VARIABLE = "GHOSTVIS_ALLOWED_IMAGE_HOSTS"  # where images may be fetched from, separated by commas
 BACKGROUND_VARIABLE = "GHOSTVIS_IMAGES_BACKGROUND"  # as the setting images.background
-# CUDA graphs of the vision part: for so many images at most; 0 none.
+# CUDA graphs of the vision part: for up to so many images; 0 for none.
 GRAPHS_VARIABLE = "GHOSTVIS_VISION_GRAPHS"
-# Set where requests come in at several processes: each needs the guards, and one key to know images by.
+# Set where several processes take requests: each needs the guards, and all the same key for image identities.
 WORKERS_VARIABLE, IMAGE_KEY_VARIABLE = "GHOSTVIS_TOKENIZER_WORKERS", "GHOSTVIS_PICTURE_KEY"
 GROUP, NAME = "sglang.srt.plugins", "ghostvis"
-# SGLang imports every module of these two: the classes that `EntryClass` names, and the image processors.
+# SGLang imports every module of these two packages, for model classes (`EntryClass`) and image processors.
 PACKAGES = {
     "SGLANG_EXTERNAL_MODEL_PACKAGE": "ghostvis_cli.sglang.plugin.models",
     "SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE": "ghostvis_cli.sglang.plugin.processors",
@@ -24,12 +24,12 @@ PACKAGES = {
 
 
 def register() -> None:
-    """Make this process know our configuration, models and processor, and put the guards in place."""
+    """Register our configuration, models and processor in this process, and install the guards."""
     from ghostvis_cli import hf  # noqa: F401 - importing it registers the Auto classes
 
     for variable, package in PACKAGES.items():
         os.environ.setdefault(variable, package)
-    # Requests come in here; other children would import the whole server for nothing.
+    # This process takes requests; others would import the whole server for nothing.
     if parent_process() is None or WORKERS_VARIABLE in os.environ:
         from ghostvis_cli.sglang.plugin import door, ends, garbage, guards
 
@@ -41,7 +41,7 @@ def register() -> None:
 
 
 def check() -> None:
-    """EngineError where SGLang would start without us: it would log that and fail later, for another reason."""
+    """EngineError where SGLang would start without the plug-in, and fail later for another reason."""
     from importlib.metadata import entry_points
 
     if NAME not in {point.name for point in entry_points(group=GROUP)}:

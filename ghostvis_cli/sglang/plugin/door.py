@@ -1,6 +1,6 @@
-"""`ghostvis serve`'s rules on SGLang's own HTTP server: who has access, and that no field is ignored.
+"""`ghostvis serve`'s rules on SGLang's own HTTP server: access, and no ignored fields.
 
-Only for an SGLang that `ghostvis serve` has started, and told its rules in a variable.
+Only where `ghostvis serve` has started SGLang, which passes the rules in an environment variable.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -29,52 +29,37 @@ VARIABLE = "GHOSTVIS_SERVE"
 ROUTES: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
 OPEN_PATHS = ("/health", "/ready")
 PROBED = (*OPEN_PATHS, "/v1/models")
-# SGLang has fields for these, and drops them for models such as ours.
+# SGLang has these fields, and ignores them for models such as ours.
 NOT_FOLLOWED = frozenset((
     "tools", "tool_choice", "suffix", "best_of", "chat_template_kwargs", "thinking", "task", "images_config",
     "video_config", "use_audio_in_video", "max_dynamic_patch", "min_dynamic_patch", "mm_processor_kwargs",
 ))  # fmt: skip
-NEUTRAL = {
-    "use_audio_in_video": (False,),
-    "return_output_ids_in_sglext": (True, False),
-}  # 0.5.17 lacks the second
+# 0.5.17 lacks the second.
+NEUTRAL = {"use_audio_in_video": (False,), "return_output_ids_in_sglext": (True, False)}
 TOO_LONG = re.compile(
     r"longer than the model's context|(maximum|model's) context length|maximum allowed length"
 )
 OUT_OF_RANGE = re.compile(r"'?([a-z_]+)'? must be ")
-ASKS = {"OpenAIServingChat": "messages", "OpenAIServingCompletion": "prompt"}  # where a route has its prompt
-FIELD, TYPES = (
-    re.compile(r"[a-z]\w*"),
-    ("str", "int", "float", "bool", "dict", "list"),
-)  # in pydantic's places
+ASKS = {"OpenAIServingChat": "messages", "OpenAIServingCompletion": "prompt"}  # a route's prompt
+# Parts of pydantic's locations.
+FIELD, TYPES = re.compile(r"[a-z]\w*"), ("str", "int", "float", "bool", "dict", "list")
 NO_ANSWER = "ghostvis.no_answer"  # in the scope of a request for a prompt's own log-probabilities
 SPELLED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What SGLang's process is told. `max_tokens` None: an answer may take the rest of the context.
+class Rules(Door):
+    """The rules for SGLang's process. `max_tokens` None: an answer may take the rest of the context.
 
-    `keys`: a file with the keys that clients must show, where SGLang itself checks none: with several processes.
+    `keys`: a file with the clients' keys, where SGLang itself checks none: with several processes.
     """
 
-    keyless: bool
-    host: str
-    allowed_hosts: tuple[str, ...]
-    cors_origins: tuple[str, ...]
-    max_tokens: int | None
+    max_tokens: int | None = None
     keys: str | None = None
 
     @classmethod
-    def of(cls, settings: ServerSettings, keys: str | None = None) -> "Rules":
-        return cls(
-            settings.api_key is None,
-            settings.host,
-            settings.allowed_hosts,
-            settings.cors_origins,
-            settings.max_tokens,
-            keys,
-        )
+    def of(cls, settings: ServerSettings, **more: Any) -> Self:
+        return super().of(settings, max_tokens=settings.max_tokens, **more)
 
     @classmethod
     def told(cls) -> "Rules | None":
@@ -84,10 +69,6 @@ class Rules:
 
     def as_variable(self) -> dict[str, str]:
         return {VARIABLE: json.dumps(asdict(self))}
-
-    @property
-    def door(self) -> Door:
-        return Door(self.keyless, self.host, tuple(self.allowed_hosts), tuple(self.cors_origins))
 
 
 def install(rules: Rules) -> None:
@@ -114,7 +95,7 @@ def install(rules: Rules) -> None:
 
 
 def put_in_front(rules: Rules) -> None:
-    """Our middleware outermost, in place of SGLang's CORS for all origins; fields are checked after keys."""
+    """Install our middleware outermost, in place of SGLang's CORS for all origins; keys are checked first."""
     from fastapi.exceptions import RequestValidationError
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
@@ -127,21 +108,21 @@ def put_in_front(rules: Rules) -> None:
         check_keys(app, json.loads(Path(rules.keys).read_bytes()))
     others = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
     app.user_middleware = [
-        Middleware(RequestMiddleware, door=rules.door), *others, Middleware(FieldCheck, known=known)
+        Middleware(RequestMiddleware, door=rules), *others, Middleware(FieldCheck, known=known)
     ]  # fmt: skip
     theirs = app.exception_handlers[RequestValidationError]
 
     async def told(request: Any, error: Any) -> Response:
-        """SGLang's own words for it hold paths of its files and name no field."""
+        """SGLang's own message has paths of its files and names no field."""
         ours = request.scope["path"] in ROUTES
         return _refused(invalid(error.errors())) if ours else await theirs(request, error)
 
     app.exception_handlers[RequestValidationError] = told
-    app.exception_handlers[HTTPException] = no_such_route  # routing's own; SGLang's are of FastAPI's class
+    app.exception_handlers[HTTPException] = no_such_route  # from routing; SGLang raises FastAPI's class
 
 
 def check_keys(app: Any, keys: Mapping[str, str]) -> None:
-    """What SGLang does by itself where requests come in at a single process."""
+    """What SGLang does itself where a single process takes requests."""
     from sglang.srt.utils.auth import add_api_key_middleware
 
     add_api_key_middleware(app, api_key=keys.get("api-key"), admin_api_key=keys.get("admin-api-key"))
@@ -163,9 +144,7 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         scope = without_slash(scope)
-        if (
-            scope["method"] == "HEAD" and scope["path"] in PROBED
-        ):  # SGLang says 405; uvicorn leaves the body out
+        if scope["method"] == "HEAD" and scope["path"] in PROBED:  # SGLang says 405; uvicorn drops the body
             scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         cors = self.door.cors(headers)
@@ -189,7 +168,7 @@ class RequestMiddleware:
 
 
 class FieldCheck:
-    """Before OpenAI's routes: a body whose fields are all read, or 400."""
+    """In front of OpenAI's routes: 400 for a body with a field that is not read."""
 
     def __init__(self, app: ASGIApp, known: Mapping[Kind, Known]) -> None:
         self.app, self.known = app, known
@@ -228,15 +207,15 @@ class StreamOptions(schema.StreamOptions):
 
 
 def check(body: bytes, known: Known) -> dict[str, Any]:
-    """The body, or ApiError for a field that SGLang would drop. What is no JSON is left for SGLang to refuse."""
+    """The body, or ApiError for a field that SGLang would ignore. Invalid JSON is left for SGLang to refuse."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
-    if stray := known.stray(values):
-        raise ApiError(400, f"{stray.name} {stray.rule}", param=stray.name, code=stray.code)
+    if bad := known.bad_field(values):
+        raise ApiError(400, f"{bad.name} {bad.rule}", param=bad.name, code=bad.code)
     if values.get("top_logprobs") and not values.get("logprobs"):
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if values.get("n") == 0:
@@ -262,7 +241,7 @@ def _refused(refusal: ApiError) -> JSONResponse:
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first thing that pydantic found wrong, and the field that it is in."""
+    """The first error that pydantic found, and its field."""
     where, says = errors[0].get("loc", ()), errors[0].get("msg", "is not valid")
     if errors[0].get("type") == "json_invalid":
         return ApiError(400, "the body is not valid JSON")
@@ -280,7 +259,7 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def with_code(response: Any, route: Any, *_: Any, **__: Any) -> Any:
-    """SGLang's refusals have no code of OpenAI's for what is too long, and name no field that is out of range."""
+    """Add to SGLang's refusals OpenAI's code for too long a context, and the name of a field out of range."""
     if response.status_code != 400:
         return response
     said = json.loads(response.body)
@@ -294,13 +273,13 @@ def with_code(response: Any, route: Any, *_: Any, **__: Any) -> Any:
 
 
 def without_hidden_limit(result: tuple[Any, Any], _: Any, request: Any, raw: Any) -> None:
-    """SGLang ends a completion that names no limit after 16 tokens, and has no name for a limit of 0."""
+    """Without a limit SGLang would end a completion after 16 tokens, and its route refuses a limit of 0."""
     if "max_tokens" not in request.model_fields_set:
         result[0].sampling_params["max_new_tokens"] = 0 if NO_ANSWER in raw.scope else None
 
 
 def limit_answer(max_tokens: int | None, manager: Any, request: Any, input_ids: Any, *_: Any) -> None:
-    """An answer without a limit gets the server's own, or what is left of the context."""
+    """Give an answer without a limit the server's, or the rest of the context."""
     sampling = request.sampling_params or {}
     if max_tokens is not None and sampling.get("max_new_tokens", 0) is None:
         left = manager.context_len - len(input_ids or ())

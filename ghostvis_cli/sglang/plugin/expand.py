@@ -1,4 +1,4 @@
-"""Where images' rows go among a prompt's ids. A rendered prompt has one image id for each place and each slot."""
+"""Image rows among a prompt's ids. A rendered prompt has one image id for each place and each slot."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from ghostvis_cli.model.config import Layout
 def expand(
     ids: Sequence[int], image_id: int, rows: int, images: int, layout: Layout
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids with `rows` image ids for each one, and the images' first and last positions.
+    """Ids with each image id repeated `rows` times, and the images' first and last positions.
 
-    In prepend_slots the first half are the images' places; the others are ordinary tokens, as many again.
+    In prepend_slots the first half are the images' places, the second half ordinary tokens.
     ValueError where the numbers do not agree.
     """
     marks = sum(id_ == image_id for id_ in ids)

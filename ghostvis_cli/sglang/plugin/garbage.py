@@ -1,10 +1,10 @@
-"""Keeps what SGLang has imported out of collections of garbage.
+"""Excludes what SGLang has imported from garbage collection.
 
-Each of its processes holds a million objects by the time it serves. A full collection goes through all of them with
-the interpreter's lock held, some 0.6 s in which nothing is answered; frozen, they are passed over.
+Each of its processes holds a million objects by the time it serves. A full collection scans them all with the
+interpreter's lock held: some 0.6 s in which nothing is answered. Frozen objects are skipped.
 
-SGLang has a route for it, which reaches the scheduler, the detokenizer and the one process that is asked
-(`Probe.freeze`). Others that take requests in do it here, once they are ready.
+SGLang has a route for it, which reaches the scheduler, the detokenizer and the process that handles the request
+(`Probe.freeze`). Further processes that take requests do it here, once they are ready.
 """
 
 import gc

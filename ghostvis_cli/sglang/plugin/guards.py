@@ -1,10 +1,10 @@
-"""What SGLang does not check for us, hooked around its own functions (seen on 0.5.17 and 0.5.23).
+"""Checks that SGLang lacks, wrapped around its own functions (needed with 0.5.17 and 0.5.23).
 
-* Its scheduler, and with it the server, ends at a prompt's id outside the vocabulary (or reads what another request
-  cached under it), at embeddings that came as JSON, and at some numbers out of range.
-* Its grammar backend only logs what it leaves out of a JSON schema, or not even that (`schemas`).
-* Text that never was in a chat template would lose its typed `<|bos|>` to the token: a raw prompt, the beginning of
-  a reply, and a prompt with images, which would go from ids to text and back.
+* Its scheduler, and with it the server, crashes on a prompt's id outside the vocabulary (or reads what another
+  request cached under it), on embeddings sent as JSON, and on some numbers out of range.
+* Its grammar backend ignores parts of a JSON schema, at most with a line in its log (`schemas`).
+* A typed `<|bos|>` would become the token in text outside a chat template: a raw prompt, the beginning of a reply,
+  and a prompt with images, which would go from ids to text and back.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def hide_keys(answer: Any, *_: Any, **__: Any) -> Any:
-    """What /server_info says, its keys and the places where they stand in other fields' texts starred out."""
+    """The body of /server_info with its keys starred out, also within other fields' texts."""
     keys = [answer[name] for name in KEYS if answer.get(name)] if isinstance(answer, dict) else []
     return starred(answer, keys) if keys else answer
 
@@ -52,7 +52,7 @@ def starred(value: Any, keys: Sequence[str]) -> Any:
 
 
 def refuse_what_kills(manager: Any, request: Any, input_ids: Sequence[int] | None, *_: Any) -> None:
-    """ValueError, which SGLang answers as 400."""
+    """ValueError for what would crash the scheduler; SGLang answers it as 400."""
     config = manager.model_config
     if config.hf_config.model_type not in MODEL_TYPES:
         return
@@ -79,7 +79,7 @@ def refuse_unknown_ids(ids: Sequence[int], vocab_size: int) -> None:
 
 
 def keep_typed_specials(result: Any, chat: Any, request: Any, *_: Any, **__: Any) -> Any:
-    """A chat for a model with images leaves as the ids it was rendered to, where SGLang would send their text."""
+    """Pass a vision model's chat on as the ids it was rendered to, where SGLang would pass their text."""
     config = chat.tokenizer_manager.model_config
     if config.hf_config.model_type == "ghostvis" and isinstance(result.prompt_ids, list):
         refuse_unknown_ids(result.prompt_ids, config.vocab_size)  # a client may send them here too
@@ -90,14 +90,14 @@ def keep_typed_specials(result: Any, chat: Any, request: Any, *_: Any, **__: Any
 def keep_specials_of_a_reply(
     append: Callable[..., list[int]], chat: Any, prompt_ids: list[int], text: str
 ) -> list[int]:
-    """The reply that `continue_final_message` begins. It is encoded as it is, behind the rendered prompt."""
+    """Encode the beginning of a reply (`continue_final_message`) as plain text, after the rendered prompt."""
     return append(
         chat, prompt_ids, escaped(text) if _reads_escapes(chat.tokenizer_manager.tokenizer) else text
     )
 
 
 def begin_as_training_did(result: tuple[Any, Any], completion: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    """A raw prompt is text behind a BOS, as in the local engine; tokenizers converted earlier add none."""
+    """Put a BOS before a raw prompt, as the local engine does; tokenizers converted earlier add none."""
     request, tokenizer = result[0], completion.tokenizer_manager.tokenizer
     if request.text is not None and _reads_escapes(tokenizer):
         texts = [request.text] if isinstance(request.text, str) else request.text
@@ -108,7 +108,7 @@ def begin_as_training_did(result: tuple[Any, Any], completion: Any, *_: Any, **_
 
 
 def _reads_escapes(tokenizer: Any) -> bool:
-    """Whether it is a converted directory's, which takes the marks away again."""
+    """Whether the tokenizer is of a converted directory: it removes the escape marks again."""
     if tokenizer is None:
         return False
     return bool(tokenizer.decode(tokenizer.encode(escaped("<"), add_special_tokens=False)) == "<")

@@ -1,7 +1,7 @@
-"""Images' rows in a prompt's embedding, placed by numbers that the processor knows.
+"""Writes images' rows into a prompt's embedding, at positions computed by the processor.
 
-SGLang's own routine looks for the places on the device and waits for what it finds, which leaves the device without
-work in every batch with an image.
+SGLang's own routine searches for the positions on the device and waits for the result, which leaves the device idle
+in every batch with an image.
 
 N rows an image, D width, T tokens of a batch.
 """
@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-CACHE_VARIABLE, CACHE_MB = "SGLANG_VLM_CACHE_SIZE_MB", 100  # SGLang's own, and what it means unset
+CACHE_VARIABLE, CACHE_MB = "SGLANG_VLM_CACHE_SIZE_MB", 100  # SGLang's own, and its default
 Compute: TypeAlias = Callable[[list[Any]], Tensor]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Rows `first` to `end` of an item's image belong at `at` among the batch's tokens."""
+    """Rows `first` to `end` of an item's image go to position `at` of the batch's tokens."""
 
     item: Any
     at: int
@@ -29,7 +29,7 @@ class Place:
 
 
 def places(batch: Any) -> Iterator[Place]:
-    """Of all images with rows in this batch; what came before it or comes after is left out."""
+    """The places of all images with rows in this batch, without rows of earlier or later batches."""
     begin = 0
     for inputs, known, new in zip(
         batch.mm_inputs, batch.extend_prefix_lens_cpu, batch.extend_seq_lens_cpu, strict=True
@@ -43,7 +43,7 @@ def places(batch: Any) -> Iterator[Place]:
 
 
 class ImageRows:
-    """What `compute` makes of items, (items * N, D), remembered by their hashes."""
+    """`compute`'s rows of items, (items * N, D), cached by their hashes."""
 
     def __init__(self, compute: Compute, rows: int, cache_mb: float | None = None) -> None:
         self._compute, self._rows = compute, rows
@@ -55,7 +55,7 @@ class ImageRows:
         self._known.clear()
 
     def put(self, embedding: Tensor, batch: Any) -> None:
-        """Write the batch's images over their places in the embedding (T, D)."""
+        """Write the batch's image rows into the embedding (T, D)."""
         found = list(places(batch))
         rows = self._of([place.item for place in found])
         for place in found:

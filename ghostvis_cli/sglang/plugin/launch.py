@@ -1,7 +1,7 @@
 """`python -m ghostvis_cli.sglang.plugin.launch`: SGLang's launch_server with HTTP workers that know the plug-in.
 
-With --tokenizer-worker-num above 1 requests come in at processes that load no plug-ins. Like all that SGLang starts
-they first import the main module of the process that started them, and that is this one.
+With --tokenizer-worker-num above 1 the processes that take requests load no plug-ins. Like all of SGLang's children
+they first import the main module of the process that started them, which is this one.
 """
 
 import runpy
@@ -13,5 +13,5 @@ MODULE = "sglang.launch_server"
 
 load_plugins()
 if __name__ == "__main__":
-    sys.argv[0] = "launch_server.py"  # as its messages say
+    sys.argv[0] = "launch_server.py"  # as in its messages
     runpy.run_module(MODULE, run_name="__main__")

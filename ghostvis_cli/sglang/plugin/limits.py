@@ -1,11 +1,11 @@
-"""What SGLang can do and nanochat's later generations can't: refused at the start, by name."""
+"""SGLang's features that nanochat's later generations don't support: refused at the start, by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# These read each layer's own window. The others plan with one for the whole model.
+# These use each layer's own window. The others plan with one for the whole model.
 OWN_WINDOWS = frozenset(("fa3", "torch_native", "intel_amx"))
-OTHER_CACHES = {  # keys from another place than this device's own prefills
+OTHER_CACHES = {  # with keys from elsewhere than this device's own prefills
     "enable_hierarchical_cache": "--enable-hierarchical-cache",
     "enable_lmcache": "--enable-lmcache",
     "enable_flexkv": "--enable-flexkv",
@@ -16,21 +16,20 @@ ALL = -1  # keys
 
 
 def server_settings() -> Mapping[str, Any]:
-    """SGLang's arguments as it has resolved them."""
+    """SGLang's arguments, resolved."""
     try:
         from sglang.srt.runtime_context import get_server_args
     except ImportError:  # before 0.5.23
         from sglang.srt.server_args import get_global_server_args as get_server_args
     args = get_server_args()
-    resolved: Mapping[str, Any] = args.resolved_dict() if hasattr(args, "resolved_dict") else vars(args)
-    return resolved
+    return args.resolved_dict() if hasattr(args, "resolved_dict") else vars(args)
 
 
 def refuse(settings: Mapping[str, Any], *, smear: bool, images: bool = False) -> None:
-    """ValueError, which ends the start. A wrong answer would look like any other.
+    """ValueError, which ends the start, since wrong answers would go unnoticed.
 
-    A graph of prefill replays the layers alone. It sees the first request of a batch, whose tokens would become all
-    requests' neighbours, and in an image's place an id that no embedding belongs to.
+    A graph of prefill replays the layers alone. It knows only the batch's first request, whose tokens would become
+    all requests' neighbours, and has an id without an embedding in an image's place.
     """
     disaggregated = settings.get("disaggregation_mode") not in (None, "null")
     elsewhere = [option for name, option in OTHER_CACHES.items() if settings.get(name)]
@@ -52,7 +51,7 @@ def refuse(settings: Mapping[str, Any], *, smear: bool, images: bool = False) ->
 
 
 def _has_prefill_graphs(settings: Mapping[str, Any]) -> bool:
-    """By SGLang's resolved choice, an object or, since 0.5.23, a dictionary."""
+    """Whether SGLang's resolved choice, an object or since 0.5.23 a dictionary, has graphs for prefill."""
     found = settings.get("cuda_graph_config")
     for name in ("prefill", "backend"):
         found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
@@ -60,7 +59,7 @@ def _has_prefill_graphs(settings: Mapping[str, Any]) -> bool:
 
 
 def layer_windows(windows: Sequence[int], context: int, settings: Mapping[str, Any]) -> list[int]:
-    """Keys back that each layer sees, ALL where that is all there can be."""
+    """How many keys back each layer sees; ALL where its window is the whole context."""
     biting = [ALL if window >= context - 1 else window for window in windows]
     lengths = set(biting) - {ALL}
     backends = {str(settings[name]) for name in BACKENDS if settings.get(name)}

@@ -1,7 +1,6 @@
-"""An image of a request -> the square that the model sees, and its identity. Cached, so that a repeat costs a hash.
+"""An image of a request -> the square that the model sees, and its identity. Cached, so a repeat costs one hash.
 
-Knows nothing of SGLang. Its own small cache, because the one SGLang 0.5.23 has for this is absent in 0.5.17 and
-trusts hashes that clients may send.
+Independent of SGLang, whose own cache for this came after 0.5.17 and trusts hashes that clients may send.
 """
 
 import hashlib
@@ -36,7 +35,7 @@ class LoadedImage:
 
 
 class ImageStore:
-    """Loads images of S x S pixels. May be called from several threads."""
+    """Loads and caches images of S x S pixels. Thread-safe."""
 
     def __init__(
         self,
@@ -51,15 +50,15 @@ class ImageStore:
         self.hosts = allowed_hosts() if hosts is None else hosts
         # A redirect would lead from an allowed host to any other.
         self.limits = replace(limits or default_limits(), max_redirects=0)
-        # Keyed: a client that knows an image must not be able to work out which cache entries are its own.
+        # Keyed, so that a client that knows an image can't compute its identity.
         self._key = identity_key()
         self._known: OrderedDict[bytes, LoadedImage] = OrderedDict()
         self._lock = threading.Lock()
 
     def load(self, source: object, name: str, key: bytes | None = None) -> LoadedImage:
-        """From a data: URL, bytes, or http(s) of an allowed host; `key` where it has been asked for.
+        """Load a data: URL, bytes, or http(s) of an allowed host; `key` is its cache key, if already computed.
 
-        ValueError says what is wrong with `name`, and nothing of what the source holds or where it led.
+        ValueError says what is wrong with `name`, and nothing of the source's content or where it redirects.
         """
         key = key or self.key(source, name)
         if key is not None and (known := self.recall(key)) is not None:
@@ -101,15 +100,13 @@ class ImageStore:
     def _image(self, image: Any) -> LoadedImage:
         import numpy as np
 
-        pixels = np.array(
-            crop(image, self.size), dtype=np.uint8
-        )  # a copy: torch warns of Pillow's own memory
+        pixels = np.array(crop(image, self.size), dtype=np.uint8)  # a copy: torch warns of Pillow's memory
         return LoadedImage(pixels, hmac.digest(self._key, pixels.tobytes(), "sha256"))
 
     def _remember(self, key: bytes, image: LoadedImage) -> None:
         with self._lock:
             self._known[key] = image
-            while len(self._known) * image.pixels.nbytes > self.cache_bytes:  # all are of one size
+            while len(self._known) * image.pixels.nbytes > self.cache_bytes:  # all have one size
                 self._known.popitem(last=False)
 
 
@@ -119,19 +116,19 @@ def default_limits() -> ImageLimits:
 
 
 def allowed_hosts() -> frozenset[str]:
-    """Of GHOSTVIS_ALLOWED_IMAGE_HOSTS, separated by commas; none by default."""
+    """The hosts in GHOSTVIS_ALLOWED_IMAGE_HOSTS, separated by commas; none by default."""
     names = os.environ.get(HOSTS_VARIABLE, "").split(",")
     return frozenset(name.strip().lower() for name in names if name.strip())
 
 
 def identity_key() -> bytes:
-    """Of this process, or the one that several share, so that an image is the same whichever of them reads it."""
+    """This process's own key, or the one that several share, so that an image has the same identity in all."""
     shared = os.environ.get(IMAGE_KEY_VARIABLE)
     return bytes.fromhex(shared) if shared else secrets.token_bytes(32)
 
 
 def cache_size_mb() -> float:
-    """Of GHOSTVIS_PICTURE_CACHE_MB; 0 keeps nothing."""
+    """The size in GHOSTVIS_PICTURE_CACHE_MB; 0 caches nothing."""
     chosen = os.environ.get(CACHE_VARIABLE, str(CACHE_MB))
     try:
         return float(chosen)

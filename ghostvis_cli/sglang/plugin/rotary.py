@@ -1,7 +1,7 @@
-"""Rotary as training had it, for servers that must give the local engine's tokens.
+"""Rotary embedding as in training, for servers that must give the local engine's tokens.
 
-Tables rounded to bfloat16 are no rotation any more, so it matters that training normalises after them; SGLang's
-Qwen3 normalises before, which then changes nothing. Slower than its fused kernels: the choice is `numerics`.
+Tables rounded to bfloat16 are no exact rotation, so it matters that training normalises after applying them.
+SGLang's Qwen3 normalises before, which is then without effect. Slower than its fused kernels: see `numerics`.
 """
 
 import os
@@ -17,7 +17,7 @@ VARIABLE = "GHOSTVIS_NUMERICS"
 
 
 def numerics() -> Numerics:
-    """As GHOSTVIS_NUMERICS says; else exact in float32, where equality is asked for, and fast elsewhere."""
+    """GHOSTVIS_NUMERICS; by default exact in float32, where equal tokens are expected, else fast."""
     chosen = os.environ.get(VARIABLE, "auto")
     if chosen == "auto":
         return "exact" if torch.get_default_dtype() == torch.float32 else "fast"
@@ -27,7 +27,7 @@ def numerics() -> Numerics:
 
 
 class ExactRotary(nn.Module):
-    """Takes the place of SGLang's rotary embedding: T tokens, heads side by side in the last dimension."""
+    """Replaces SGLang's rotary embedding: T tokens, heads side by side in the last dimension."""
 
     cos_sin_cache: Tensor
 

@@ -1,7 +1,7 @@
-"""The vision part on a GPU: some 350 small kernels for a batch of images, which as a CUDA graph are one launch.
+"""CUDA graphs for the vision part: one launch in place of some 350 small kernels for a batch of images.
 
-There is a graph for each number of images up to GHOSTVIS_VISION_GRAPHS, made of the kernels that would run
-without one, so that the rows are the same bit for bit. More images keep the card busy as they are.
+There is a graph for each number of images up to GHOSTVIS_VISION_GRAPHS, of the same kernels as without graphs, so
+the rows are equal bit for bit. Larger batches keep the GPU busy without.
 
 B images, S image size in pixels, N rows an image, D decoder width.
 """
@@ -19,13 +19,13 @@ from torch import Tensor
 from ghostvis_cli.sglang.plugin import GRAPHS_VARIABLE
 
 LARGEST = 16
-WARM_UPS = 2  # the first runs allocate workspaces and choose kernels, which must not happen while capturing
+WARM_UPS = 2  # first runs allocate workspaces and choose kernels, which must not happen during capture
 Compute: TypeAlias = Callable[[Tensor], Tensor]
 logger = logging.getLogger("ghostvis")
 
 
 def largest_batch() -> int:
-    """Of GHOSTVIS_VISION_GRAPHS, in images; 0 captures nothing."""
+    """GHOSTVIS_VISION_GRAPHS, in images; 0 captures nothing."""
     chosen = os.environ.get(GRAPHS_VARIABLE, str(LARGEST))
     if not chosen.isdecimal():
         raise ValueError(f"{GRAPHS_VARIABLE} is {chosen!r}: a number of images, 0 for no graphs")
@@ -33,7 +33,7 @@ def largest_batch() -> int:
 
 
 def attention_kernels(device: torch.device) -> AbstractContextManager[None]:
-    """PyTorch's attention but cuDNN's, which PyTorch prefers on Hopper: it plans 40 to 66 ms for each new shape."""
+    """PyTorch's attention kernels except cuDNN's, preferred on Hopper: it plans 40 to 66 ms for each new shape."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if device.type != "cuda":
@@ -44,7 +44,7 @@ def attention_kernels(device: torch.device) -> AbstractContextManager[None]:
 def uploaded(crops: Sequence[Any], device: torch.device) -> Tensor:
     """(1, S, S, 3) uint8 arrays -> one tensor (B, S, S, 3) on the device.
 
-    From pinned memory in one piece: a copy from elsewhere would first wait for all that the device has to do.
+    In one piece from pinned memory: other copies first wait for all the device's work.
     """
     import numpy as np
 
@@ -56,7 +56,7 @@ def uploaded(crops: Sequence[Any], device: torch.device) -> Tensor:
 
 
 class VisionGraphs:
-    """Captured runs of `compute`, which maps crops (B, S, S, 3) uint8 to rows (B, N, D)."""
+    """CUDA graphs of `compute`, which maps crops (B, S, S, 3) uint8 to rows (B, N, D)."""
 
     def __init__(self, compute: Compute, size: int, largest: int, device: torch.device) -> None:
         self._crops = torch.zeros((largest, size, size, 3), dtype=torch.uint8, device=device)
@@ -77,7 +77,7 @@ class VisionGraphs:
         return batch in self._graphs
 
     def run(self, crops: Tensor) -> Tensor:
-        """The rows of as many images as there is a graph for. They are the caller's to keep."""
+        """The rows of a batch that there is a graph for, in the caller's own memory."""
         batch = len(crops)
         graph, rows = self._graphs[batch]
         self._crops[:batch].copy_(crops)
@@ -86,7 +86,7 @@ class VisionGraphs:
 
 
 def captured(compute: Compute, size: int, device: torch.device) -> VisionGraphs | None:
-    """The graphs that GHOSTVIS_VISION_GRAPHS asks for; None for none, as on any device but CUDA's."""
+    """The graphs that GHOSTVIS_VISION_GRAPHS asks for; None for none, and on devices other than CUDA."""
     largest = largest_batch()
     if device.type != "cuda":
         return None

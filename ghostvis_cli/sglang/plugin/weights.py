@@ -1,4 +1,4 @@
-"""Loading that leaves nothing out: SGLang itself does not notice a tensor that no file had."""
+"""Checks that all tensors are loaded: SGLang itself does not notice a missing one."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -8,7 +8,7 @@ SHOWN = 5
 
 
 def complete(weights: Iterable[tuple[str, T]], expected: set[str]) -> Iterator[tuple[str, T]]:
-    """The same tensors; ValueError names the first unexpected one, and at the end those that were missing."""
+    """Pass the tensors on. ValueError names the first unexpected one, and at the end the missing ones."""
     missing = set(expected)
     for name, tensor in weights:
         if name not in expected:

@@ -285,14 +285,7 @@ class GhostVisNanoChatForCausalLM(nn.Module):
     def expected(self) -> set[str]:
         """Every tensor that the directory must have."""
         config = self.config
-        layer = (
-            "self_attn.q_proj",
-            "self_attn.k_proj",
-            "self_attn.v_proj",
-            "self_attn.o_proj",
-            "mlp.fc1",
-            "mlp.fc2",
-        )
+        layer = (*(f"self_attn.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2")
         found = {"model.embed_tokens.weight", "lm_head.weight", "model.resid_lambdas", "model.x0_lambdas"}
         for i in range(config.num_hidden_layers):
             extra = ("self_attn.gate", "value_embed") if config.has_value_embedding(i) else ()

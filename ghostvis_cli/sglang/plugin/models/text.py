@@ -79,16 +79,11 @@ class NanoChatForCausalLM(GhostVisForCausalLM):
     """A NanoChat directory as a Qwen3: what conversion does to swiglu checkpoints is done on loading."""
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
-        activation, config.hidden_act = (
-            config.hidden_act,
-            "silu",
-        )  # the only one Qwen3's MLP can be built with
+        activation, config.hidden_act = config.hidden_act, "silu"  # the only one that Qwen3's MLP takes
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         config.hidden_act = activation
         for i, layer in enumerate(self.model.layers):
-            reduce_results = (
-                layer.mlp.down_proj.reduce_results
-            )  # which module adds up differs between releases
+            reduce_results = layer.mlp.down_proj.reduce_results  # which module adds up depends on the release
             place = add_prefix(f"model.layers.{i}.mlp", prefix)
             layer.mlp = Relu2MLP(config, quant_config, place, reduce_results)
 

@@ -113,8 +113,7 @@ class GhostVisForConditionalGeneration(nn.Module):
         if batch.input_embeds is None:
             return embedding
         batch.input_embeds.copy_(embedding)  # where a graph will read it
-        found: Tensor = batch.input_embeds
-        return found
+        return batch.input_embeds
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take (name, tensor) pairs: the vision part's here, the others for the language model."""

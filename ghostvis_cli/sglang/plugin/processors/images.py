@@ -1,4 +1,4 @@
-"""Prompt ids and images -> what SGLang's scheduler takes: N ids for each image, pixels, identities."""
+"""Prompt ids and images -> the scheduler's input: N ids for each image, pixels, identities."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from ghostvis_cli.sglang.plugin.expand import expand
 from ghostvis_cli.sglang.plugin.media import ImageStore, LoadedImage
 from ghostvis_cli.sglang.plugin.models.vision_language import GhostVisForConditionalGeneration
 
-HASHED_IN_LOOP = 2**18  # characters, less than a millisecond: a thread costs some tenths of one too
+HASHED_IN_LOOP = 2**18  # characters: below a millisecond, and a thread costs some tenths of one too
 T = TypeVar("T")
 
 
 class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
     models = [GhostVisForConditionalGeneration]  # noqa: RUF012 - as the base class declares it
     gpu_image_decode = False  # pixels as training saw them, and no CUDA context in this process
-    prefer_tokenized_input = True  # a typed <|image|> has become text by now, and must stay text
+    prefer_tokenized_input = True  # a typed <|image|> is already encoded as text, and must stay so
 
     def __init__(self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(hf_config, server_args, _processor, *args, **kwargs)
@@ -41,7 +41,7 @@ class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
         request_obj: Any = None,
         **_: Any,
     ) -> MultimodalProcessorOutput:
-        """ValueError, which SGLang answers as 400, where ids and images do not belong together."""
+        """ValueError, which SGLang answers as 400, where ids and images do not fit together."""
         if audio_data or getattr(request_obj, "video_data", None):
             raise ValueError("this model takes images, no audio and no video")
         sources = [source.url if isinstance(source, ImageData) else source for source in image_data or ()]
@@ -53,7 +53,7 @@ class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
         return MultimodalProcessorOutput(input_ids=ids, mm_items=items, im_token_id=self.image_id)
 
     async def _image(self, source: object, name: str) -> LoadedImage:
-        """Known ones without a thread's help, and one that several requests ask for at once read by the first."""
+        """A cached image needs no thread; one that several requests need at once is read by the first."""
         key = await self._key(source, name)
         if key is None:
             return await self._read(source, name, None)
@@ -65,7 +65,7 @@ class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
             return await asyncio.shield(self._reading[key])
         try:
             return await asyncio.shield(self._reading[key])
-        except ValueError:  # of the first one's name for it
+        except ValueError:  # names the first request's field
             return await self._read(source, name, key)
 
     async def _read(self, source: object, name: str, key: bytes | None) -> LoadedImage:
@@ -86,7 +86,7 @@ class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
 
     @staticmethod
     def _forget_hashes(request: Any) -> None:
-        """Refuse identities given by clients: two images of one identity would get each other's answers."""
+        """Ignore identities sent by clients: two images with the same one would get each other's answers."""
         for field in ("mm_hashes", "mm_content_hashes"):
             if getattr(request, field, None) is not None:
                 setattr(request, field, None)
@@ -95,8 +95,8 @@ class GhostVisMultimodalProcessor(BaseMultimodalProcessor):
     def _item(image: LoadedImage, span: tuple[int, int]) -> MultimodalDataItem:
         """One image, one item, one span, so that each has an identity of its own.
 
-        An array and no tensor: it travels within the message, where SGLang would give each tensor a file of
-        shared memory, which costs more than to copy so little and stays behind where a scheduler dies.
+        An array, not a tensor: it is sent within the message, where SGLang would put each tensor into a file of
+        shared memory, which costs more than copying so little and is left behind when a scheduler dies.
         """
         item = MultimodalDataItem(modality=Modality.IMAGE, feature=image.pixels[None], offsets=[span])
         if hasattr(item, "set_identity"):
