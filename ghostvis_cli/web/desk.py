@@ -78,7 +78,7 @@ class Desk:
     # What people do
 
     async def at(self, mark: int | None, action: Action) -> tuple[bool, list[str]]:
-        """Do it for a tab that was shown `mark` (None: nothing yet).
+        """Do it for a tab that was shown `mark` (None: by no page of this process).
 
         Whether it was done, so that what was typed can go, and what there is to say to that tab.
         """
@@ -95,10 +95,9 @@ class Desk:
                 return True, said
 
     def _require(self, mark: int | None) -> None:
-        if mark not in (None, self.mark):
-            raise UsageError(
-                "this was not done: the conversation went on in another tab", hint="this is it now"
-            )
+        if mark != self.mark:
+            where = "after ghostvis started again" if mark is None else "in another tab"
+            raise UsageError(f"this was not done: the conversation went on {where}", hint="this is it now")
         if self.busy:
             raise UsageError("a reply is still on its way", hint="stop it first")
 

@@ -147,11 +147,15 @@ def build(desk: Desk, view: View) -> gr.Blocks:
             yield each
 
     async def edit(mark: int | None, typed: dict[str, Any], changed: gr.EditData) -> AsyncIterator[list[Any]]:
-        turn, text = 0, str(changed.value)
-        if mark == desk.mark:
+        text = str(changed.value)
+
+        async def change() -> None:
+            nonlocal text
             turn = view.turn_at(int(changed.index))
             text = view.text_of(turn, text)
-        done, lines = await desk.at(mark, desk.edit(turn, text))
+            await desk.edit(turn, text)
+
+        done, lines = await desk.at(mark, change())
         both = {**typed, "text": "\n\n".join(filter(None, [text, typed["text"]]))}
         async for each in watched(lines, **({} if done else {"value": both})):
             yield each

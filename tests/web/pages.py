@@ -38,15 +38,16 @@ class Page:
         return self.client.post("/gradio_api/upload", files={"files": (name, data)})
 
     def submit(self, text: str, *files: dict[str, Any]) -> list[dict[str, Any]]:
-        """What the page's own script does when Enter is pressed: the messages that come back."""
+        """What the page's own script does when it is loaded and Enter is pressed: the messages that come back."""
+        tab = os.urandom(4).hex()
+        self.act(tab, "load", None)
+        return self.act(tab, "submit", None, {"text": text, "files": files})
+
+    def act(self, session: str, name: str, *data: Any, **more: Any) -> list[dict[str, Any]]:
+        """What the page's script does in a tab when something happens there."""
         events = self.client.get("/config").json()["dependencies"]
-        event = next(each for each in events if [name for _, name in each["targets"]] == ["submit"])
-        session = os.urandom(4).hex()
-        body = {
-            "data": [None, {"text": text, "files": files}],
-            "fn_index": event["id"],
-            "session_hash": session,
-        }
+        event = next(each for each in events if [on for _, on in each["targets"]] == [name])
+        body = {"data": data, "fn_index": event["id"], "session_hash": session, **more}
         assert self.client.post("/gradio_api/queue/join", json=body).status_code == 200
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
             lines = [line for line in answer.iter_lines() if line]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -252,6 +253,32 @@ def test_the_conversation_is_exported_as_a_file(shown: Page, style: str):
     answer = shown.client.get(f"/export/{style}")
     assert answer.headers["content-disposition"].endswith(f'.{style}"')
     assert "What can you do?" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("event", "more"),
+    [
+        ("edit", {"event_data": {"index": 2, "value": "Who?", "previous_value": ""}}),
+        ("undo", {}),
+        ("clear", {}),
+    ],
+)
+def test_a_tab_from_before_a_restart_changes_nothing_and_catches_up(
+    tmp_path: Path, event: str, more: dict[str, Any]
+):
+    """The server knows nothing of it; it may show anything."""
+    with page(tmp_path, *DEMO) as shown:
+        shown.enter()
+        for text in ("What can you do?", "Who are you?"):
+            shown.submit(text)
+        before = shown.client.get("/export/json").json()
+        typed = [{"text": "", "files": []}] if event == "edit" else []
+        _status, messages, notices, *_ = last_of(shown.act("of-old", event, None, *typed, **more))
+        assert "this was not done" in notices
+        assert shown.client.get("/export/json").json() == before
+        assert "Who are you?" in str(messages)
+        shown.act("of-old", "undo", None)
+        assert len(shown.client.get("/export/json").json()["messages"]) == 2
 
 
 # --- the end
