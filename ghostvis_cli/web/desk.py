@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -147,10 +148,21 @@ class Desk:
         if not text.strip():
             raise UsageError("the message is empty", hint="undo takes it out")
         well_formed(text, "the message")
+        await self._start(self._changed(turn, text.strip()))
+
+    async def _changed(self, turn: int, text: str) -> AsyncGenerator[Chunk, None]:
+        """The answer to it. Where no word comes, everything stands there again and `text` is the draft."""
         session = self.chat.session
-        if later := len(session.turns) - 1 - turn + (session.draft is not None):
-            await self.do("undo", str(later))
-        await self.do("edit", text)
+        before = replace(session, turns=session.turns, draft=text)
+        session.turns, session.draft = session.turns[: turn + 1], None
+        try:
+            async with aclosing(self.chat.regenerate(text)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            if session.draft is not None:
+                self.chat.session = before
+                self.chat.save()
 
     async def make_room(self, count: int) -> None:
         """Leave out so many of the oldest turns, and send the last message."""

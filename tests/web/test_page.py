@@ -244,6 +244,23 @@ def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(tal
     assert len(server.posts[-1].json["messages"][-1]["content"]) == 2
 
 
+def test_an_edit_that_a_dead_server_did_not_answer_takes_nothing_back(talk: Any, open_: Open):
+    served, server = talk(
+        saying("one"), saying("two"), saying("three"), Reply((), end="reset"), saying("four")
+    )
+    shown = open_(served)
+    for text in ("first", "second", "third"):
+        shown.ask(text)
+    shown.edit_first("first, changed")
+    expect(shown.notices).to_contain_text("closed the connection")
+    expect(shown.asked).to_have_text(["first", "second", "third"])
+    expect(shown.replies).to_have_text(["one", "two", "three"])
+    expect(shown.box).to_have_value("first, changed")
+    shown.edit_first("first, again")
+    expect(shown.replies).to_have_text(["four"])
+    assert server.posts[-1].json["messages"] == [{"role": "user", "content": "first, again"}]
+
+
 def test_a_message_stopped_before_its_first_word_gives_its_images_back(talk: Any, open_: Open):
     shown = open_(talk(Reply((), silent=True))[0])
     shown.bring("drop", SHAPES)
