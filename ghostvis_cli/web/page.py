@@ -6,9 +6,10 @@ script, which the server's policy forbids.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 from fastapi import FastAPI
@@ -26,6 +27,8 @@ QUIET: Any = {"show_progress": "hidden", "api_visibility": "private"}
 # Gradio's own, quiet, in the fonts of the system: none is fetched.
 LOOKS: Any = {"primary_hue": "blue", "neutral_hue": "slate", "spacing_size": "sm", "radius_size": "md",
               "font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # fmt: skip
+Typed: TypeAlias = dict[str, Any]  # text and files, as the box has them
+NOTHING: Typed = {"text": "", "files": []}
 OFF: Any = dict.fromkeys(("run_history", "show_error", "ssr_mode", "pwa", "mcp_server"), False)
 
 
@@ -62,6 +65,36 @@ async def export(desk: Desk, style: str) -> Response:
     return Response(await exported(desk.chat, style), media_type="text/plain", headers=headers)
 
 
+@dataclass
+class Tab:
+    """What one tab was shown, and what is to go out of its box or into it."""
+
+    mark: int | None = None  # of the conversation; another tab may have gone on
+    lines: list[str] = field(default_factory=list)
+    done: bool = False  # what was asked for last
+    sent: Typed = field(default_factory=lambda: NOTHING)  # of what the box has
+    refused: str = ""  # what was typed elsewhere
+    draft: Typed = field(default_factory=lambda: NOTHING)  # what was put into the box
+
+    def settle(self, typed: Typed, draft: Typed) -> Any:
+        """What the box is to have; `typed` is what it has now, which may have changed since it was sent."""
+        text, sent = typed["text"].removeprefix(self.sent["text"]).lstrip("\n"), _paths(self.sent)
+        files = [path for path in typed["files"] if path not in sent and Path(path).exists()]
+        texts, self.sent, self.refused = [self.refused, text], NOTHING, ""
+        if draft != self.draft:
+            self.draft = draft
+            files = [*draft["files"], *(path for path in files if path not in _paths(draft))]
+            if not text.startswith(draft["text"]):  # else it is there already
+                texts = [draft["text"], *texts]
+        text = "\n\n".join(filter(None, texts))
+        box = {"text": text, "files": files}
+        return gr.skip() if {**box, "files": _paths(box)} == typed else box
+
+
+def _paths(typed: Typed) -> list[str]:
+    return [file["path"] if isinstance(file, dict) else file for file in typed["files"]]
+
+
 def build(desk: Desk, view: View) -> gr.Blocks:
     with gr.Blocks(title="ghostvis", analytics_enabled=False, fill_height=True) as page:
         with gr.Sidebar(open=False):
@@ -92,61 +125,74 @@ def build(desk: Desk, view: View) -> gr.Blocks:
                 max_plain_text_length=10_000_000,  # what is longer would become a file
                 autofocus=True,
             )
-            shown_last = gr.State()  # in this tab: another one may have gone on
-    seen = [status, chat, notices, make_room, box, shown_last]
+            state = gr.State(Tab())
+    seen = [status, chat, notices, make_room, box]
 
-    def shown(lines: list[str], **typed: Any) -> list[Any]:
-        """All of it as it is now; `value` is what the box then holds, else it keeps what it has."""
-        busy, room = desk.busy, gr.update(visible=desk.too_long > 0)
-        write = gr.update(submit_btn=not busy, stop_btn=busy, **typed)
-        return [view.status(), view.messages(), view.lines(lines), room, write, desk.mark]
+    def shown(tab: Tab) -> list[Any]:
+        """All of it as it is now."""
+        tab.mark, busy = desk.mark, desk.busy
+        room, write = gr.update(visible=desk.too_long > 0), gr.update(submit_btn=not busy, stop_btn=busy)
+        return [view.status(), view.messages(), view.lines(tab.lines), room, write]
 
-    async def watched(lines: list[str], **typed: Any) -> AsyncIterator[list[Any]]:
-        """All of it; while a reply is coming that alone, and then all of it once more."""
+    async def watch(tab: Tab) -> AsyncIterator[list[Any]]:
+        """A reply as it comes, and then all once more."""
         busy = True
         while busy:
-            await view.draw()
-            busy = desk.busy
-            yield shown(lines, **typed)
-            typed, before, rest = {}, view.messages(), [gr.skip()] * 4
+            before, rest = view.messages(), [gr.skip()] * 3
             async for text in desk.watch():
-                busy = True  # perhaps since now: another tab asked
                 yield [gr.skip(), [*before, *view.coming(text)], *rest]
+            await view.draw()
+            busy = desk.busy  # perhaps again: another tab asked
+            yield shown(tab)
 
-    async def settled(typed: dict[str, Any], last: list[dict[str, Any]] | None, *, whole: bool) -> list[Any]:
-        """A message that was not answered stands in the box again, before what was typed since."""
-        draft, text, again = desk.chat.session.draft or "", typed["text"], gr.skip()
-        files = {each["path"]: each for each in view.pending()}
-        if not (text.startswith(draft) and files.keys() <= set(typed["files"])):  # else it is there already
-            texts = [text] if text.startswith(draft) else [draft, text]
-            files |= {path: path for path in typed["files"]}
-            again = {"text": "\n\n".join(filter(None, texts)), "files": list(files.values())}
-        return [again, *menu.shown(last, whole=whole)]
+    def draft() -> Typed:
+        """A message that was not answered, or images for the next one."""
+        return {"text": desk.chat.session.draft or "", "files": view.pending()}
 
-    def on(event: Any, act: Callable[..., AsyncIterator[Any]], *inputs: Any, whole: bool = False) -> None:
-        """Show what comes of it as it comes, then bring the box and the menu up to date."""
-        event(act, [shown_last, *inputs], seen, **QUIET).then(
-            partial(settled, whole=whole), [box, menu.last], [box, *menu.parts], **QUIET
+    async def settled(
+        tab: Tab, typed: Typed, last: list[dict[str, Any]] | None, *, whole: bool = False
+    ) -> list[Any]:
+        """The box without what was sent and with a draft that is new; what was typed since stays."""
+        return [tab.settle(typed, draft()), *menu.shown(last, whole=whole)]
+
+    def on(event: Any, act: Callable[..., Any], *inputs: Any, whole: bool = False) -> None:
+        """Do it, show what comes of it as it comes, and bring the box and the menu up to date before and after."""
+        around: Any = ([state, box, menu.last], [box, *menu.parts])
+        done = event(act, [state, *inputs], seen, **QUIET).then(
+            partial(settled, whole=whole), *around, **QUIET
         )
+        done.then(watch, state, seen, **QUIET).then(settled, *around, **QUIET)
 
-    def doing(action: Callable[..., Action]) -> Callable[..., AsyncIterator[Any]]:
-        async def act(mark: int | None, *given: Any) -> AsyncIterator[list[Any]]:
-            _, lines = await desk.at(mark, action(*given))
-            async for each in watched(lines):
-                yield each
+    async def do(tab: Tab, action: Action, sent: Typed | None = None) -> list[Any]:
+        tab.done, tab.lines = await desk.at(tab.mark, action)
+        if tab.done and sent:
+            tab.sent, tab.draft = sent, NOTHING
+        await view.draw()
+        return shown(tab)
+
+    def doing(action: Callable[..., Action]) -> Callable[..., Any]:
+        async def act(tab: Tab, *given: Any) -> list[Any]:
+            return await do(tab, action(*given))
 
         return act
 
-    async def load(_mark: None) -> AsyncIterator[list[Any]]:
-        async for each in watched(desk.lines):
-            yield each
+    def sending(action: Callable[[], Action]) -> Callable[..., Any]:
+        """Of what sends the draft, if there is one."""
 
-    async def submit(mark: int | None, typed: dict[str, Any]) -> AsyncIterator[list[Any]]:
-        sent, lines = await desk.at(mark, desk.send(typed["text"], [Path(name) for name in typed["files"]]))
-        async for each in watched(lines, **({"value": {"text": "", "files": []}} if sent else {})):
-            yield each
+        async def act(tab: Tab) -> list[Any]:
+            return await do(tab, action(), None if desk.chat.session.draft is None else draft())
 
-    async def edit(mark: int | None, typed: dict[str, Any], changed: gr.EditData) -> AsyncIterator[list[Any]]:
+        return act
+
+    async def load(tab: Tab) -> list[Any]:
+        tab.lines, tab.draft = desk.lines, NOTHING
+        await view.draw()
+        return shown(tab)
+
+    async def submit(tab: Tab, typed: Typed) -> list[Any]:
+        return await do(tab, desk.send(typed["text"], [Path(name) for name in typed["files"]]), typed)
+
+    async def edit(tab: Tab, changed: gr.EditData) -> list[Any]:
         text = str(changed.value)
 
         async def change() -> None:
@@ -155,19 +201,19 @@ def build(desk: Desk, view: View) -> gr.Blocks:
             text = view.text_of(turn, text)
             await desk.edit(turn, text)
 
-        done, lines = await desk.at(mark, change())
-        both = {**typed, "text": "\n\n".join(filter(None, [text, typed["text"]]))}
-        async for each in watched(lines, **({} if done else {"value": both})):
-            yield each
+        now = await do(tab, change())
+        if not tab.done:
+            tab.refused = text
+        return now
 
     with page:
         on(page.load, load)
         on(box.submit, submit, box)
-        on(chat.edit, edit, box)
-        on(chat.retry, doing(lambda: desk.do("regen")))
+        on(chat.edit, edit)
+        on(chat.retry, sending(lambda: desk.do("regen")))
         on(chat.undo, doing(lambda: desk.do("undo")))
         on(chat.clear, doing(lambda: desk.do("clear")))
-        on(make_room.click, doing(lambda: desk.make_room(desk.too_long)))
+        on(make_room.click, sending(lambda: desk.make_room(desk.too_long)))
         box.stop(desk.stop, **QUIET)
         menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs, whole=True))
     return page
@@ -223,9 +269,9 @@ class Menu:
         on(self.name.submit, lambda name: desk.now(lambda: desk.chat.rename(name.strip())), self.name)
         on(self.profile.input, lambda name: desk.do("profile", name), self.profile)
         on(self.system.blur, self._system, self.system)
-        for name, field in self.fields.items():
-            on(field.submit, partial(self._set, name), field)
-            on(field.blur, partial(self._set, name), field)
+        for name, setting in self.fields.items():
+            on(setting.submit, partial(self._set, name), setting)
+            on(setting.blur, partial(self._set, name), setting)
         self.delete.click(lambda: gr.Row(visible=True), None, self.sure, **QUIET)
         gr.on([self.yes.click, self.no.click], lambda: gr.Row(visible=False), None, self.sure, **QUIET)
         on(self.yes.click, lambda: desk.now(desk.chat.delete))

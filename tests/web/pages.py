@@ -46,8 +46,14 @@ class Page:
     def act(self, session: str, name: str, *data: Any, **more: Any) -> list[dict[str, Any]]:
         """What the page's script does in a tab when something happens there."""
         events = self.client.get("/config").json()["dependencies"]
-        event = next(each for each in events if [on for _, on in each["targets"]] == [name])
-        body = {"data": data, "fn_index": event["id"], "session_hash": session, **more}
+        event = next(each["id"] for each in events if [on for _, on in each["targets"]] == [name])
+        said = self._ask(session, event, *data, **more)
+        after = {each["trigger_after"]: each["id"] for each in events}
+        self._ask(session, after[after[event]], None)  # until the reply is there
+        return said
+
+    def _ask(self, session: str, event: int, *data: Any, **more: Any) -> list[dict[str, Any]]:
+        body = {"data": data, "fn_index": event, "session_hash": session, **more}
         assert self.client.post("/gradio_api/queue/join", json=body).status_code == 200
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
             lines = [line for line in answer.iter_lines() if line]

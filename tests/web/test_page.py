@@ -244,6 +244,45 @@ def test_a_message_that_a_dead_server_did_not_answer_stands_in_the_box_again(tal
     assert len(server.posts[-1].json["messages"][-1]["content"]) == 2
 
 
+def test_what_is_typed_before_a_message_is_there_stays_in_the_box(talk: Any, open_: Open):
+    shown = open_(talk(saying("one"))[0])
+    shown.bring("drop", SHAPES)
+
+    def go_on(sent: Any) -> None:
+        shown.box.press_sequentially(" And")
+        sent.continue_()
+
+    shown.tab.route("**/queue/join*", go_on, times=1)
+    shown.ask("What?")
+    expect(shown.asked).to_have_text(["What?"])
+    expect(shown.box).to_have_value(" And")
+    expect(shown.tab.locator("#box .thumbnail-item")).to_have_count(0)
+
+
+def test_a_draft_is_put_into_the_box_once_and_goes_when_it_is_sent(talk: Any, open_: Open):
+    dead = Reply((), end="reset")
+    served, _ = talk(saying("one"), dead, dead, saying("two"))
+    shown = open_(served)
+    shown.ask("first")
+    shown.type("sceond")
+    expect(shown.notices).to_contain_text("closed the connection")
+    shown.tab.reload()
+    expect(shown.box).to_have_value("sceond")
+    shown.box.fill("The second")
+    shown.menu()
+    shown.tab.get_by_label("temperature").fill("0.5")
+    shown.tab.get_by_label("temperature").press("Enter")
+    expect(shown.tab.get_by_text("set in this chat")).to_be_visible()
+    expect(shown.box).to_have_value("The second")
+    shown.type("The second")
+    expect(shown.notices).to_contain_text("closed the connection")
+    expect(shown.box).to_have_value("The second")
+    shown.press("Retry")
+    expect(shown.replies).to_have_text(["one", "two"])
+    expect(shown.asked).to_have_text(["first", "The second"])
+    expect(shown.box).to_have_value("")
+
+
 def test_an_edit_that_a_dead_server_did_not_answer_takes_nothing_back(talk: Any, open_: Open):
     served, server = talk(
         saying("one"), saying("two"), saying("three"), Reply((), end="reset"), saying("four")
@@ -362,5 +401,7 @@ def test_what_does_not_fit_is_said_and_sent_without_the_oldest_turns(full: Page,
     shown.ask("What can you do?")
     shown.type("Which shapes are there?")
     expect(shown.notices).to_contain_text("does not fit")
+    expect(shown.box).to_have_value("Which shapes are there?")
     shown.tab.get_by_role("button", name="Leave out the oldest turns").click()
     expect(shown.statistics).to_have_count(2)
+    expect(shown.box).to_have_value("")
