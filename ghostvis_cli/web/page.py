@@ -150,17 +150,16 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         return {"text": desk.chat.session.draft or "", "files": view.pending()}
 
     async def settled(
-        tab: Tab, typed: Typed, last: list[dict[str, Any]] | None, *, whole: bool = False
+        tab: Tab, typed: Typed, last: list[dict[str, Any]] | None, *, asked: Any = None
     ) -> list[Any]:
         """The box without what was sent and with a draft that is new; what was typed since stays."""
-        return [tab.settle(typed, draft()), *menu.shown(last, whole=whole)]
+        return [tab.settle(typed, draft()), *menu.shown(last, asked, done=tab.done)]
 
-    def on(event: Any, act: Callable[..., Any], *inputs: Any, whole: bool = False) -> None:
+    def on(event: Any, act: Callable[..., Any], *inputs: Any) -> None:
         """Do it, show what comes of it as it comes, and bring the box and the menu up to date before and after."""
         around: Any = ([state, box, menu.last], [box, *menu.parts])
-        done = event(act, [state, *inputs], seen, **QUIET).then(
-            partial(settled, whole=whole), *around, **QUIET
-        )
+        begun = partial(settled, asked=inputs[0] if inputs else None)
+        done = event(act, [state, *inputs], seen, **QUIET).then(begun, *around, **QUIET)
         done.then(watch, state, seen, **QUIET).then(settled, *around, **QUIET)
 
     async def do(tab: Tab, action: Action, sent: Typed | None = None) -> list[Any]:
@@ -215,7 +214,7 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         on(chat.clear, doing(lambda: desk.do("clear")))
         on(make_room.click, sending(lambda: desk.make_room(desk.too_long)))
         box.stop(desk.stop, **QUIET)
-        menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs, whole=True))
+        menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs))
     return page
 
 
@@ -242,12 +241,19 @@ class Menu:
         self.last = gr.State()  # what this tab shows
         self.parts = [self.session, self.name, self.profile, self.system, *self.fields.values(), self.last]
 
-    def shown(self, before: list[dict[str, Any]] | None, *, whole: bool) -> list[Any]:
-        """What has changed since `before`, or the whole menu: a field that somebody types in is else left alone."""
+    def shown(self, before: list[dict[str, Any]] | None, asked: Any, *, done: bool) -> list[Any]:
+        """What has changed since `before`: somebody may be typing in the other fields.
+
+        The field that `asked` gets its value back, but for a system message that was refused: it may be long.
+        """
         now = self._now()
-        kept = before if before is not None and not whole else [{}] * len(now)
+        fields = zip(self.parts[:-1], now, before or [{}] * len(now), strict=True)
+        stays = self.system if asked is self.system and not done else None
         return [
-            *(gr.skip() if new == old else gr.update(**new) for new, old in zip(now, kept, strict=True)),
+            *(
+                gr.skip() if part is stays or (new == old and part is not asked) else gr.update(**new)
+                for part, new, old in fields
+            ),
             now,
         ]
 

@@ -211,6 +211,27 @@ def test_what_there_is_to_say_to_one_tab_is_not_said_in_another(talk: Any, open_
     expect(looking.statistics.last).to_contain_text("stopped")
 
 
+def test_a_system_message_that_is_typed_while_a_reply_comes_is_not_lost(talk: Any, open_: Open):
+    served, server = talk(hanging("once", " upon"), saying("two"))
+    shown = open_(served)
+    shown.type("Tell")
+    expect(shown.replies.last).to_have_text("once upon")
+    shown.menu()
+    field = shown.tab.get_by_label("System message")
+    field.fill("You are careful.")
+    shown.tab.get_by_label("temperature").fill("0.5")
+    shown.tab.get_by_label("temperature").press("Enter")
+    expect(shown.notices).to_contain_text("a reply is still on its way")
+    expect(shown.tab.get_by_label("temperature")).not_to_have_value("0.5")
+    shown.tab.locator("#box .stop-button").click()
+    expect(shown.statistics.last).to_contain_text("stopped")
+    expect(field).to_have_value("You are careful.")
+    field.focus()
+    field.blur()
+    shown.ask("Go on")
+    assert server.posts[-1].json["messages"][0] == {"role": "system", "content": "You are careful."}
+
+
 def test_help_names_what_can_be_typed_in_the_page(talk: Any, open_: Open):
     shown = open_(talk()[0])
     shown.type("/help")
