@@ -85,7 +85,7 @@ class Door:
 
     def _is_ours(self, host: str) -> bool:
         """Whether it names this server. The machine's own name does not: the network decides where it leads."""
-        name = _hostname(f"//{host}")
+        name = hostname(f"//{host}")
         ours = map(str.lower, (self.host, *self.allowed_hosts))
         number = as_number(name)
         return name != "" and (
@@ -94,7 +94,7 @@ class Door:
 
     def _allows(self, origin: str) -> bool:
         return (
-            is_loopback(_hostname(origin))
+            is_loopback(hostname(origin))
             or "*" in self.cors_origins
             or origin.lower() in map(str.lower, self.cors_origins)
         )
@@ -108,7 +108,7 @@ def without_slash(scope: Scope) -> Scope:
     return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope["raw_path"].rstrip(b"/") or b"/"}
 
 
-def _hostname(url: str) -> str:
+def hostname(url: str) -> str:
     try:
         return (urlsplit(url).hostname or "").rstrip(".")
     except ValueError:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,7 +20,7 @@ from ghostvis_cli.chat.commands import attach
 from ghostvis_cli.chat.conversation import Conversation
 from ghostvis_cli.errors import EngineError, ExitCode
 from ghostvis_cli.serve.api_errors import ApiError
-from ghostvis_cli.serve.door import Door
+from ghostvis_cli.serve.door import Door, hostname
 from ghostvis_cli.serve.listen import base_url, bind
 from ghostvis_cli.serve.settings import ServerSettings
 from ghostvis_cli.serve.stopping import stop_signals
@@ -114,6 +114,7 @@ class Gate:
         request = Request(scope)
         try:
             self.door.check(request.headers)
+            _require_own_page(request.headers)
         except ApiError as error:
             await PlainTextResponse(f"{error.code}: {WAY_IN}", error.status)(scope, receive, send)
             return
@@ -170,6 +171,8 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                for name in [name for name in headers if name.startswith("access-control-")]:
+                    del headers[name]
                 headers.update({"content-security-policy": policy, "referrer-policy": "no-referrer"})
                 # Browsers would look up the names in links that a model wrote, before anybody follows one.
                 headers.update({"x-content-type-options": "nosniff", "x-dns-prefetch-control": "off"})
@@ -185,6 +188,14 @@ class Gate:
 
         with suppress(ClientDisconnect):  # in the middle of an upload
             await self.app(scope, receive, ours)
+
+
+def _require_own_page(headers: Headers) -> None:
+    """The browser adds the key by itself, also to what pages of others ask for."""
+    origin, host = headers.get("origin"), headers.get("host", "")
+    foreign = origin is not None and hostname(origin) != hostname(f"//{host}")
+    if foreign or headers.get("sec-fetch-site") == "cross-site":
+        raise ApiError(403, "pages of other origins are not let in", code="forbidden_origin")
 
 
 def _size(path: Path) -> int:

@@ -36,6 +36,17 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page that other machines may open."""
+    with page(
+        tmp_path_factory.mktemp("keyed"), *DEMO, "--host", "0.0.0.0", GHOSTVIS_WEB_KEY="sesame"
+    ) as started:
+        started.client.base_url = started.url.replace("0.0.0.0", "127.0.0.1")
+        started.client.auth = ("", "sesame")
+        yield started
+
+
 def last_of(events: list[dict]) -> list:
     assert events[-2]["msg"] == "process_completed"
     return events[-2]["output"]["data"]
@@ -73,6 +84,18 @@ def test_a_page_of_another_origin_is_refused(shown: Page):
     headers = {"origin": "https://evil.example"}
     assert shown.client.post("/gradio_api/queue/join", headers=headers, json={}).status_code == 403
     assert shown.client.get("/config", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5:7860", "chat.example"])
+def test_with_a_key_a_page_of_another_origin_is_refused_too(keyed: Page, host: str):
+    for foreign in ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        headers = {"host": host, **foreign}
+        assert keyed.client.get("/config", headers=headers).status_code == 403
+        answer = keyed.client.post("/gradio_api/upload", headers=headers, files={"files": ("a.png", b"x")})
+        assert answer.status_code == 403
+    answer = keyed.client.get("/config", headers={"host": host, "origin": f"https://{host}"})
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
 def test_beyond_this_machine_only_with_a_key(tmp_path: Path):
