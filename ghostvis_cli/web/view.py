@@ -42,6 +42,7 @@ class View:
 
     def __init__(self, desk: "Desk", folder: Path) -> None:
         self.desk, self.folder = desk, folder
+        self._written: set[Path] = set()  # for the box, of images that were not sent
 
     # Messages
 
@@ -88,6 +89,9 @@ class View:
         for path in self.folder.glob("*.webp"):
             if path not in self._files():
                 path.unlink()
+        for path in self._written - {self._original(image) for image in self.desk.chat.session.pending}:
+            path.unlink(missing_ok=True)
+            self._written.remove(path)
 
     def _files(self) -> dict[Path, "EncodedImage"]:
         return {self._file(image): image for image in self.desk.chat.session.images}
@@ -96,12 +100,16 @@ class View:
         """The images of a message that was not answered, as the box takes files."""
         found = []
         for image in self.desk.chat.session.pending:
-            path = self.folder / image_hash(image) / _file_name(image)
+            path = self._original(image)
             path.parent.mkdir(exist_ok=True)
             if not path.exists():
                 files.write(path, image.data, mode=PRIVATE, durable=False)
+                self._written.add(path)
             found.append({"path": str(path), "orig_name": path.name, "mime_type": image.mime})
         return found
+
+    def _original(self, image: "EncodedImage") -> Path:
+        return self.folder / image_hash(image) / _file_name(image)
 
     def _file(self, image: "EncodedImage") -> Path:
         return self.folder / f"{image_hash(image)}.webp"

@@ -245,6 +245,18 @@ def test_an_image_cannot_be_fetched_once_the_conversation_has_it_no_more(tmp_pat
         assert shown.client.get(f"/gradio_api/file={image}").status_code == 200
 
 
+def test_the_original_of_an_image_that_was_not_sent_goes_with_the_conversation(tmp_path: Path):
+    desk = Desk(Conversation(resolve(flags={}, env={})))
+    view = View(desk, tmp_path)
+    desk.chat.session.attach([from_bytes(SHAPES.read_bytes(), SHAPES.name)])
+    view.pending()
+    asyncio.run(view.draw())
+    assert list(tmp_path.rglob("three-shapes.jpg"))
+    desk.chat.session.clear()
+    asyncio.run(view.draw())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_images_that_come_while_others_are_drawn_are_drawn_as_well(tmp_path: Path):
     desk = Desk(Conversation(resolve(flags={}, env={})))
     first, second = (from_bytes(path.read_bytes(), path.name) for path in (SHAPES, CIRCLE))
