@@ -5,6 +5,7 @@ import random
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +18,7 @@ from ghostvis_cli.checkpoint import locate
 from ghostvis_cli.engines import rendering
 from ghostvis_cli.engines.base import Completion, GenerateRequest, Sampling, complete
 from ghostvis_cli.engines.local import LocalEngine, LocalSettings
-from ghostvis_cli.engines.local.decode import Eager, Padded, one_step
+from ghostvis_cli.engines.local.decode import SHAPES_COMPILED, Eager, Padded, one_step
 from ghostvis_cli.engines.local.packing import PackedLinear, pack
 from ghostvis_cli.engines.local.scheduler import Scheduler
 from ghostvis_cli.engines.local.sequence import Sequence
@@ -334,7 +335,11 @@ async def test_compiled_decoding_changes_no_token() -> None:
         async with await LocalEngine.load(checkpoint, settings) as engine:
             done = await asyncio.gather(*(complete(engine, request) for request in requests))
             answers.append([one.token_ids for one in done])
+            limits: Future[int] = Future()
+            engine._inbox.put(lambda: limits.set_result(torch._dynamo.config.cache_size_limit))  # noqa: B023
+            limit = await asyncio.wrap_future(limits)
     assert answers[0] == answers[1]
+    assert limit == SHAPES_COMPILED  # in the thread that compiles
 
 
 def padded(decoder):

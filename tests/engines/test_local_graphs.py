@@ -4,8 +4,10 @@ Flash attention over sequences of different lengths exists for CUDA alone; here 
 from its definition. A graph is a function that runs again on inputs of its own.
 """
 
+import gc
 import random
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -420,6 +422,64 @@ def test_graphs_of_memory_that_is_gone_are_not_replayed() -> None:
     assert replaying.captured == 3  # 256, 512 and 640 positions
 
 
+def test_a_kind_of_graphs_that_cannot_be_captured_leaves_the_others_theirs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class NoPrompts(Replaying):
+        def __call__(
+            self, compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+        ) -> Callable[..., Tensor]:
+            if inputs[0].is_floating_point():
+                raise torch.cuda.OutOfMemoryError("no memory for so many rows")
+            return super().__call__(compute, inputs)
+
+    model, replaying = tiny_model(vision=False), NoPrompts()
+    sequences = crowd(12)
+    expected = alone(model, sequences)
+    scheduler = on_gpu(model, replaying, max_batch=4)
+    assert run(scheduler, *sequences) == expected
+    assert scheduler.graphs is not None and scheduler.graphs.failed == {"prompts"}
+    assert replaying.replayed > replaying.captured > 0
+    assert "graphs of prompts are off" in caplog.text
+
+
+def test_padding_takes_no_more_memory_than_the_prompt_needs() -> None:
+    model = tiny_model(vision=False)
+    scheduler = on_gpu(model, prefix_cache_bytes=0)
+    scheduler.rows.reserve(4, 512)
+    cache = scheduler.rows.cache
+    rng = random.Random(3)
+    long = sequence([rng.randrange(200) for _ in range(500)], 6)
+    run(scheduler, long)
+    follows = sequence([*long.prompt.ids[:440], *[rng.randrange(200) for _ in range(65)]], 6)
+    (expected,) = alone(model, [follows])
+    running = sequence(list(long.prompt.ids[:440]), 40)
+    scheduler.submit(running)
+    scheduler.step()
+    scheduler.submit(follows)
+    while not follows.done:
+        scheduler.step()
+    assert follows.cached_tokens == 440 and follows.output == expected
+    assert scheduler.rows.cache is cache  # 440 and 128 are more than 512
+
+
+class Refusing(Replaying):
+    def __call__(self, compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        raise RuntimeError("not now")
+
+
+def test_graphs_hold_no_memory_that_is_given_back() -> None:
+    model = tiny_model(vision=False)
+    graphs = Graphs(Refusing)  # a real one holds no function, as the one that stands for it does
+    decode = Padded(model.model.decoder, graphs=graphs)
+    scheduler = Scheduler(model.model, model.tokenizer, decode=decode, varlen=True, graphs=graphs)
+    run(scheduler, sequence([1, 2, 3], 5))
+    cache = weakref.ref(scheduler.rows.cache)
+    scheduler.rows.reset()
+    gc.collect()
+    assert cache() is None
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_layers_are_compiled_once_for_all_of_them_and_change_no_token(tmp_path: Any) -> None:
     """As on a GPU: what lies between two attentions and the head, for batches of 1 and 2."""
@@ -429,8 +489,13 @@ def test_layers_are_compiled_once_for_all_of_them_and_change_no_token(tmp_path: 
     torch._dynamo.reset()
     counters["stats"].clear()
     compile_layers(model.model.decoder, {})
-    assert run(on_gpu(model, max_batch=2), *sequences) == expected
-    assert 0 < counters["stats"]["unique_graphs"] <= 12  # of any number of layers, and of prompts
+    scheduler = on_gpu(model, max_batch=2)
+    assert run(scheduler, *sequences) == expected
+    compiled = counters["stats"]["unique_graphs"]
+    assert 0 < compiled <= 12  # of any number of layers, and of prompts
+    scheduler.rows.reserve(8, 512)
+    assert run(scheduler, *crowd(8, 1, vocabulary=VOCABULARY)) == expected
+    assert counters["stats"]["unique_graphs"] == compiled  # and of a cache of any size
 
 
 def test_all_graphs_can_be_captured_before_the_first_request() -> None:

@@ -356,10 +356,12 @@ def test_a_body_of_millions_of_messages_is_refused_unread() -> None:
 
 
 def test_requests_beyond_the_limit_get_429_and_when_to_come_back() -> None:
-    with running(FakeEngine(delay_s=0.1), max_waiting=1) as server:
+    engine = FakeEngine(delay_s=2)
+    with running(engine, max_waiting=1) as server:
         stream = server.create(stream=True)
         with pytest.raises(openai.RateLimitError) as refused:
             server.create()
+        engine.delay_s = 0
         assert refused.value.response.headers["retry-after"] == "1"
         assert len(list(stream)) == 5
         eventually(lambda: server.chat()[0] == 200)

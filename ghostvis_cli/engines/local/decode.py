@@ -92,7 +92,7 @@ class Padded:
             return self.step(decoder, tokens, positions, length, cache)
 
         self.graphs.on(cache, decoder.cos)
-        return self.graphs.run(("step", batch, length), compute, tokens, positions)[:count]
+        return self.graphs.run(("steps", batch, length), compute, tokens, positions)[:count]
 
 
 def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
@@ -100,14 +100,19 @@ def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
 
     On a GPU not the step is compiled but what lies between two layers' attentions, once for all layers.
     """
-    torch._dynamo.config.recompile_limit = SHAPES_COMPILED
     if (ours := cache_dir()) is not None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ours / "compiled"))
     if decoder.lm_head.weight.device.type != "cuda":
         return Padded(decoder, torch.compile(one_step, dynamic=False), graphs)
-    torch._dynamo.config.suppress_errors = True  # what can't be compiled runs as it is
     compile_layers(decoder, CUDA_OPTIONS)
     return Padded(decoder, graphs=graphs)
+
+
+def prepare_compiler(device: torch.device) -> None:
+    """In the thread that runs what is compiled: a setting of another thread does not hold there."""
+    torch._dynamo.config.cache_size_limit = SHAPES_COMPILED
+    if device.type == "cuda":
+        torch._dynamo.config.suppress_errors = True  # what can't be compiled runs as it is
 
 
 def compile_layers(decoder: Decoder, options: dict[str, Any]) -> None:
@@ -129,7 +134,12 @@ def _compiled_for_steps(method: Callable[..., Any], options: dict[str, Any]) -> 
     compiled = torch.compile(method, options=options, dynamic=False)
 
     def either(self: torch.nn.Module, x: Tensor, *given: Any) -> Any:
-        is_step = x.dim() == 3 and x.size(1) == 1
-        return (compiled if is_step else method)(self, x, *given)
+        if x.dim() != 3 or x.size(1) != 1:
+            return method(self, x, *given)
+        if given and isinstance(given[-1], tuple):
+            keys, values, *_ = given[-1]
+            for each in (keys, values):  # whose rows and positions grow
+                torch._dynamo.maybe_mark_dynamic(each, [0, 2])
+        return compiled(self, x, *given)
 
     return either

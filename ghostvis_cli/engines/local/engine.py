@@ -17,7 +17,7 @@ from ghostvis_cli.checkpoint.choose import choose_layout
 from ghostvis_cli.checkpoint.load import LoadedModel, load_model
 from ghostvis_cli.checkpoint.locate import Checkpoint
 from ghostvis_cli.engines.base import Chunk, Closing, EngineInfo, GenerateRequest
-from ghostvis_cli.engines.local.decode import Decode, Eager, Padded, compiled
+from ghostvis_cli.engines.local.decode import Decode, Eager, Padded, compiled, prepare_compiler
 from ghostvis_cli.engines.local.device import fitting_batch, has_varlen, without_cudnn_attention
 from ghostvis_cli.engines.local.failures import explained
 from ghostvis_cli.engines.local.grammar import Grammars
@@ -108,7 +108,7 @@ class LocalEngine(Closing):
         ] = {}
         self._closed = False
         self._ended: GhostvisError | None = None  # why the step thread runs no more
-        self._threads = _choose_threads(loaded.model, settings)
+        self._threads, self._compiles = _choose_threads(loaded.model, settings), settings.compile
         self._thread = threading.Thread(target=self._run, name="ghostvis-step", daemon=True)
         self._thread.start()
 
@@ -194,6 +194,8 @@ class LocalEngine(Closing):
         delivered = 0.0
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+        if self._compiles:
+            prepare_compiler(self._scheduler.device)
         with torch.inference_mode():
             if self._capture_first:
                 try:

@@ -6,14 +6,16 @@ without.
 """
 
 import logging
+import weakref
 from collections.abc import Callable, Hashable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 128
+MOST_GRAPHS = 96  # of each kind
 MOST_BYTES = 4 * 1024**3  # that all graphs together may take for what is between their kernels
+Key: TypeAlias = tuple[str, *tuple[Hashable, ...]]
 Compute: TypeAlias = Callable[..., Tensor]
 Capture: TypeAlias = Callable[[Compute, tuple[Tensor, ...]], Compute]
 logger = logging.getLogger("ghostvis")
@@ -48,47 +50,54 @@ class CudaCapture:
 
 
 class Graphs:
-    """Runs functions, replaying those whose key was met before. A key stands for shapes and all that is fixed."""
+    """Runs functions, replaying those whose key was met before. A key stands for shapes and all that is fixed.
+
+    Its first part says what kind of function it is: what fails for one kind is left to the others.
+    """
 
     def __init__(self, make_capture: Callable[[], Capture] = CudaCapture) -> None:
         self._make_capture = make_capture
         self._capture: Capture | None = None
-        self.failed = False
+        self.failed: set[str] = set()
         self._forget(())
 
     def __len__(self) -> int:
         return sum(replay is not None for replay in self._met.values())
 
     def _forget(self, memory: tuple[object, ...]) -> None:
-        self._memory, self._capture, self.nbytes = memory, None, 0
-        self._met: dict[Hashable, Compute | None] = {}
+        # Weak: what is given back must not live on here.
+        self._memory = [weakref.ref(each) for each in memory]
+        self._capture, self.nbytes = None, 0
+        self._met: dict[Key, Compute | None] = {}
 
     def on(self, *memory: object) -> None:
         """Tensors that the functions read by address: where one is another than before, graphs are void."""
-        if [id(each) for each in memory] != [id(each) for each in self._memory]:
+        same = len(memory) == len(self._memory)
+        if not same or any(ref() is not each for ref, each in zip(self._memory, memory, strict=True)):
             self._forget(memory)
 
-    def run(self, key: Hashable, compute: Compute, *inputs: Tensor) -> Tensor:
+    def run(self, key: Key, compute: Compute, *inputs: Tensor) -> Tensor:
         """compute(*inputs), of whatever shapes the key stands for. Good until the next run."""
         replay = self._met.get(key)
         if replay is None and key in self._met:
-            replay = self._met[key] = self._captured(compute, inputs)
+            replay = self._met[key] = self._captured(key[0], compute, inputs)
         if replay is not None:
             return replay(*inputs)
         self._met[key] = None
         return compute(*inputs)
 
-    def _captured(self, compute: Compute, inputs: tuple[Tensor, ...]) -> Compute | None:
-        if self.failed or len(self) >= MOST_GRAPHS or self.nbytes >= MOST_BYTES:
+    def _captured(self, kind: str, compute: Compute, inputs: tuple[Tensor, ...]) -> Compute | None:
+        alike = sum(replay is not None for (other, *_), replay in self._met.items() if other == kind)
+        if kind in self.failed or alike >= MOST_GRAPHS or self.nbytes >= MOST_BYTES:
             return None
         before = _reserved()
         try:
             self._capture = self._capture or self._make_capture()
             replay = self._capture(compute, inputs)
         except Exception as error:
-            self.failed = True
+            self.failed.add(kind)
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            logger.warning("ghostvis: CUDA graphs are off, decoding goes on without them: %s", reason)
+            logger.warning("ghostvis: CUDA graphs of %s are off, all goes on without them: %s", kind, reason)
             return None
         self.nbytes += max(0, _reserved() - before)
         return replay

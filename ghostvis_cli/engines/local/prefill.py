@@ -63,7 +63,7 @@ def _padding(parts: Ordered[Part], rows: Rows) -> int:
     """Positions to read beyond the last part's end, where nobody looks before they are written again."""
     size = sum(part.end - part.start for part in parts)
     padding = padded(size) - size
-    fits = size <= MOST_PADDED and parts[-1].end + padding <= rows.config.max_positions
+    fits = size <= MOST_PADDED and parts[-1].end + padding <= rows.cache.capacity
     return padding if rows.varlen and fits else 0
 
 
@@ -89,7 +89,6 @@ def _run_varlen(
     graphs: Graphs | None,
 ) -> Tensor:
     """Embedded rows (1, N, ...) of the parts and the padding -> hidden rows (N, D)."""
-    rows.reserve(first_row + len(parts), parts[-1].end + padding)
     cache = rows.cache
     decoder.grow_rotary(cache.capacity)
     sizes = [part.end - part.start for part in parts]

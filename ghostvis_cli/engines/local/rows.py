@@ -23,7 +23,8 @@ class Rows:
 
     def reset(self) -> None:
         """Forget everything."""
-        self.cache = self._empty(1, FIRST_CAPACITY)
+        # A compiler takes one row for something else than several.
+        self.cache = self._empty(2 if self.varlen else 1, FIRST_CAPACITY)
 
     def _empty(self, rows: int, capacity: int) -> KVCache:
         return KVCache.empty(
@@ -40,14 +41,15 @@ class Rows:
         return token_bytes(self.config, self.dtype)
 
     def reserve(self, rows: int, capacity: int) -> None:
-        """Make room for that many rows and positions, keeping what is there. What grows, doubles."""
-        old = self.cache
+        """Make room for that many rows and positions, keeping what is there. What grows, doubles at least."""
+        old, most = self.cache, self.config.max_positions
         if rows <= old.rows and capacity <= old.capacity:
             return
         if rows > old.rows:
             rows = max(rows, 2 * old.rows)
         if capacity > old.capacity:
-            capacity = max(capacity, min(2 * old.capacity, self.config.max_positions))
+            whole = -(-capacity // FIRST_CAPACITY) * FIRST_CAPACITY
+            capacity = max(capacity, min(max(whole, 2 * old.capacity), most))
         new = self._empty(max(rows, old.rows), max(capacity, old.capacity))
         new.layers[:, : old.rows, :, : old.capacity] = old.layers
         self.cache = new
