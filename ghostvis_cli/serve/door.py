@@ -109,6 +109,7 @@ def without_slash(scope: Scope) -> Scope:
 
 
 def hostname(url: str) -> str:
+    """The host of an address, without its port; empty where it has none or can't be read."""
     try:
         return (urlsplit(url).hostname or "").rstrip(".")
     except ValueError:
