@@ -15,7 +15,7 @@ B batch, T new positions, M cached positions, D width, H query heads, K key head
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -134,8 +134,15 @@ class Varlen:
         return out
 
 
-# Keys and values (rows, K, capacity, h) of a layer, and the rows and positions (N,) of new ones.
-Places: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+class Places(NamedTuple):
+    """Of a layer: keys and values (rows, K, capacity, h), and the rows and positions (N,) of new ones."""
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    positions: Tensor
+
+
 Blend: TypeAlias = tuple[Tensor, Tensor, Tensor]  # r, s and x0 of r*x + s*x0
 
 
@@ -280,9 +287,8 @@ class Block(nn.Module):
         x = blended(x, blend)
         heads = self.attn.heads(rms(x).to(self.weights), cos, sin, value)
         q, k, v = (each.flatten(0, 1) for each in heads)
-        keys, values, rows, positions = at
-        keys[rows, :, positions] = k
-        values[rows, :, positions] = v
+        at.keys[at.rows, :, at.positions] = k
+        at.values[at.rows, :, at.positions] = v
         return x, q
 
     def leave(self, x: Tensor, seen: Tensor) -> Tensor:
@@ -411,7 +417,7 @@ class Decoder(nn.Module):
         self, x: Tensor, step: Step, varlen: Varlen, cache: KVCache, values: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
         """x (B, T, D) through all layers, and the middle one's output."""
-        at = [(k, v, varlen.rows, varlen.positions) for k, v in zip(cache.k, cache.v, strict=True)]
+        at = [Places(k, v, varlen.rows, varlen.positions) for k, v in zip(cache.k, cache.v, strict=True)]
         given = [
             (self.blend_of(layer, x), step.cos, step.sin, values[layer], at[layer])
             for layer in range(self.config.n_layer)

@@ -488,7 +488,7 @@ def test_layers_are_compiled_once_for_all_of_them_and_change_no_token(tmp_path: 
     expected = alone(model, sequences)
     torch._dynamo.reset()
     counters["stats"].clear()
-    compile_layers(model.model.decoder, {})
+    compile_layers(model.model.decoder)
     scheduler = on_gpu(model, max_batch=2)
     assert run(scheduler, *sequences) == expected
     compiled = counters["stats"]["unique_graphs"]

@@ -17,18 +17,16 @@ from torch import Tensor
 from ghostvis_cli.engines.local.device import power_of_two, sent
 from ghostvis_cli.engines.local.graphs import Graphs
 from ghostvis_cli.engines.local.rows import FIRST_CAPACITY, Rows
-from ghostvis_cli.model.decoder import Block, Decoder, KVCache, Varlen
+from ghostvis_cli.model.decoder import Block, Decoder, KVCache, Places, Varlen
 from ghostvis_cli.paths import cache_dir
 
 Step: TypeAlias = Callable[[Decoder, Tensor, Tensor, int, KVCache], Tensor]
 SHAPES_COMPILED = 64  # batch sizes x cached lengths; torch gives up after eight otherwise
-# Matrices times one row become kernels of the compiler's own, tuned by trying: they read weights faster.
 # Kernels are launched before the last one has ended (programmatic dependent launch).
-CUDA_OPTIONS: dict[str, Any] = {
-    "coordinate_descent_tuning": True,
-    "max_autotune_pointwise": True,
-    "triton.enable_pdl": True,
-}
+SEVERAL_ROWS: dict[str, Any] = {"triton.enable_pdl": True}
+# Matrices times one row become kernels of the compiler's own, tuned by trying: they read weights faster. Of several
+# rows only kernels of 2 us are the compiler's, too short for trying to tell which one is good.
+ONE_ROW: dict[str, Any] = {"coordinate_descent_tuning": True, "max_autotune_pointwise": True}
 
 
 class Decode(Protocol):
@@ -104,7 +102,7 @@ def compiled(decoder: Decoder, graphs: Graphs | None) -> Padded:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ours / "compiled"))
     if decoder.lm_head.weight.device.type != "cuda":
         return Padded(decoder, torch.compile(one_step, dynamic=False), graphs)
-    compile_layers(decoder, CUDA_OPTIONS)
+    compile_layers(decoder)
     return Padded(decoder, graphs=graphs)
 
 
@@ -115,31 +113,34 @@ def prepare_compiler(device: torch.device) -> None:
         torch._dynamo.config.suppress_errors = True  # what can't be compiled runs as it is
 
 
-def compile_layers(decoder: Decoder, options: dict[str, Any]) -> None:
+def compile_layers(decoder: Decoder) -> None:
     """Compiled: what lies between two layers' attentions, before the first and after the last, and the head.
 
     For one new position a sequence, each batch size by itself. Prompts run as they are: they are of any length.
     """
-    known = torch._inductor.list_options()
-    options = {name: value for name, value in options.items() if name in known}
     for name in ("enter", "cross", "leave"):
-        method = _compiled_for_steps(getattr(Block, name), options)
+        method = _compiled_for_steps(getattr(Block, name))
         for block in decoder.blocks:
             setattr(block, name, method.__get__(block))
-    logits = _compiled_for_steps(Decoder.logits, options)
+    logits = _compiled_for_steps(Decoder.logits)
     decoder.logits = logits.__get__(decoder)  # type: ignore[method-assign]
 
 
-def _compiled_for_steps(method: Callable[..., Any], options: dict[str, Any]) -> Any:
-    compiled = torch.compile(method, options=options, dynamic=False)
+def _compiled_for_steps(method: Callable[..., Any]) -> Any:
+    several = torch.compile(method, options=_known(SEVERAL_ROWS), dynamic=False)
+    alone = torch.compile(method, options=_known(SEVERAL_ROWS | ONE_ROW), dynamic=False)
 
-    def either(self: torch.nn.Module, x: Tensor, *given: Any) -> Any:
+    def any_size(self: torch.nn.Module, x: Tensor, *given: Any) -> Any:
         if x.dim() != 3 or x.size(1) != 1:
             return method(self, x, *given)
-        if given and isinstance(given[-1], tuple):
-            keys, values, *_ = given[-1]
-            for each in (keys, values):  # whose rows and positions grow
+        if given and isinstance(given[-1], Places):
+            for each in (given[-1].keys, given[-1].values):  # whose rows and positions grow
                 torch._dynamo.maybe_mark_dynamic(each, [0, 2])
-        return compiled(self, x, *given)
+        return (alone if x.size(0) == 1 else several)(self, x, *given)
 
-    return either
+    return any_size
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that this torch has."""
+    return {name: value for name, value in options.items() if name in torch._inductor.list_options()}
