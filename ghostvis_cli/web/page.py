@@ -7,7 +7,7 @@ script, which the server's policy forbids.
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -71,16 +71,20 @@ class Tab:
 
     mark: int | None = None  # of the conversation; another tab may have gone on
     lines: list[str] = field(default_factory=list)
+    asked: int = 0  # things, so far
+    control: Any = None  # of the menu: where the last one came from
     done: bool = False  # what was asked for last
+    taken: list[Typed] = field(default_factory=list)  # out of the box, to be sent
     sent: Typed = field(default_factory=lambda: NOTHING)  # of what the box has
-    refused: str = ""  # what was typed elsewhere
+    refused: Typed = field(default_factory=lambda: NOTHING)  # what the box had, or was typed elsewhere
     draft: Typed = field(default_factory=lambda: NOTHING)  # what was put into the box
 
     def settle(self, typed: Typed, draft: Typed) -> Any:
-        """What the box is to have; `typed` is what it has now, which may have changed since it was sent."""
+        """What the box is to have; `typed` is what it has now."""
         text, sent = typed["text"].removeprefix(self.sent["text"]).lstrip("\n"), _paths(self.sent)
         files = [path for path in typed["files"] if path not in sent and Path(path).exists()]
-        texts, self.sent, self.refused = [self.refused, text], NOTHING, ""
+        texts, files = [self.refused["text"], text], [*self.refused["files"], *files]
+        self.sent = self.refused = NOTHING
         if draft != self.draft:
             self.draft = draft
             files = [*draft["files"], *(path for path in files if path not in _paths(draft))]
@@ -125,8 +129,9 @@ def build(desk: Desk, view: View) -> gr.Blocks:
                 max_plain_text_length=10_000_000,  # what is longer would become a file
                 autofocus=True,
             )
-            state = gr.State(Tab())
+            state, begun = gr.State(Tab()), gr.State(0)
     seen = [status, chat, notices, make_room, box]
+    around: Any = ([state, box, menu.last], [box, *menu.parts])
 
     def shown(tab: Tab) -> list[Any]:
         """All of it as it is now."""
@@ -149,18 +154,23 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         """A message that was not answered, or images for the next one."""
         return {"text": desk.chat.session.draft or "", "files": view.pending()}
 
-    async def settled(
-        tab: Tab, typed: Typed, last: list[dict[str, Any]] | None, *, asked: Any = None
-    ) -> list[Any]:
-        """The box without what was sent and with a draft that is new; what was typed since stays."""
+    async def settled(tab: Tab, typed: Typed, last: list[dict[str, Any]] | None) -> list[Any]:
+        """The box with what was refused, and a draft that is new; what was typed since stays."""
+        asked, tab.control = tab.control, None
         return [tab.settle(typed, draft()), *menu.shown(last, asked, done=tab.done)]
 
     def on(event: Any, act: Callable[..., Any], *inputs: Any) -> None:
-        """Do it, show what comes of it as it comes, and bring the box and the menu up to date before and after."""
-        around: Any = ([state, box, menu.last], [box, *menu.parts])
-        begun = partial(settled, asked=inputs[0] if inputs else None)
-        done = event(act, [state, *inputs], seen, **QUIET).then(begun, *around, **QUIET)
-        done.then(watch, state, seen, **QUIET).then(settled, *around, **QUIET)
+        """Do it, and show what comes of it as it comes. The box and the menu are settled meanwhile and after."""
+
+        @wraps(act)  # Gradio reads from the signature what it takes
+        async def ask(tab: Tab, *given: Any) -> AsyncIterator[list[Any]]:
+            tab.asked, tab.control = tab.asked + 1, inputs[0] if inputs else None
+            yield [*await act(tab, *given), tab.asked]
+            async for now in watch(tab):
+                yield [*now, gr.skip()]
+
+        done = event(ask, [state, *inputs], [*seen, begun], trigger_mode="multiple", **QUIET)
+        done.then(settled, *around, **QUIET)
 
     async def do(tab: Tab, action: Action, sent: Typed | None = None) -> list[Any]:
         tab.done, tab.lines = await desk.at(tab.mark, action)
@@ -188,8 +198,19 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         await view.draw()
         return shown(tab)
 
-    async def submit(tab: Tab, typed: Typed) -> list[Any]:
-        return await do(tab, desk.send(typed["text"], [Path(name) for name in typed["files"]]), typed)
+    async def take(tab: Tab, typed: Typed) -> Any:
+        """At once, and without the queue: what is typed from now on is the next message."""
+        if typed == NOTHING:
+            return gr.skip()
+        tab.taken.append(typed)
+        return NOTHING
+
+    async def submit(tab: Tab) -> list[Any]:
+        if tab.taken:  # else it was Enter in an empty box
+            typed = tab.taken.pop(0)
+            await do(tab, desk.send(typed["text"], [Path(name) for name in typed["files"]]))
+            tab.draft, tab.refused = (NOTHING, tab.refused) if tab.done else (tab.draft, typed)
+        return shown(tab)
 
     async def edit(tab: Tab, changed: gr.EditData) -> list[Any]:
         text = str(changed.value)
@@ -202,12 +223,14 @@ def build(desk: Desk, view: View) -> gr.Blocks:
 
         now = await do(tab, change())
         if not tab.done:
-            tab.refused = text
+            tab.refused = {**NOTHING, "text": text}
         return now
 
     with page:
+        begun.change(settled, *around, **QUIET)
         on(page.load, load)
-        on(box.submit, submit, box)
+        taken = box.submit(take, [state, box], box, queue=False, **QUIET)
+        on(taken.then, submit)
         on(chat.edit, edit)
         on(chat.retry, sending(lambda: desk.do("regen")))
         on(chat.undo, doing(lambda: desk.do("undo")))

@@ -41,16 +41,24 @@ class Page:
         """What the page's own script does when it is loaded and Enter is pressed: the messages that come back."""
         tab = os.urandom(4).hex()
         self.act(tab, "load", None)
-        return self.act(tab, "submit", None, {"text": text, "files": files})
+        take = self._event("submit")
+        body = {"data": [None, {"text": text, "files": files}], "fn_index": take, "session_hash": tab}
+        answer = self.client.post("/gradio_api/run/predict", json=body)
+        if answer.status_code != 200:
+            return [answer.json()]
+        return self._ask(tab, next(each["id"] for each in self._events() if each["trigger_after"] == take), None)
 
     def act(self, session: str, name: str, *data: Any, **more: Any) -> list[dict[str, Any]]:
-        """What the page's script does in a tab when something happens there."""
-        events = self.client.get("/config").json()["dependencies"]
-        event = next(each["id"] for each in events if [on for _, on in each["targets"]] == [name])
-        said = self._ask(session, event, *data, **more)
-        after = {each["trigger_after"]: each["id"] for each in events}
-        self._ask(session, after[after[event]], None)  # until the reply is there
-        return said
+        """What the page's script does in a tab when something happens there; until the reply is there."""
+        return self._ask(session, self._event(name), *data, **more)
+
+    def _events(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.client.get("/config").json()["dependencies"]
+        return found
+
+    def _event(self, name: str) -> int:
+        """The first that happens when `name` does."""
+        return next(each["id"] for each in self._events() if [on for _, on in each["targets"]] == [name])
 
     def _ask(self, session: str, event: int, *data: Any, **more: Any) -> list[dict[str, Any]]:
         body = {"data": data, "fn_index": event, "session_hash": session, **more}

@@ -201,7 +201,7 @@ def test_uploads_lie_in_a_folder_of_the_user_alone(shown: Page):
 
 def test_an_upload_that_is_no_image_is_refused_and_the_message_is_not_sent(shown: Page):
     (path,) = shown.upload("a.png", b"<svg onload=alert(1)>").json()
-    _status, messages, notices, _, box = last_of(shown.submit("What is this?", as_file(path)))
+    _status, messages, notices, _, box, _ = last_of(shown.submit("What is this?", as_file(path)))
     assert "a.png: seems to be" in notices
     assert not any("What is this?" in str(message) for message in messages)
     assert "value" not in box  # what was typed stays

@@ -232,6 +232,24 @@ def test_a_system_message_that_is_typed_while_a_reply_comes_is_not_lost(talk: An
     assert server.posts[-1].json["messages"][0] == {"role": "system", "content": "You are careful."}
 
 
+def test_what_is_typed_after_enter_stays_in_the_box_and_enter_twice_sends_once(talk: Any, open_: Open):
+    served, server = talk(hanging("once", " upon"), saying("two"))
+    shown = open_(served)
+    shown.box.fill("first")
+    shown.box.press("Enter")
+    shown.box.press("Enter")
+    expect(shown.box).to_have_value("")
+    shown.box.press_sequentially("second")
+    expect(shown.replies.last).to_have_text("once upon")
+    shown.tab.locator("#box .stop-button").click()
+    expect(shown.statistics.last).to_contain_text("stopped")
+    shown.tab.wait_for_timeout(500)  # all has been settled
+    expect(shown.box).to_have_value("second")
+    shown.box.press("Enter")
+    expect(shown.replies.last).to_have_text("two")
+    assert [post.json["messages"][-1]["content"] for post in server.posts] == ["first", "second"]
+
+
 def test_help_names_what_can_be_typed_in_the_page(talk: Any, open_: Open):
     shown = open_(talk()[0])
     shown.type("/help")
@@ -239,6 +257,7 @@ def test_help_names_what_can_be_typed_in_the_page(talk: Any, open_: Open):
     expect(shown.notices).not_to_contain_text("/save")
     shown.type("/save x.md")
     expect(shown.notices).to_contain_text("/save is for terminals")
+    expect(shown.box).to_have_value("/save x.md")
     shown.type("/help save")
     expect(shown.notices).to_contain_text("there is no command /save")
 
