@@ -4,6 +4,7 @@ Handlers run in the server's event loop, as the conversation does. There is no g
 script, which the server's policy forbids.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class Tab:
     asked: int = 0  # things, so far
     control: Any = None  # of the menu: where the last one came from
     done: bool = False  # what was asked for last
-    taken: list[Typed] = field(default_factory=list)  # out of the box, to be sent
+    sending: list[asyncio.Task[None]] = field(default_factory=list)  # of messages out of the box
     sent: Typed = field(default_factory=lambda: NOTHING)  # of what the box has
     refused: Typed = field(default_factory=lambda: NOTHING)  # what the box had, or was typed elsewhere
     draft: Typed = field(default_factory=lambda: NOTHING)  # what was put into the box
@@ -137,7 +138,8 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         """All of it as it is now."""
         tab.mark, busy = desk.mark, desk.busy
         room, write = gr.update(visible=desk.too_long > 0), gr.update(submit_btn=not busy, stop_btn=busy)
-        return [view.status(), view.messages(), view.lines(tab.lines), room, write]
+        messages = [*view.messages(), *view.coming(desk.coming)]
+        return [view.status(), messages, view.lines(tab.lines), room, write]
 
     async def watch(tab: Tab) -> AsyncIterator[list[Any]]:
         """A reply as it comes, and then all once more."""
@@ -202,14 +204,16 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         """At once, and without the queue: what is typed from now on is the next message."""
         if typed == NOTHING:
             return gr.skip()
-        tab.taken.append(typed)
+        tab.sending.append(asyncio.create_task(send(tab, typed)))
         return NOTHING
 
+    async def send(tab: Tab, typed: Typed) -> None:
+        await do(tab, desk.send(typed["text"], [Path(name) for name in typed["files"]]))
+        tab.draft, tab.refused = (NOTHING, tab.refused) if tab.done else (tab.draft, typed)
+
     async def submit(tab: Tab) -> list[Any]:
-        if tab.taken:  # else it was Enter in an empty box
-            typed = tab.taken.pop(0)
-            await do(tab, desk.send(typed["text"], [Path(name) for name in typed["files"]]))
-            tab.draft, tab.refused = (NOTHING, tab.refused) if tab.done else (tab.draft, typed)
+        if tab.sending:  # else it was Enter in an empty box
+            await tab.sending.pop(0)
         return shown(tab)
 
     async def edit(tab: Tab, changed: gr.EditData) -> list[Any]:
