@@ -53,6 +53,7 @@ SMALL = DecoderConfig(1024, 1024, 4, 3, 1, 192, 512, "relu2")
 NEW_TOKENS = 128
 BATCHES = (1, 8, 32)
 ROWS, IN_FLIGHT = 1000, 64
+MET = 8  # prompts before the measured ones: of two or three sizes, each met twice before it has a graph
 TOKENIZER = demo.BASE_DIR / "tokenizer" / "tokenizer.pkl"
 # Seconds of warming up count among the compiled mode's: they are the compiler's.
 MODES: dict[str, LocalSettings | None] = {
@@ -237,6 +238,7 @@ def row(index: int) -> GenerateRequest:
 async def whole(book: Book, name: str, open_engine: Callable[[], Any], count: int) -> None:
     """Rows a second, and the time to the first token of a long prompt."""
     async with await open_engine() as engine:
+        await _ttft_of_text(book, engine, name)
         in_flight = asyncio.Semaphore(engine.info.max_batch or IN_FLIGHT)
 
         async def one(request: GenerateRequest) -> Completion:
@@ -251,15 +253,18 @@ async def whole(book: Book, name: str, open_engine: Callable[[], Any], count: in
             await asyncio.gather(*(one(request) for request in rows))
             speeds.append(size / (time.perf_counter() - started))
         book.note(f"{count} rows, {name}", speeds[1:], "rows/s", in_flight=in_flight._value)
-        once = Sampling(max_tokens=1, temperature=0, ignore_eos=True)
-        firsts = []
-        for seed in range(book.repeats + 2):
-            request = GenerateRequest(prompt=words(1024, 10**6 + seed), sampling=once)
-            started = time.perf_counter()
-            done = await complete(engine, request)
-            firsts.append(1000 * (time.perf_counter() - started))
-        tokens = done.usage.prompt_tokens
-        book.note(f"first token of the model that sees, {name}", firsts[2:], "ms", prompt=tokens)
+
+
+async def _ttft_of_text(book: Book, engine: Engine, name: str) -> None:
+    once = Sampling(max_tokens=1, temperature=0, ignore_eos=True)
+    firsts = []
+    for seed in range(MET + book.repeats):
+        request = GenerateRequest(prompt=words(1024, 10**6 + seed), sampling=once)
+        started = time.perf_counter()
+        done = await complete(engine, request)
+        firsts.append(1000 * (time.perf_counter() - started))
+    tokens = done.usage.prompt_tokens
+    book.note(f"first token of the model that sees, {name}", firsts[MET:], "ms", prompt=tokens)
 
 
 def batch(book: Book, checkpoint: Checkpoint, given: argparse.Namespace) -> None:

@@ -443,6 +443,18 @@ def test_a_kind_of_graphs_that_cannot_be_captured_leaves_the_others_theirs(
     assert "graphs of prompts are off" in caplog.text
 
 
+@pytest.mark.parametrize("on_a_gpu", [True, False])
+def test_a_long_prompt_alone_does_not_make_the_rows_of_an_earlier_batch_as_long(on_a_gpu: bool) -> None:
+    model = tiny_model(vision=False)
+    scheduler = on_gpu(model) if on_a_gpu else Scheduler(model.model, model.tokenizer)
+    run(scheduler, *crowd(16))
+    assert scheduler.rows.cache.rows >= 16
+    long = sequence([random.Random(4).randrange(200) for _ in range(500)], 6)
+    (expected,) = alone(model, [long])
+    assert run(scheduler, long) == [expected]
+    assert scheduler.rows.cache.rows <= 2 and scheduler.rows.cache.capacity >= 500
+
+
 def test_padding_takes_no_more_memory_than_the_prompt_needs() -> None:
     model = tiny_model(vision=False)
     scheduler = on_gpu(model, prefix_cache_bytes=0)

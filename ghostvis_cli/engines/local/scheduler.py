@@ -202,7 +202,10 @@ class Scheduler:
 
     def _begin(self, sequence: Sequence, row: int) -> None:
         """Give it a cache row that starts with the longest prefix of its prompt that is cached or running."""
-        self.rows.reserve(row + 1, len(sequence.prompt.ids) + 1)
+        capacity = len(sequence.prompt.ids) + 1
+        if row == 0 and capacity > self.rows.cache.capacity:
+            self.rows.reset()  # as many rows as once ran need not be as long as this one
+        self.rows.reserve(row + 1, capacity)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.match(sequence.identity[:most])
         live, source = max(
