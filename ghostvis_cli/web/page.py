@@ -84,16 +84,17 @@ class Tab:
         """What the box is to have; `typed` is what it has now."""
         text, sent = typed["text"].removeprefix(self.sent["text"]).lstrip("\n"), _paths(self.sent)
         files = [path for path in typed["files"] if path not in sent and Path(path).exists()]
-        texts, files = [self.refused["text"], text], [*self.refused["files"], *files]
-        self.sent = self.refused = NOTHING
+        back, self.sent, self.refused = [self.refused], NOTHING, NOTHING
         if draft != self.draft:
             self.draft = draft
-            files = [*draft["files"], *(path for path in files if path not in _paths(draft))]
-            if not text.startswith(draft["text"]):  # else it is there already
-                texts = [draft["text"], *texts]
-        text = "\n\n".join(filter(None, texts))
+            back.append(draft)
+        for each in back:
+            files = [*each["files"], *(path for path in files if path not in _paths(each))]
+            if not text.startswith(each["text"]):  # else it is there already
+                text = "\n\n".join(filter(None, (each["text"], text)))
         box = {"text": text, "files": files}
-        return gr.skip() if {**box, "files": _paths(box)} == typed else box
+        as_it_is = not any(each != NOTHING for each in back) and {**box, "files": _paths(box)} == typed
+        return gr.skip() if as_it_is else box
 
 
 def _paths(typed: Typed) -> list[str]:
@@ -174,10 +175,15 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         done = event(ask, [state, *inputs], [*seen, begun], trigger_mode="multiple", **QUIET)
         done.then(settled, *around, **QUIET)
 
-    async def do(tab: Tab, action: Action, sent: Typed | None = None) -> list[Any]:
+    async def do(
+        tab: Tab, action: Action, sent: Typed | None = None, refused: Typed | None = None
+    ) -> list[Any]:
+        """`sent`: what goes out of the box if it is done; `refused`: what goes back into it if not."""
         tab.done, tab.lines = await desk.at(tab.mark, action)
-        if tab.done and sent:
+        if tab.done and sent is not None:
             tab.sent, tab.draft = sent, NOTHING
+        if not tab.done and refused is not None:
+            tab.refused = refused
         await view.draw()
         return shown(tab)
 
@@ -208,8 +214,8 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         return NOTHING
 
     async def send(tab: Tab, typed: Typed) -> None:
-        await do(tab, desk.send(typed["text"], [Path(name) for name in typed["files"]]))
-        tab.draft, tab.refused = (NOTHING, tab.refused) if tab.done else (tab.draft, typed)
+        files = [Path(name) for name in typed["files"]]
+        await do(tab, desk.send(typed["text"], files), sent=NOTHING, refused=typed)
 
     async def submit(tab: Tab) -> list[Any]:
         if tab.sending:  # else it was Enter in an empty box

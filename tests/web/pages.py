@@ -46,7 +46,9 @@ class Page:
         answer = self.client.post("/gradio_api/run/predict", json=body)
         if answer.status_code != 200:
             return [answer.json()]
-        return self._ask(tab, next(each["id"] for each in self._events() if each["trigger_after"] == take), None)
+        return self._ask(
+            tab, next(each["id"] for each in self._events() if each["trigger_after"] == take), None
+        )
 
     def act(self, session: str, name: str, *data: Any, **more: Any) -> list[dict[str, Any]]:
         """What the page's script does in a tab when something happens there; until the reply is there."""
