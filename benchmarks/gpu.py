@@ -236,7 +236,7 @@ def row(index: int) -> GenerateRequest:
 
 
 async def whole(book: Book, name: str, open_engine: Callable[[], Any], count: int) -> None:
-    """Rows a second, and the time to the first token of a long prompt."""
+    """The time to the first token of a long prompt, and rows a second."""
     async with await open_engine() as engine:
         await _ttft_of_text(book, engine, name)
         in_flight = asyncio.Semaphore(engine.info.max_batch or IN_FLIGHT)

@@ -96,11 +96,11 @@ class Desk:
                 return True, said
 
     def _require(self, mark: int | None) -> None:
+        if self.busy:
+            raise UsageError("a reply is still on its way", hint="stop it first")
         if mark != self.mark:
             where = "after ghostvis started again" if mark is None else "in another tab"
             raise UsageError(f"this was not done: the conversation went on {where}", hint="this is it now")
-        if self.busy:
-            raise UsageError("a reply is still on its way", hint="stop it first")
 
     async def send(self, text: str, uploads: Sequence[Path]) -> None:
         """A message with these files as its images, or a command."""

@@ -29,6 +29,7 @@ QUIET: Any = {"show_progress": "hidden", "api_visibility": "private"}
 LOOKS: Any = {"primary_hue": "blue", "neutral_hue": "slate", "spacing_size": "sm", "radius_size": "md",
               "font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # fmt: skip
 Typed: TypeAlias = dict[str, Any]  # text and files, as the box has them
+Sending: TypeAlias = tuple[Typed, asyncio.Task[bool]]
 NOTHING: Typed = {"text": "", "files": []}
 OFF: Any = dict.fromkeys(("run_history", "show_error", "ssr_mode", "pwa", "mcp_server"), False)
 
@@ -38,7 +39,7 @@ async def opened(desk: Desk, view: View) -> AsyncIterator[FastAPI]:
     """The application, with Gradio's queue running."""
     processing_utils.async_ssrf_protected_download = _refuse  # Gradio would fetch addresses it gets as files
     page = build(desk, view)
-    page.queue(default_concurrency_limit=None)
+    page.queue(default_concurrency_limit=None, api_open=False)
     app = FastAPI(openapi_url=None)
     app.get("/export/{style}")(partial(export, desk))
     most, theme = desk.chat.profile.images.max_bytes, gr.themes.Default(**LOOKS)
@@ -72,28 +73,29 @@ class Tab:
 
     mark: int | None = None  # of the conversation; another tab may have gone on
     lines: list[str] = field(default_factory=list)
-    asked: int = 0  # things, so far
-    control: Any = None  # of the menu: where the last one came from
-    done: bool = False  # what was asked for last
-    sending: list[asyncio.Task[None]] = field(default_factory=list)  # of messages out of the box
+    count: int = 0  # of what was asked for here
+    asked: dict[Any, bool] = field(
+        default_factory=dict
+    )  # fields of the menu that changed, and whether it was done
+    sending: list[Sending] = field(default_factory=list)  # what was taken out of the box
     sent: Typed = field(default_factory=lambda: NOTHING)  # of what the box has
-    refused: Typed = field(default_factory=lambda: NOTHING)  # what the box had, or was typed elsewhere
+    refused: list[Typed] = field(default_factory=list)  # what goes back into the box
     draft: Typed = field(default_factory=lambda: NOTHING)  # what was put into the box
 
     def settle(self, typed: Typed, draft: Typed) -> Any:
         """What the box is to have; `typed` is what it has now."""
         text, sent = typed["text"].removeprefix(self.sent["text"]).lstrip("\n"), _paths(self.sent)
         files = [path for path in typed["files"] if path not in sent and Path(path).exists()]
-        back, self.sent, self.refused = [self.refused], NOTHING, NOTHING
-        if draft != self.draft:
+        back, self.sent, self.refused = self.refused, NOTHING, []
+        texts = [*(each["text"] for each in back), text]
+        files = [*(file for each in back for file in each["files"]), *files]
+        if is_new := draft != self.draft:
             self.draft = draft
-            back.append(draft)
-        for each in back:
-            files = [*each["files"], *(path for path in files if path not in _paths(each))]
-            if not text.startswith(each["text"]):  # else it is there already
-                text = "\n\n".join(filter(None, (each["text"], text)))
-        box = {"text": text, "files": files}
-        as_it_is = not any(each != NOTHING for each in back) and {**box, "files": _paths(box)} == typed
+            files = [*draft["files"], *(path for path in files if path not in _paths(draft))]
+            if not text.startswith(draft["text"]):  # else it is there already
+                texts = [draft["text"], *texts]
+        box = {"text": "\n\n".join(filter(None, texts)), "files": files}
+        as_it_is = not back and not is_new and {**box, "files": _paths(box)} == typed
         return gr.skip() if as_it_is else box
 
 
@@ -131,7 +133,8 @@ def build(desk: Desk, view: View) -> gr.Blocks:
                 max_plain_text_length=10_000_000,  # what is longer would become a file
                 autofocus=True,
             )
-            state, begun = gr.State(Tab()), gr.State(0)
+            state = gr.State(Tab())
+            begun = gr.State(0)  # another number once something was done: the page then settles box and menu
     seen = [status, chat, notices, make_room, box]
     around: Any = ([state, box, menu.last], [box, *menu.parts])
 
@@ -159,36 +162,35 @@ def build(desk: Desk, view: View) -> gr.Blocks:
 
     async def settled(tab: Tab, typed: Typed, last: list[dict[str, Any]] | None) -> list[Any]:
         """The box with what was refused, and a draft that is new; what was typed since stays."""
-        asked, tab.control = tab.control, None
-        return [tab.settle(typed, draft()), *menu.shown(last, asked, done=tab.done)]
+        asked, tab.asked = tab.asked, {}
+        return [tab.settle(typed, draft()), *menu.shown(last, asked)]
 
-    def on(event: Any, act: Callable[..., Any], *inputs: Any) -> None:
-        """Do it, and show what comes of it as it comes. The box and the menu are settled meanwhile and after."""
+    def on(event: Any, act: Callable[..., Any], *inputs: Any, **how: Any) -> None:
+        """Do it, and show what comes of it as it comes. Box and menu are settled meanwhile and after."""
 
         @wraps(act)  # Gradio reads from the signature what it takes
         async def ask(tab: Tab, *given: Any) -> AsyncIterator[list[Any]]:
-            tab.asked, tab.control = tab.asked + 1, inputs[0] if inputs else None
-            yield [*await act(tab, *given), tab.asked]
+            done = await act(tab, *given)
+            tab.count = count = tab.count + 1
+            tab.asked |= dict.fromkeys(inputs, done)
+            await view.draw()
+            yield [*shown(tab), count]
             async for now in watch(tab):
+                if tab.count != count:  # what was asked for since watches, too
+                    return
                 yield [*now, gr.skip()]
 
-        done = event(ask, [state, *inputs], [*seen, begun], trigger_mode="multiple", **QUIET)
-        done.then(settled, *around, **QUIET)
+        event(ask, [state, *inputs], [*seen, begun], **QUIET, **how).then(settled, *around, **QUIET)
 
-    async def do(
-        tab: Tab, action: Action, sent: Typed | None = None, refused: Typed | None = None
-    ) -> list[Any]:
-        """`sent`: what goes out of the box if it is done; `refused`: what goes back into it if not."""
-        tab.done, tab.lines = await desk.at(tab.mark, action)
-        if tab.done and sent is not None:
+    async def do(tab: Tab, action: Action, sent: Typed | None = None) -> bool:
+        """Whether it was done. Where it `sent` something, that is no draft any more, and leaves the box."""
+        done, tab.lines = await desk.at(tab.mark, action)
+        if done and sent is not None:
             tab.sent, tab.draft = sent, NOTHING
-        if not tab.done and refused is not None:
-            tab.refused = refused
-        await view.draw()
-        return shown(tab)
+        return done
 
     def doing(action: Callable[..., Action]) -> Callable[..., Any]:
-        async def act(tab: Tab, *given: Any) -> list[Any]:
+        async def act(tab: Tab, *given: Any) -> bool:
             return await do(tab, action(*given))
 
         return act
@@ -196,33 +198,40 @@ def build(desk: Desk, view: View) -> gr.Blocks:
     def sending(action: Callable[[], Action]) -> Callable[..., Any]:
         """Of what sends the draft, if there is one."""
 
-        async def act(tab: Tab) -> list[Any]:
+        async def act(tab: Tab) -> bool:
             return await do(tab, action(), None if desk.chat.session.draft is None else draft())
 
         return act
 
-    async def load(tab: Tab) -> list[Any]:
+    async def load(tab: Tab) -> bool:
         tab.lines, tab.draft = desk.lines, NOTHING
-        await view.draw()
-        return shown(tab)
+        return True
 
     async def take(tab: Tab, typed: Typed) -> Any:
-        """At once, and without the queue: what is typed from now on is the next message."""
+        """Without the queue, so that what is typed from now on is the next message.
+
+        What is typed before the page has the answer is lost: a server can't see it.
+        """
         if typed == NOTHING:
             return gr.skip()
-        tab.sending.append(asyncio.create_task(send(tab, typed)))
+        files = [Path(name) for name in typed["files"]]
+        sent = asyncio.create_task(do(tab, desk.send(typed["text"], files), NOTHING))
+        tab.sending.append((typed, sent))
         return NOTHING
 
-    async def send(tab: Tab, typed: Typed) -> None:
-        files = [Path(name) for name in typed["files"]]
-        await do(tab, desk.send(typed["text"], files), sent=NOTHING, refused=typed)
+    async def submit(tab: Tab) -> bool:
+        done = True
+        while tab.sending:  # nothing: it was Enter in an empty box
+            typed, sent = tab.sending.pop(0)
+            done = False
+            try:
+                done = await asyncio.shield(sent)
+            finally:
+                if not done:
+                    tab.refused.append(typed)
+        return done
 
-    async def submit(tab: Tab) -> list[Any]:
-        if tab.sending:  # else it was Enter in an empty box
-            await tab.sending.pop(0)
-        return shown(tab)
-
-    async def edit(tab: Tab, changed: gr.EditData) -> list[Any]:
+    async def edit(tab: Tab, changed: gr.EditData) -> bool:
         text = str(changed.value)
 
         async def change() -> None:
@@ -231,16 +240,16 @@ def build(desk: Desk, view: View) -> gr.Blocks:
             text = view.text_of(turn, text)
             await desk.edit(turn, text)
 
-        now = await do(tab, change())
-        if not tab.done:
-            tab.refused = {**NOTHING, "text": text}
-        return now
+        done = await do(tab, change())
+        if not done:
+            tab.refused.append({**NOTHING, "text": text})
+        return done
 
     with page:
         begun.change(settled, *around, **QUIET)
         on(page.load, load)
         taken = box.submit(take, [state, box], box, queue=False, **QUIET)
-        on(taken.then, submit)
+        on(taken.then, submit, trigger_mode="multiple")
         on(chat.edit, edit)
         on(chat.retry, sending(lambda: desk.do("regen")))
         on(chat.undo, doing(lambda: desk.do("undo")))
@@ -274,17 +283,17 @@ class Menu:
         self.last = gr.State()  # what this tab shows
         self.parts = [self.session, self.name, self.profile, self.system, *self.fields.values(), self.last]
 
-    def shown(self, before: list[dict[str, Any]] | None, asked: Any, *, done: bool) -> list[Any]:
+    def shown(self, before: list[dict[str, Any]] | None, asked: dict[Any, bool]) -> list[Any]:
         """What has changed since `before`: somebody may be typing in the other fields.
 
-        The field that `asked` gets its value back, but for a system message that was refused: it may be long.
+        A field that was `asked` for gets its value back, but for a system message that was refused: it may be long.
         """
         now = self._now()
         fields = zip(self.parts[:-1], now, before or [{}] * len(now), strict=True)
-        stays = self.system if asked is self.system and not done else None
+        stays = self.system if asked.get(self.system) is False else None
         return [
             *(
-                gr.skip() if part is stays or (new == old and part is not asked) else gr.update(**new)
+                gr.skip() if part is stays or (new == old and part not in asked) else gr.update(**new)
                 for part, new, old in fields
             ),
             now,

@@ -85,7 +85,7 @@ async def _begin(desk: Desk, images: Sequence[str]) -> None:
 # All that the page asks for; Gradio has some sixty more, proxies and recorders among them.
 ROUTES = re.compile(
     r"/|/config|/export/\w+|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.+"
-    r"|/gradio_api/(upload|upload_progress|queue/join|queue/data|run/\w+|cancel|reset|startup-events|info|app_id"
+    r"|/gradio_api/(upload|upload_progress|queue/join|queue/data|run/predict|cancel|reset|startup-events|info|app_id"
     r"|heartbeat/\w+|file=(?P<file>.+))"
 )
 # Scripts are Gradio's own files and what its page begins with: nothing that a message could bring along.

@@ -248,6 +248,35 @@ def test_what_is_typed_after_enter_stays_in_the_box(talk: Any, open_: Open):
     assert [post.json["messages"][-1]["content"] for post in server.posts] == ["first", "second"]
 
 
+def test_what_was_refused_goes_back_into_the_box_before_what_was_typed_since():
+    from ghostvis_cli.web.page import Tab
+
+    def typed(text: str, *files: str) -> dict[str, Any]:
+        return {"text": text, "files": list(files)}
+
+    tab = Tab(refused=[typed("ok", "a.png"), typed("and this?")])
+    assert tab.settle(typed("okay"), typed("")) == typed("ok\n\nand this?\n\nokay", "a.png")
+    assert "value" not in tab.settle(typed("okay"), typed(""))  # once
+    tab.refused = [typed("hi there")]
+    assert tab.settle(typed(""), typed("hi")) == typed("hi\n\nhi there")  # beside a draft
+    assert tab.settle(typed("hi, again"), typed("hi")) != typed("hi\n\nhi, again")  # which is there already
+
+
+def test_a_message_that_comes_during_a_reply_is_given_back(talk: Any, open_: Open):
+    served, server = talk(hanging("once", " upon"), saying("two"))
+    shown = open_(served)
+    shown.type("first")
+    expect(shown.replies.last).to_have_text("once upon")
+    shown.type("second")
+    expect(shown.notices).to_contain_text("a reply is still on its way")
+    expect(shown.box).to_have_value("second")
+    shown.tab.locator("#box .stop-button").click()
+    expect(shown.statistics.last).to_contain_text("stopped")
+    shown.box.press("Enter")
+    expect(shown.replies.last).to_have_text("two")
+    assert [post.json["messages"][-1]["content"] for post in server.posts] == ["first", "second"]
+
+
 def test_enter_twice_sends_a_message_once(talk: Any, open_: Open):
     served, server = talk(saying("one"), saying("two"))
     shown = open_(served)

@@ -23,10 +23,14 @@ from ghostvis_cli.paths import cache_dir
 Step: TypeAlias = Callable[[Decoder, Tensor, Tensor, int, KVCache], Tensor]
 SHAPES_COMPILED = 64  # batch sizes x cached lengths; torch gives up after eight otherwise
 # Kernels are launched before the last one has ended (programmatic dependent launch).
-SEVERAL_ROWS: dict[str, Any] = {"triton.enable_pdl": True}
-# Matrices times one row become kernels of the compiler's own, tuned by trying: they read weights faster. Of several
-# rows only kernels of 2 us are the compiler's, too short for trying to tell which one is good.
-ONE_ROW: dict[str, Any] = {"coordinate_descent_tuning": True, "max_autotune_pointwise": True}
+OPTIONS: dict[str, Any] = {"triton.enable_pdl": True}
+# Matrices times one row become kernels of the compiler's own, tuned by trying: they read weights faster. For
+# several rows it writes small kernels only: they take 2 us, too short for a trial to tell them apart.
+ONE_ROW_OPTIONS: dict[str, Any] = {
+    **OPTIONS,
+    "coordinate_descent_tuning": True,
+    "max_autotune_pointwise": True,
+}
 
 
 class Decode(Protocol):
@@ -127,8 +131,8 @@ def compile_layers(decoder: Decoder) -> None:
 
 
 def _compiled_for_steps(method: Callable[..., Any]) -> Any:
-    several = torch.compile(method, options=_known(SEVERAL_ROWS), dynamic=False)
-    alone = torch.compile(method, options=_known(SEVERAL_ROWS | ONE_ROW), dynamic=False)
+    several = torch.compile(method, options=_known(OPTIONS), dynamic=False)
+    alone = torch.compile(method, options=_known(ONE_ROW_OPTIONS), dynamic=False)
 
     def any_size(self: torch.nn.Module, x: Tensor, *given: Any) -> Any:
         if x.dim() != 3 or x.size(1) != 1:

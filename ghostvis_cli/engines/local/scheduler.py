@@ -203,8 +203,8 @@ class Scheduler:
     def _begin(self, sequence: Sequence, row: int) -> None:
         """Give it a cache row that starts with the longest prefix of its prompt that is cached or running."""
         capacity = len(sequence.prompt.ids) + 1
-        if row == 0 and capacity > self.rows.cache.capacity:
-            self.rows.reset()  # as many rows as once ran need not be as long as this one
+        if row == 0 and self.rows.cache.rows * capacity * self.rows.token_bytes > self.rows.idle_bytes:
+            self.rows.reset()  # they are empty: all that an earlier batch had need not be as long as this one
         self.rows.reserve(row + 1, capacity)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.match(sequence.identity[:most])
