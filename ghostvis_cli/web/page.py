@@ -74,9 +74,7 @@ class Tab:
     mark: int | None = None  # of the conversation; another tab may have gone on
     lines: list[str] = field(default_factory=list)
     count: int = 0  # of what was asked for here
-    asked: dict[Any, bool] = field(
-        default_factory=dict
-    )  # fields of the menu that changed, and whether it was done
+    asked: dict[Any, bool] = field(default_factory=dict)  # of fields that changed: whether it was done
     sending: list[Sending] = field(default_factory=list)  # what was taken out of the box
     sent: Typed = field(default_factory=lambda: NOTHING)  # of what the box has
     refused: list[Typed] = field(default_factory=list)  # what goes back into the box
