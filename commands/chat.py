@@ -123,12 +123,12 @@ def _web(ctx: typer.Context, conversation: "Conversation") -> int:
         key_variable=WEB_KEY,
     )
 
-    def on_ready(url: str) -> None:
+    def on_ready(url: str, once: str) -> None:
         output.answer(f"{url}\n")
         if typed["browse"]:
             import webbrowser
 
-            webbrowser.open(url)
+            webbrowser.open(once)
 
     return endings.run(server.serve(conversation, settings, typed["image"] or (), on_ready=on_ready))
 

@@ -37,9 +37,16 @@ FULL = "no room for another image: send those that are here, or start ghostvis c
 
 
 async def serve(
-    chat: Conversation, settings: ServerSettings, images: Sequence[str], *, on_ready: Callable[[str], None]
+    chat: Conversation,
+    settings: ServerSettings,
+    images: Sequence[str],
+    *,
+    on_ready: Callable[[str, str], None],
 ) -> int:
-    """Until SIGTERM or SIGINT; the exit code. `on_ready` gets the page's address once the model is there."""
+    """Until SIGTERM or SIGINT; the exit code.
+
+    `on_ready` gets the page's address once the model is there, and one that lets in a single browser.
+    """
     stop = asyncio.Event()
     with bind(settings) as listener, scratch.folder() as place, stop_signals(stop, endings.undo_all):
         os.environ |= {**QUIET, "GRADIO_TEMP_DIR": str(place)}
@@ -57,7 +64,8 @@ async def serve(
                 gate = Gate(app, settings, place, listener.getsockname()[1])
                 server = Server(Config(gate, settings))
                 serving = asyncio.create_task(server.serve(sockets=[listener]))
-                on_ready(base_url(settings, listener) + gate.query)
+                address = base_url(settings, listener)
+                on_ready(address + gate.query(gate.token), address + gate.query(gate.once))
                 try:
                     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -103,12 +111,16 @@ class Gate:
         self.app, self.place, self.coming = app, place, 0
         self.door = Door(settings.api_key is None, settings.host)
         self.token = settings.api_key or secrets.token_urlsafe(24)
-        self.query = "" if settings.api_key else f"/?token={self.token}"
+        self.once = secrets.token_urlsafe(24)  # for a browser's command line, which others can read
         self.challenge = (
             {"www-authenticate": 'Basic realm="ghostvis", charset="UTF-8"'} if settings.api_key else {}
         )
         # Cookies know no ports: two pages on one machine would take turns in logging out.
         self.cookie, self.ticket = f"ghostvis-{port}", sha256(self.token.encode()).hexdigest()
+
+    def query(self, token: str) -> str:
+        """What an address ends with: nothing where browsers ask for the key."""
+        return "" if self.challenge else f"/?token={token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -151,7 +163,10 @@ class Gate:
 
     def _greeting(self, request: Request) -> Response:
         """To somebody whose request has no proof: the cookie for the token in the address, else a refusal."""
-        if not _same(request.query_params.get("token", ""), self.token):
+        given = request.query_params.get("token", "")
+        if _same(given, self.once):
+            self.once = secrets.token_urlsafe(24)
+        elif not _same(given, self.token):
             return PlainTextResponse(WAY_IN, 401, self.challenge)
         answer = RedirectResponse("/", 303)
         answer.set_cookie(self.cookie, self.ticket, httponly=True, samesite="lax")

@@ -194,6 +194,19 @@ def test_the_process_asks_no_other_host(tmp_path: Path):
             outside.accept()
 
 
+def test_the_address_on_a_browsers_command_line_is_good_once(tmp_path: Path):
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    with page(tmp_path, *DEMO, "--open", BROWSER=f"{browser} %s") as shown:
+        written = tmp_path / "opened"
+        until(lambda: written.exists() and written.read_text().endswith("\n"))
+        opened = written.read_text().strip()
+        assert opened.startswith(f"{shown.url}/?token=") and opened != shown.address
+        assert [httpx2.get(opened).status_code for _ in range(2)] == [303, 401]
+        assert [httpx2.get(shown.address).status_code for _ in range(2)] == [303, 303]
+
+
 def test_uploads_lie_in_a_folder_of_the_user_alone(shown: Page):
     assert shown.upload("a.jpg", SHAPES.read_bytes()).status_code == 200
     assert stat.S_IMODE(shown.folder.stat().st_mode) == 0o700
