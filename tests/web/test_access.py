@@ -201,9 +201,9 @@ def test_the_address_on_a_browsers_command_line_is_good_once(tmp_path: Path):
     with page(tmp_path, *DEMO, "--open", BROWSER=f"{browser} %s") as shown:
         written = tmp_path / "opened"
         until(lambda: written.exists() and written.read_text().endswith("\n"))
-        opened = written.read_text().strip()
-        assert opened.startswith(f"{shown.url}/?token=") and opened != shown.address
-        assert [httpx2.get(opened).status_code for _ in range(2)] == [303, 401]
+        address = written.read_text().strip()
+        assert address.startswith(f"{shown.url}/?token=") and address != shown.address
+        assert [httpx2.get(address).status_code for _ in range(2)] == [303, 401]
         assert [httpx2.get(shown.address).status_code for _ in range(2)] == [303, 303]
 
 
