@@ -193,7 +193,7 @@ def build(desk: Desk, view: View) -> gr.Blocks:
 
         return act
 
-    def sending(action: Callable[[], Action]) -> Callable[..., Any]:
+    def sending_draft(action: Callable[[], Action]) -> Callable[..., Any]:
         """Of what sends the draft, if there is one."""
 
         async def act(tab: Tab) -> bool:
@@ -201,9 +201,8 @@ def build(desk: Desk, view: View) -> gr.Blocks:
 
         return act
 
-    async def load(tab: Tab) -> bool:
+    async def load(tab: Tab) -> None:
         tab.lines, tab.draft = desk.lines, NOTHING
-        return True
 
     async def take(tab: Tab, typed: Typed) -> Any:
         """Without the queue, so that what is typed from now on is the next message.
@@ -217,8 +216,7 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         tab.sending.append((typed, sent))
         return NOTHING
 
-    async def submit(tab: Tab) -> bool:
-        done = True
+    async def submit(tab: Tab) -> None:
         while tab.sending:  # nothing: it was Enter in an empty box
             typed, sent = tab.sending.pop(0)
             done = False
@@ -227,9 +225,8 @@ def build(desk: Desk, view: View) -> gr.Blocks:
             finally:
                 if not done:
                     tab.refused.append(typed)
-        return done
 
-    async def edit(tab: Tab, changed: gr.EditData) -> bool:
+    async def edit(tab: Tab, changed: gr.EditData) -> None:
         text = str(changed.value)
 
         async def change() -> None:
@@ -238,10 +235,8 @@ def build(desk: Desk, view: View) -> gr.Blocks:
             text = view.text_of(turn, text)
             await desk.edit(turn, text)
 
-        done = await do(tab, change())
-        if not done:
+        if not await do(tab, change()):
             tab.refused.append({**NOTHING, "text": text})
-        return done
 
     with page:
         begun.change(settled, *around, **QUIET)
@@ -249,10 +244,10 @@ def build(desk: Desk, view: View) -> gr.Blocks:
         taken = box.submit(take, [state, box], box, queue=False, **QUIET)
         on(taken.then, submit, trigger_mode="multiple")
         on(chat.edit, edit)
-        on(chat.retry, sending(lambda: desk.do("regen")))
+        on(chat.retry, sending_draft(lambda: desk.do("regen")))
         on(chat.undo, doing(lambda: desk.do("undo")))
         on(chat.clear, doing(lambda: desk.do("clear")))
-        on(make_room.click, sending(lambda: desk.make_room(desk.too_long)))
+        on(make_room.click, sending_draft(lambda: desk.make_room(desk.too_long)))
         box.stop(desk.stop, **QUIET)
         menu.listen(lambda event, action, *inputs: on(event, doing(action), *inputs))
     return page

@@ -449,7 +449,7 @@ def test_a_long_prompt_alone_does_not_make_the_rows_of_an_earlier_batch_as_long(
     scheduler = on_gpu(model) if on_a_gpu else Scheduler(model.model, model.tokenizer)
     run(scheduler, *crowd(16))
     assert scheduler.rows.cache.rows >= 16
-    scheduler.rows.idle_bytes = scheduler.rows.nbytes  # as if they took much
+    scheduler.rows.idle_bytes = scheduler.rows.cache.layers.nbytes  # as if they took much
     long = sequence([random.Random(4).randrange(200) for _ in range(500)], 6)
     (expected,) = alone(model, [long])
     assert run(scheduler, long) == [expected]

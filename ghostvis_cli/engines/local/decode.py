@@ -147,4 +147,5 @@ def _compiled_for_steps(method: Callable[..., Any]) -> Any:
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     """Those that this torch has."""
-    return {name: value for name, value in options.items() if name in torch._inductor.list_options()}
+    known = torch._inductor.list_options()
+    return {name: value for name, value in options.items() if name in known}

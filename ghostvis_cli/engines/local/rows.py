@@ -32,13 +32,14 @@ class Rows:
         )
 
     @property
-    def nbytes(self) -> int:
-        return self.cache.layers.nbytes
-
-    @property
     def token_bytes(self) -> int:
         """Of one position: keys and values, over layers and key-value heads."""
         return token_bytes(self.config, self.dtype)
+
+    def give_back(self, capacity: int | None = None) -> None:
+        """Reset empty rows that take much, or would with so many positions each."""
+        if self.cache.rows * (capacity or self.cache.capacity) * self.token_bytes > self.idle_bytes:
+            self.reset()
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Make room for that many rows and positions, keeping what is there. What grows, doubles at least."""

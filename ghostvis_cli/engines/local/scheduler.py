@@ -203,8 +203,8 @@ class Scheduler:
     def _begin(self, sequence: Sequence, row: int) -> None:
         """Give it a cache row that starts with the longest prefix of its prompt that is cached or running."""
         capacity = len(sequence.prompt.ids) + 1
-        if row == 0 and self.rows.cache.rows * capacity * self.rows.token_bytes > self.rows.idle_bytes:
-            self.rows.reset()  # they are empty: all that an earlier batch had need not be as long as this one
+        if row == 0:  # all the rows that an earlier batch had need not be as long as this one
+            self.rows.give_back(capacity)
         self.rows.reserve(row + 1, capacity)
         most = len(sequence.identity) - 1  # the last position is always computed: its logits are needed
         shared, entry = self.prefixes.match(sequence.identity[:most])
@@ -375,8 +375,8 @@ class Scheduler:
     def _rest(self) -> None:
         if not self.running:
             self.flight = None
-        if not self.busy and self.rows.nbytes > self.rows.idle_bytes:
-            self.rows.reset()
+        if not self.busy:
+            self.rows.give_back()
 
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out of its row, keep what it computed, and close the gap."""
